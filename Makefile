@@ -1,0 +1,18 @@
+.PHONY: demo test lint setup-train setup-eval
+
+demo: setup-train setup-eval
+	.venv/train/bin/nemo-probsft demo
+
+test: setup-train setup-eval
+	.venv/train/bin/python -m pytest
+
+lint: setup-train
+	.venv/train/bin/ruff check .
+	.venv/train/bin/ruff format --check .
+	.venv/train/bin/mypy
+
+setup-train:
+	@requirements/venv.sh train
+
+setup-eval:
+	@requirements/venv.sh eval

@@ -1,0 +1,177 @@
+"""Compare two models, each a Hugging Face directory or a NeMo 2 checkpoint, bit by bit."""
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from conversion.convert import export_hf, model_files, model_files_directory, weights_directory
+from conversion.families import model_spec
+from conversion.progress import Progress
+from conversion.staging import existing_directory
+from conversion.torch_dist import TorchDistReader
+from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes, read_config
+
+_BLOCK = 1 << 24  # numbers compared at a time
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not the same: `what` (tensor, config.json, file, logits), its name, and both sides."""
+
+    what: str
+    name: str
+    a: str
+    b: str
+
+
+@dataclass
+class Report:
+    """What was compared, and every difference that was found."""
+
+    a: Path
+    b: Path
+    num_tensors: int = 0
+    num_bytes: int = 0
+    num_files: int = 0
+    logits: float | None = None  # max abs difference, fp32; None when not compared
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        return not self.differences
+
+    def table(self, limit: int = 20) -> str:
+        """Text for a terminal; at most `limit` differences are shown."""
+        lines = [
+            f"A  {self.a}",
+            f"B  {self.b}",
+            f"tensors  {self.num_tensors} compared, {self.num_bytes / 1e9:.3f} GB, {self._count('tensor')} differ",
+            f"files    {self.num_files} compared, {self._count('config.json') + self._count('file')} differ",
+        ]
+        if self.logits is not None:
+            lines.append(f"logits   max |A - B| = {self.logits:.3g}")
+        rows = [("", "name", "A", "B"), *((d.what, d.name, d.a, d.b) for d in self.differences[:limit])]
+        if self.differences:
+            widths = [max(len(row[i]) for row in rows) for i in range(4)]
+            lines += [
+                "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+            ]
+        if len(self.differences) > limit:
+            lines.append(f"... and {len(self.differences) - limit} more")
+        lines.append("EQUAL" if self.equal else "DIFFERENT")
+        return "\n".join(lines)
+
+    def _count(self, what: str) -> int:
+        return sum(d.what == what for d in self.differences)
+
+
+def verify(a: Path, b: Path, *, base: Path | None = None, logits: bool = False, progress: bool = False) -> Report:
+    """Compare tensors (bits, dtype, shape, names), config.json, tokenizer and other files; optionally fp32 logits.
+
+    A checkpoint of a training run has no config.json: `base`, else the other side, stands in for it.
+    Raises: ValueError when one of them cannot be read.
+    """
+    a, b = existing_directory(a), existing_directory(b)
+    sides = [_model_files(path, base, other) for path, other in ((a, b), (b, a))]
+    weights_a, weights_b = (_open(path, files) for path, files in zip((a, b), sides, strict=True))
+    report = Report(a, b)
+    _compare_tensors(report, weights_a, weights_b, progress)
+    if sides[0] != sides[1]:
+        _compare_files(report, *sides)
+    if logits:
+        _compare_logits(report, *zip((a, b), sides, strict=True))
+    return report
+
+
+def is_nemo(path: Path) -> bool:
+    return (weights_directory(path) / "metadata.json").exists()
+
+
+def _model_files(path: Path, base: Path | None, other: Path) -> Path:
+    if not is_nemo(path):
+        return path
+    try:
+        return model_files_directory(path)
+    except ValueError:
+        return model_files_directory(other, base or (None if is_nemo(other) else other))
+
+
+def _open(path: Path, files: Path) -> Weights:
+    spec = model_spec(read_config(files))
+    return NeMoWeights(TorchDistReader(weights_directory(path)), spec) if is_nemo(path) else HFWeights(path, spec)
+
+
+def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> None:
+    for name in sorted(a.tensors.keys() ^ b.tensors.keys()):
+        present = ["present" if name in side.tensors else "missing" for side in (a, b)]
+        report.differences.append(Difference("tensor", name, *present))
+    with Progress("verify", num_bytes(a.tensors), progress) as bar:
+        for name in (name for name in a.tensors if name in b.tensors):
+            report.num_tensors += 1
+            if a.tensors[name] != b.tensors[name]:
+                sides = (
+                    f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+                    for dtype, shape in (a.tensors[name], b.tensors[name])
+                )
+                report.differences.append(Difference("tensor", name, *sides))
+                continue
+            x, y = a.read(name), b.read(name)
+            report.num_bytes += x.nbytes
+            bar.advance(x.nbytes)
+            if not _same_bits(x, y):
+                difference = f"max |A - B| = {_max_difference(x, y):.3g}"
+                report.differences.append(Difference("tensor", name, "", difference))
+
+
+def _same_bits(x: Tensor, y: Tensor) -> bool:
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    return torch.equal(x.view(bits), y.view(bits))
+
+
+def _max_difference(x: Tensor, y: Tensor) -> float:
+    blocks = zip(x.reshape(-1).split(_BLOCK), y.reshape(-1).split(_BLOCK), strict=True)
+    return max(float((p.double() - q.double()).abs().max()) for p, q in blocks)
+
+
+def _compare_files(report: Report, a: Path, b: Path) -> None:
+    config_a, config_b = read_config(a), read_config(b)
+    for key in sorted(config_a.keys() | config_b.keys()):
+        sides = [json.dumps(config[key]) if key in config else "missing" for config in (config_a, config_b)]
+        if sides[0] != sides[1]:
+            report.differences.append(Difference("config.json", key, *sides))
+    names = sorted({*model_files(a), *model_files(b)} - {Path("config.json")})
+    report.num_files = len(names) + 1
+    for name in names:
+        sizes = [f"{(side / name).stat().st_size} bytes" if (side / name).is_file() else "missing" for side in (a, b)]
+        if "missing" in sizes or (a / name).read_bytes() != (b / name).read_bytes():
+            report.differences.append(Difference("file", str(name), *sizes))
+
+
+def _compare_logits(report: Report, a: tuple[Path, Path], b: tuple[Path, Path]) -> None:
+    """Forward both through transformers, fp32, on the same 64 random tokens."""
+    logits_a, logits_b = _logits(*a), _logits(*b)
+    if logits_a.shape != logits_b.shape:
+        report.differences.append(Difference("logits", "shape", str(list(logits_a.shape)), str(list(logits_b.shape))))
+        return
+    report.logits = _max_difference(logits_a, logits_b)
+    if report.logits > 0:
+        report.differences.append(Difference("logits", "64 tokens", "", f"max |A - B| = {report.logits:.3g}"))
+
+
+def _logits(path: Path, files: Path) -> Tensor:
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        directory = path
+        if is_nemo(path):
+            directory = Path(folder) / "hf"
+            export_hf(path, directory, base=files)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(model.config.vocab_size, (1, 64), generator=generator)
+        with torch.no_grad():
+            return model(tokens).logits

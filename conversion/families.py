@@ -1,0 +1,258 @@
+"""Model families: what config.json says about the tensors, and which Megatron-Core key each of them becomes.
+
+One dense decoder layout covers Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSNorm on the heads of q and k) and Llama
+(DeepSeekMath is Llama); a family differs in the optional tensors and in the NeMo class that trains it.
+Imports neither torch nor NeMo.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+# NeMo builds the model with exactly `vocab_size` rows, so the value in context/ is padded for every usual TP size.
+VOCAB_MULTIPLE = 128
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The facts of config.json that both formats need."""
+
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_heads: int
+    num_query_groups: int
+    head_dim: int
+    vocab_size: int
+    tied: bool
+    nemo_model: tuple[str, str]  # module, class
+    nemo_config: tuple[str, str]
+    nemo_values: dict[str, object]  # arguments of nemo_config besides the dtype
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.model_type == "qwen2"
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One Megatron-Core tensor and the Hugging Face tensors it is made of; `{}` stands for the layer number.
+
+    kind: `copy`, `qkv` (query groups interleaved: q heads, k, v of group 0, then of group 1, ...), or `gate_up`
+    (gate rows, then up rows). shapes: of the Hugging Face tensors.
+    """
+
+    megatron: str
+    hf: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    kind: Literal["copy", "qkv", "gate_up"] = "copy"
+    layered: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the Megatron tensor of one layer: the parts joined along dimension 0."""
+        return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
+
+
+def model_spec(config: dict) -> ModelSpec:
+    """Read a Hugging Face config.json (already parsed).
+
+    Raises: ValueError for an architecture or an option whose computation Megatron would not reproduce.
+    """
+    model_type = config.get("model_type")
+    if model_type not in _FAMILIES:
+        raise ValueError(
+            f"config.json: model_type {model_type!r} is not supported; supported: {', '.join(sorted(_FAMILIES))} "
+            "(dense Qwen2, Qwen2.5, Qwen3, Llama, DeepSeekMath)"
+        )
+    _check_options(config)
+    num_heads = _size(config, "num_attention_heads")
+    hidden_size = _size(config, "hidden_size")
+    groups = _size(config, "num_key_value_heads", num_heads if model_type == "llama" else None)
+    head_dim = _size(config, "head_dim", 128 if model_type == "qwen3" else hidden_size // num_heads)
+    if num_heads % groups:
+        raise ValueError(
+            f"config.json: num_attention_heads {num_heads} is not a multiple of the {groups} key-value heads"
+        )
+    scaling = _rope(config).get("rope_scaling")
+    vocab_size = _size(config, "vocab_size")
+    return ModelSpec(
+        model_type=model_type,
+        num_layers=_size(config, "num_hidden_layers"),
+        hidden_size=hidden_size,
+        ffn_hidden_size=_size(config, "intermediate_size"),
+        num_heads=num_heads,
+        num_query_groups=groups,
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        nemo_model=_FAMILIES[model_type],
+        nemo_config=_nemo_config_class(model_type, scaling),
+        nemo_values={
+            "num_layers": _size(config, "num_hidden_layers"),
+            "hidden_size": hidden_size,
+            "ffn_hidden_size": _size(config, "intermediate_size"),
+            "num_attention_heads": num_heads,
+            "num_query_groups": groups,
+            "kv_channels": head_dim,
+            "vocab_size": math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+            "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
+            "seq_length": _size(config, "max_position_embeddings"),
+            "init_method_std": config.get("initializer_range", 0.02),
+            "layernorm_epsilon": config.get("rms_norm_eps", 1e-6),
+            "rotary_base": _rope(config)["rope_theta"],
+            "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings", False)),
+            **_rope_scaling_values(scaling),
+        },
+    )
+
+
+def mappings(spec: ModelSpec) -> list[Mapping]:
+    """All tensors of the model, in the order in which `transformers` names them."""
+    hidden, ffn, vocab = spec.hidden_size, spec.ffn_hidden_size, spec.vocab_size
+    q_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_query_groups * spec.head_dim
+    attention, layer = "model.layers.{}.self_attn.", "model.layers.{}."
+    qkv = tuple(f"{attention}{name}_proj" for name in "qkv")
+    table = [
+        Mapping("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), ((vocab, hidden),), layered=False),
+        Mapping(
+            "decoder.layers.self_attention.linear_qkv.weight",
+            tuple(f"{name}.weight" for name in qkv),
+            ((q_rows, hidden), (kv_rows, hidden), (kv_rows, hidden)),
+            kind="qkv",
+        ),
+    ]
+    if spec.qkv_bias:
+        table.append(
+            Mapping(
+                "decoder.layers.self_attention.linear_qkv.bias",
+                tuple(f"{name}.bias" for name in qkv),
+                ((q_rows,), (kv_rows,), (kv_rows,)),
+                kind="qkv",
+            )
+        )
+    table.append(
+        Mapping("decoder.layers.self_attention.linear_proj.weight", (f"{attention}o_proj.weight",), ((hidden, q_rows),))
+    )
+    if spec.qk_norm:
+        table += [
+            Mapping(
+                f"decoder.layers.self_attention.{n}_layernorm.weight",
+                (f"{attention}{n}_norm.weight",),
+                ((spec.head_dim,),),
+            )
+            for n in "qk"
+        ]
+    table += [
+        Mapping(
+            "decoder.layers.mlp.linear_fc1.weight",
+            (f"{layer}mlp.gate_proj.weight", f"{layer}mlp.up_proj.weight"),
+            ((ffn, hidden), (ffn, hidden)),
+            kind="gate_up",
+        ),
+        Mapping("decoder.layers.mlp.linear_fc2.weight", (f"{layer}mlp.down_proj.weight",), ((hidden, ffn),)),
+        # Transformer Engine fuses each layer norm into the linear layer that follows it; the names say so.
+        Mapping(
+            "decoder.layers.self_attention.linear_qkv.layer_norm_weight",
+            (f"{layer}input_layernorm.weight",),
+            ((hidden,),),
+        ),
+        Mapping(
+            "decoder.layers.mlp.linear_fc1.layer_norm_weight",
+            (f"{layer}post_attention_layernorm.weight",),
+            ((hidden,),),
+        ),
+        Mapping("decoder.final_layernorm.weight", ("model.norm.weight",), ((hidden,),), layered=False),
+    ]
+    if not spec.tied:
+        table.append(Mapping("output_layer.weight", ("lm_head.weight",), ((vocab, hidden),), layered=False))
+    return table
+
+
+def extra_state_keys(spec: ModelSpec) -> list[tuple[str, bool]]:
+    """(key, layered) of the `_extra_state` objects that Transformer Engine modules ask for when they load.
+
+    Different TE and Megatron versions ask for different subsets (norms since TE 2.0, attention until mcore 0.14);
+    loading ignores entries nobody asks for and fails on missing ones, so all of them are written.
+    """
+    attention = ["linear_qkv", "linear_proj", "core_attention"] + ["q_layernorm", "k_layernorm"] * spec.qk_norm
+    layered = [f"self_attention.{name}" for name in attention] + ["mlp.linear_fc1", "mlp.linear_fc2"]
+    keys = [(f"decoder.layers.{name}._extra_state", True) for name in layered]
+    return [*keys, ("decoder.final_layernorm._extra_state", False)]
+
+
+_LLM = "nemo.collections.llm.gpt.model"
+_FAMILIES = {
+    "qwen2": (f"{_LLM}.qwen2", "Qwen2Model"),
+    "qwen3": (f"{_LLM}.qwen3", "Qwen3Model"),
+    "llama": (f"{_LLM}.llama", "LlamaModel"),
+}
+
+
+def _nemo_config_class(model_type: str, scaling: dict | None) -> tuple[str, str]:
+    if scaling:
+        if model_type != "llama":
+            raise ValueError(
+                f"config.json: rope_scaling {scaling} of {model_type} has no counterpart in NeMo; set it to null"
+            )
+        return f"{_LLM}.llama", "Llama31Config"
+    return f"{_LLM}.{model_type}", {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "LlamaConfig"}[model_type]
+
+
+def _rope_scaling_values(scaling: dict | None) -> dict[str, float]:
+    if not scaling:
+        return {}
+    names = {
+        "factor": "scale_factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "old_context_len",
+    }
+    missing = sorted(names.keys() - scaling.keys())
+    if scaling.get("rope_type", scaling.get("type")) != "llama3" or missing:
+        raise ValueError(
+            f"config.json: rope_scaling {scaling} is not supported; only the llama3 type with {', '.join(names)}"
+        )
+    return {nemo: scaling[hf] for hf, nemo in names.items()}
+
+
+def _rope(config: dict) -> dict:
+    """rope_theta and rope_scaling (None without), from transformers 4 (two keys) or 5 (`rope_parameters`)."""
+    parameters = config.get("rope_parameters")
+    if parameters is None:
+        return {"rope_theta": config.get("rope_theta", 10000.0), "rope_scaling": config.get("rope_scaling")}
+    if "rope_theta" not in parameters:
+        raise ValueError(
+            f"config.json: rope_parameters {parameters} has no rope_theta; one set for all layers is supported"
+        )
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    return {
+        "rope_theta": parameters["rope_theta"],
+        "rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling,
+    }
+
+
+def _check_options(config: dict) -> None:
+    required = {
+        "hidden_act": (config.get("hidden_act", "silu"), "silu"),
+        "attention_bias": (bool(config.get("attention_bias")), False),
+        "mlp_bias": (bool(config.get("mlp_bias")), False),
+        "use_sliding_window": (bool(config.get("use_sliding_window")), False),
+        "quantization_config": (config.get("quantization_config"), None),
+    }
+    for key, (value, supported) in required.items():
+        if value != supported:
+            raise ValueError(f"config.json: {key} is {value!r}; only {supported!r} is supported")
+
+
+def _size(config: dict, key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"config.json: {key} must be a positive integer, not {value!r}")
+    return value

@@ -1,0 +1,203 @@
+"""Read and write Hugging Face weight files tensor by tensor, without mapping or holding a whole file.
+
+The format (https://huggingface.co/docs/safetensors): u64 header length, JSON header with dtype, shape and
+byte range per tensor, then the data. Files are laid out as `save_pretrained` lays them out, byte for byte.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100 << 20  # the limit of the reference implementation
+SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: file, absolute byte offset, dtype, shape."""
+
+    file: Path
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_index(directory: Path) -> dict[str, TensorInfo]:
+    """All tensors of a model directory, by name.
+
+    Raises: ValueError when there are no weights, a shard is missing, truncated or malformed, or the index
+    disagrees with the files.
+    """
+    index = directory / INDEX
+    if not index.exists():
+        single = directory / "model.safetensors"
+        if not single.exists():
+            raise ValueError(
+                f"{directory}: neither model.safetensors nor {INDEX}; is this a Hugging Face model directory?"
+            )
+        return read_header(single)
+    weight_map = _weight_map(index)
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(set(weight_map.values())):
+        if not (directory / name).exists():
+            raise ValueError(f"{directory / name}: missing shard, named by {INDEX}")
+        tensors |= read_header(directory / name)
+    listed = {name: info.file.name for name, info in tensors.items()}
+    wrong = sorted(name for name in listed.keys() | weight_map.keys() if listed.get(name) != weight_map.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{index}: {len(wrong)} entries disagree with the shards, e.g. {name}: "
+            f"the index says {weight_map.get(name)}, the files say {listed.get(name)}"
+        )
+    return tensors
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Tensors of one safetensors file. Raises: ValueError when the header or the file size is wrong."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise ValueError(f"{file}: truncated or not a safetensors file ({size} bytes, header of {length})")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            tensors = {name: _info(file, 8 + length, name, entry) for name, entry in header.items()}
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: malformed safetensors header: {error}") from error
+    end = 8 + length
+    for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if info.offset != end:
+            raise ValueError(f"{file}: tensor {name} starts at byte {info.offset}, not at {end}; the header is corrupt")
+        end += info.num_bytes
+    if end != size:
+        raise ValueError(f"{file}: {size} bytes, but its header describes {end}; the file is truncated or corrupt")
+    return tensors
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """One tensor, in its own memory."""
+    data = torch.empty(info.num_bytes, dtype=torch.uint8)
+    with info.file.open("rb", buffering=0) as stream:
+        stream.seek(info.offset)
+        view = memoryview(data.numpy())
+        while len(view):
+            count = stream.readinto(view[: 1 << 30])
+            if not count:
+                raise ValueError(f"{info.file}: ends inside a tensor; it changed while it was being read")
+            view = view[count:]
+    return data.view(info.dtype).reshape(info.shape)
+
+
+class ShardedWriter:
+    """Files for tensors whose names, dtypes and shapes are known beforehand; tensors may come in any order."""
+
+    def __init__(self, directory: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], shard_bytes: int):
+        """`tensors` in the order of the model's state dict, which decides the shards."""
+        self._places: dict[str, TensorInfo] = {}
+        shards = _split_into_shards(tensors, shard_bytes)
+        names = ["model.safetensors"]
+        if len(shards) > 1:
+            names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        for name, shard in zip(names, shards, strict=True):
+            self._places |= _write_header(directory / name, {key: tensors[key] for key in shard})
+        if len(shards) > 1:
+            _write_index(directory / INDEX, tensors, self._places)
+        self._streams = {name: (directory / name).open("r+b", buffering=0) for name in names}
+        self._missing = set(tensors)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        place = self._places[name]
+        assert (tensor.dtype, tuple(tensor.shape)) == (place.dtype, place.shape), name
+        stream = self._streams[place.file.name]
+        stream.seek(place.offset)
+        view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        while len(view):
+            view = view[stream.write(view[: 1 << 30]) :]
+        self._missing.remove(name)
+
+    def close(self) -> None:
+        assert not self._missing, sorted(self._missing)
+        for stream in self._streams.values():
+            stream.close()
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = set(weight_map.values())
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not a weight index: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: {name!r} is not the name of a safetensors file in the same directory")
+    return weight_map
+
+
+def _info(file: Path, base: int, name: str, entry: dict) -> TensorInfo:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"{file}: tensor {name} has dtype {entry['dtype']}; supported: {', '.join(DTYPES)}")
+    shape = entry["shape"]
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{file}: tensor {name} has shape {shape}")
+    start, end = entry["data_offsets"]
+    info = TensorInfo(file, base + start, DTYPES[entry["dtype"]], tuple(shape))
+    if end - start != info.num_bytes:
+        raise ValueError(f"{file}: tensor {name} spans {end - start} bytes, its shape {shape} needs {info.num_bytes}")
+    return info
+
+
+def _split_into_shards(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], shard_bytes: int) -> list[list[str]]:
+    """Greedy in the given order, as `huggingface_hub.split_torch_state_dict_into_shards`."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, (dtype, shape) in tensors.items():
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if shards[-1] and filled + num_bytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += num_bytes
+    return shards
+
+
+def _write_header(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+    """Write the header, reserve the data, and say where each tensor goes."""
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))  # as the reference implementation
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places, end = {}, 0
+    for name in order:
+        dtype, shape = tensors[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        places[name] = start
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    base = 8 + len(text)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(base + end)
+    return {name: TensorInfo(file, base + start, *tensors[name]) for name, start in places.items()}
+
+
+def _write_index(file: Path, tensors: dict, places: dict[str, TensorInfo]) -> None:
+    content = {
+        "metadata": {
+            "total_parameters": sum(math.prod(shape) for _, shape in tensors.values()),
+            "total_size": sum(info.num_bytes for info in places.values()),
+        },
+        "weight_map": {name: places[name].file.name for name in tensors},
+    }
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

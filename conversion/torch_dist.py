@@ -1,0 +1,287 @@
+"""Read and write Megatron-Core's `torch_dist` checkpoints chunk by chunk, without process groups or a model.
+
+A checkpoint is torch.distributed.checkpoint's layout: `.metadata` (a pickled index), `*.distcp` files of
+concatenated `torch.save` payloads, and Megatron's `common.pt` and `metadata.json`. Tensors are stored whole
+(global), whatever the parallel sizes of the run were; those of the layers are stacked along dimension 0.
+"""
+
+import io
+import json
+import math
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+FILE_BYTES = 4 << 30
+CHUNK_BYTES = 256 << 20  # large tensors are stored in row blocks, so that reading one needs little memory
+
+
+class TorchDistWriter:
+    """Write a checkpoint into an existing empty directory."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._entries: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        self._storage: dict[MetadataIndex, _StorageInfo] = {}
+        self._num_files = 0
+        self._stream = self._next_file()
+
+    def add_tensor(self, key: str, tensor: Tensor, global_shape: tuple[int, ...], layer: int | None = None) -> None:
+        """Store `tensor` as the whole of `key`, or as its slice `layer` along the stacked dimension."""
+        entry = self._entries.setdefault(
+            key, TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(global_shape), [])
+        )
+        if entry.properties.dtype != tensor.dtype:
+            raise ValueError(
+                f"{key}: layers of different dtypes, {entry.properties.dtype} and {tensor.dtype}; give a dtype"
+            )
+        row_bytes = tensor[0].numel() * tensor.element_size()
+        rows_per_chunk = max(1, CHUNK_BYTES // row_bytes)
+        for first_row, rows in zip(range(0, len(tensor), rows_per_chunk), tensor.split(rows_per_chunk), strict=True):
+            offset = (first_row, *[0] * (tensor.dim() - 1))
+            if layer is not None:
+                rows, offset = rows[None], (layer, *offset)
+            # clone: torch.save writes the whole storage behind a view
+            payload = rows if rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
+            start = self._stream.tell()
+            torch.save(payload, self._stream)
+            index = MetadataIndex(key, offset, len(entry.chunks))
+            entry.chunks.append(ChunkStorageMetadata(torch.Size(offset), rows.shape))
+            self._storage[index] = _StorageInfo(Path(self._stream.name).name, start, self._stream.tell() - start)
+            if self._stream.tell() > FILE_BYTES:
+                self._stream.close()
+                self._stream = self._next_file()
+
+    def add_object(self, key: str, value: Any) -> None:
+        """Store one shard of a Megatron `ShardedObject`; `key` ends with its `/shard_{offset}_{shape}`."""
+        start = self._stream.tell()
+        buffer = io.BytesIO()
+        torch.save([value], buffer)  # Megatron wraps the local shards of an object in a list
+        self._stream.write(buffer.getbuffer())
+        self._entries[key] = BytesStorageMetadata()
+        self._storage[MetadataIndex(key)] = _StorageInfo(
+            Path(self._stream.name).name, start, self._stream.tell() - start
+        )
+
+    def close(self, common: dict) -> None:
+        """Write the index. `common`: the unsharded state that Megatron loads on every rank."""
+        self._stream.close()
+        metadata = Metadata(self._entries, planner_data={}, storage_data=self._storage, storage_meta=StorageMeta())
+        (self._directory / ".metadata").write_bytes(pickle.dumps(metadata))
+        torch.save(common, self._directory / "common.pt")
+        formats = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+        formats |= {"common_backend": "torch", "common_backend_version": 1}
+        (self._directory / "metadata.json").write_text(json.dumps(formats), encoding="utf-8")
+
+    def _next_file(self):
+        self._num_files += 1
+        return (self._directory / f"__0_{self._num_files - 1}.distcp").open("wb")
+
+
+class TorchDistReader:
+    """The tensors of a checkpoint, by Megatron key without the `module.` prefixes of the training wrappers."""
+
+    def __init__(self, directory: Path):
+        """Raises: ValueError when the directory is not a complete torch_dist checkpoint."""
+        self.directory = directory
+        _check_format(directory)
+        metadata = _load_metadata(directory / ".metadata")
+        self._storage = metadata.storage_data
+        entries = metadata.state_dict_metadata
+        self._stored_key = {_strip(key): key for key in entries if _strip(key) is not None}
+        self._tensors: dict[str, TensorStorageMetadata] = {
+            short: entries[key]
+            for short, key in self._stored_key.items()
+            if isinstance(entries[key], TensorStorageMetadata)
+        }
+        self._check_files()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._tensors[key].size)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._tensors[key].properties.dtype
+
+    def read(self, key: str, layer: int | None = None, num_rows: int | None = None) -> Tensor:
+        """The tensor, or its slice `layer` along dimension 0; of that the first `num_rows` rows.
+
+        Cost: memory of the result plus one stored chunk. Raises: ValueError when the chunks do not cover it.
+        """
+        entry = self._tensors[key]
+        start, size = [0] * len(entry.size), list(entry.size)
+        if layer is not None:
+            start[0], size[0] = layer, 1
+        if num_rows is not None:
+            size[layer is not None] = num_rows
+        for chunk in entry.chunks:
+            if list(chunk.offsets) == start and list(chunk.sizes) == size:
+                whole = self._read_chunk(key, chunk)
+                return whole if layer is None else whole[0]
+        result = torch.empty(size, dtype=entry.properties.dtype)
+        filled = 0
+        for chunk in entry.chunks:
+            overlap = _overlap(start, size, chunk)
+            if overlap:
+                to, source = overlap
+                part = self._read_chunk(key, chunk)[source]
+                result[to] = part
+                filled += part.numel()
+        if filled != result.numel():
+            raise ValueError(f"{self.directory}: the stored chunks of {key} hold {filled} of {result.numel()} numbers")
+        return result if layer is None else result[0]
+
+    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        info = self._storage[MetadataIndex(self._stored_key[key], chunk.offsets)]
+        with (self.directory / info.relative_path).open("rb") as stream:
+            stream.seek(info.offset)
+            data = stream.read(info.length)
+        try:
+            tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(
+                f"{self.directory / info.relative_path}: {key} is damaged: {_first_line(error)}"
+            ) from error
+        if tensor.shape != chunk.sizes:
+            raise ValueError(
+                f"{self.directory}: a chunk of {key} has shape {tuple(tensor.shape)}, not {tuple(chunk.sizes)}"
+            )
+        return tensor
+
+    def _check_files(self) -> None:
+        needed: dict[str, int] = {}
+        for info in self._storage.values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise ValueError(f"{self.directory}/.metadata: refers to {info.relative_path!r} outside the checkpoint")
+            needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
+        for name, num_bytes in needed.items():
+            file = self.directory / name
+            if not file.exists():
+                raise ValueError(f"{file}: missing; the checkpoint is incomplete")
+            if file.stat().st_size < num_bytes:
+                raise ValueError(
+                    f"{file}: {file.stat().st_size} bytes, but the index needs {num_bytes}; it is truncated"
+                )
+
+
+def global_shape(shape: tuple[int, ...], num_layers: int | None) -> tuple[int, ...]:
+    """Shape in the checkpoint of a tensor whose layers are stacked (num_layers) or that exists once (None)."""
+    return shape if num_layers is None else (num_layers, *shape)
+
+
+def num_bytes(reader: TorchDistReader, keys: list[str]) -> int:
+    return sum(math.prod(reader.shape(key)) * reader.dtype(key).itemsize for key in keys)
+
+
+def _strip(key: str) -> str | None:
+    """Model key without wrapper prefixes; None for what is not a model tensor (optimizer state, TE extra state)."""
+    while key.startswith("module."):
+        key = key.removeprefix("module.")
+    is_model = key.startswith(("embedding.", "decoder.", "output_layer.")) and "._extra_state" not in key
+    return key if is_model else None
+
+
+def _overlap(start: list[int], size: list[int], chunk: ChunkStorageMetadata) -> tuple[tuple, tuple] | None:
+    """Slices into the wanted box and into the chunk where they intersect; None where they do not."""
+    to, source = [], []
+    for first, length, chunk_first, chunk_length in zip(start, size, chunk.offsets, chunk.sizes, strict=True):
+        low, high = max(first, chunk_first), min(first + length, chunk_first + chunk_length)
+        if low >= high:
+            return None
+        to.append(slice(low - first, high - first))
+        source.append(slice(low - chunk_first, high - chunk_first))
+    return tuple(to), tuple(source)
+
+
+def _check_format(directory: Path) -> None:
+    marker = directory / "metadata.json"
+    if not marker.exists() or not (directory / ".metadata").exists():
+        raise ValueError(f"{directory}: no metadata.json and .metadata; not a complete NeMo (torch_dist) checkpoint")
+    try:
+        backend = json.loads(marker.read_text(encoding="utf-8"))["sharded_backend"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{marker}: not Megatron's checkpoint description: {error!r}") from error
+    if backend != "torch_dist":
+        raise ValueError(f"{marker}: checkpoint format {backend!r}; only torch_dist is supported")
+
+
+class _Ignored:
+    """Stands for bookkeeping classes (save plans, Megatron's caches) that pickle with the index."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Ignored":
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _MegatronMetadata(Metadata):
+    pass
+
+
+_INDEX_CLASSES = {
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "_MEM_FORMAT_ENCODING",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+    },
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath"},
+}
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """The index is a pickle: only its own data classes are built, so a foreign one cannot run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _INDEX_CLASSES.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        if (module, name) == ("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"):
+            return _MegatronMetadata
+        if module.startswith(("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")):
+            return _Ignored
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong into a checkpoint index")
+
+
+def _load_metadata(file: Path) -> Metadata:
+    try:
+        with file.open("rb") as stream:
+            metadata = _IndexUnpickler(stream).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{file}: damaged or foreign checkpoint index: {_first_line(error)}") from error
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f"{file}: not a checkpoint index but a {type(metadata).__name__}")
+    return metadata
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

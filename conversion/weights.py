@@ -1,0 +1,198 @@
+"""Two sources of a model's tensors with one face: Hugging Face names, read one at a time.
+
+`tensors`: name -> (dtype, shape), in the order of the model's state dict; `files`: what is being read;
+`read(name)`: the tensor, checked to be finite.
+"""
+
+import json
+import math
+import pickle
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from conversion import layout
+from conversion.families import Mapping, ModelSpec, mappings
+from conversion.safetensors_io import read_index, read_tensor
+from conversion.torch_dist import TorchDistReader, global_shape
+
+Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+# A buffer that old transformers versions saved; it is computed from config.json.
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+class Weights(Protocol):
+    tensors: Tensors
+    files: list[Path]
+
+    def read(self, name: str) -> Tensor: ...
+
+
+class HFWeights:
+    """The tensors of a Hugging Face directory, checked against config.json."""
+
+    def __init__(self, directory: Path, spec: ModelSpec, allow_pickle: bool = False):
+        """Raises: ValueError when weights are missing, damaged, pickled (unless allowed) or not those of `spec`."""
+        pickled = sorted(directory.glob("pytorch_model*.bin"))
+        if pickled and not list(directory.glob("*.safetensors")):
+            if not allow_pickle:
+                raise ValueError(
+                    f"{pickled[0]}: pickled weights are refused; convert them to safetensors, or allow them "
+                    "(allow_pickle=True, --allow-pickle): they are then read with weights_only=True"
+                )
+            self.files = pickled
+            loaded = {name: tensor for file in pickled for name, tensor in _load_pickled(file).items()}
+            self._load = loaded.__getitem__
+            tensors = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in loaded.items()}
+        else:
+            infos = read_index(directory)
+            self.files = sorted({info.file for info in infos.values()})
+            self._load = lambda name: read_tensor(infos[name])
+            tensors = {name: (info.dtype, info.shape) for name, info in infos.items()}
+        self._directory = directory
+        self.tensors = self._check(tensors, spec)
+
+    def read(self, name: str) -> Tensor:
+        return _finite(self._load(name), f"{self._directory}: {name}")
+
+    def _check(self, tensors: Tensors, spec: ModelSpec) -> Tensors:
+        """`tensors` in state-dict order; those that the model computes by itself are left out, with a warning."""
+        expected = {name: shape for mapping, layer in groups(spec) for name, shape in named_shapes(mapping, layer)}
+        unexpected = sorted(tensors.keys() - expected.keys())
+        redundant = [name for name in unexpected if _DERIVED.fullmatch(name) or self._is_tied_copy(name, spec)]
+        if redundant:
+            warnings.warn(
+                f"{self._directory}: {', '.join(redundant)} repeat what the model computes; left out", stacklevel=2
+            )
+        unexpected = [name for name in unexpected if name not in redundant]
+        missing = sorted(expected.keys() - tensors.keys())
+        if missing:
+            raise ValueError(
+                f"{self._directory}: {len(missing)} tensors that config.json asks for are missing, e.g. {missing[0]}"
+            )
+        if unexpected:
+            raise ValueError(
+                f"{self._directory}: {len(unexpected)} tensors are not part of this {spec.model_type} model, "
+                f"e.g. {unexpected[0]}"
+            )
+        for name, shape in expected.items():
+            if tensors[name][1] != shape:
+                raise ValueError(
+                    f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}"
+                )
+        return {name: tensors[name] for name in expected}
+
+    def _is_tied_copy(self, name: str, spec: ModelSpec) -> bool:
+        if name != "lm_head.weight" or not spec.tied:
+            return False
+        if torch.equal(self._load(name), self._load("model.embed_tokens.weight")):
+            return True
+        raise ValueError(
+            f"{self._directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
+        )
+
+
+class NeMoWeights:
+    """The tensors of a NeMo 2 checkpoint under their Hugging Face names, without the padding of the vocabulary."""
+
+    def __init__(self, reader: TorchDistReader, spec: ModelSpec):
+        """Raises: ValueError when the checkpoint does not hold exactly the tensors of `spec`."""
+        self._reader, self._spec = reader, spec
+        self._check()
+        self.files = sorted(file for file in reader.directory.iterdir() if file.is_file())
+        self._home = {name: (mapping, layer) for mapping, layer in groups(spec) for name in hf_names(mapping, layer)}
+        self._group: tuple[Mapping, int | None] | None = None
+        self._parts: dict[str, Tensor] = {}
+        self.tensors = {
+            name: (reader.dtype(mapping.megatron), shape)
+            for mapping, layer in groups(spec)
+            for name, shape in named_shapes(mapping, layer)
+        }
+
+    def read(self, name: str) -> Tensor:
+        """Tensors that Megatron stores fused are read together, so reading in the order of `tensors` is cheapest."""
+        if self._group != self._home[name]:
+            self._parts.clear()
+            mapping, layer = self._group = self._home[name]
+            fused = self._reader.read(mapping.megatron, layer, mapping.shape[0])
+            self._parts = dict(zip(hf_names(mapping, layer), layout.split(mapping, fused, self._spec), strict=True))
+        return _finite(self._parts[name], f"{self._reader.directory}: {name}")
+
+    def _check(self) -> None:
+        reader, spec = self._reader, self._spec
+        expected = {m.megatron: global_shape(m.shape, spec.num_layers if m.layered else None) for m in mappings(spec)}
+        missing, unexpected = sorted(expected.keys() - set(reader)), sorted(set(reader) - expected.keys())
+        if missing or unexpected:
+            problem = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not part of the model"
+            raise ValueError(
+                f"{reader.directory}: {problem}; the checkpoint does not fit this config.json ({spec.model_type})"
+            )
+        for key, shape in expected.items():
+            stored = reader.shape(key)
+            if key in _VOCABULARY and stored[0] > shape[0]:
+                stored = (shape[0], *stored[1:])
+            if stored != shape:
+                raise ValueError(
+                    f"{reader.directory}: {key} has shape {reader.shape(key)}, config.json asks for {shape}"
+                )
+
+
+def groups(spec: ModelSpec) -> Iterator[tuple[Mapping, int | None]]:
+    """Each Megatron tensor with each of its layers (None: not layered), in the order in which the files hold them."""
+    table = mappings(spec)
+    layered = [mapping for mapping in table if mapping.layered]
+    before = table[: table.index(layered[0])]
+    yield from ((mapping, None) for mapping in before)
+    for layer in range(spec.num_layers):
+        yield from ((mapping, layer) for mapping in layered)
+    yield from ((mapping, None) for mapping in table[len(before) + len(layered) :])
+
+
+def hf_names(mapping: Mapping, layer: int | None) -> list[str]:
+    return [name.format(layer) for name in mapping.hf]
+
+
+def named_shapes(mapping: Mapping, layer: int | None) -> list[tuple[str, tuple[int, ...]]]:
+    return list(zip(hf_names(mapping, layer), mapping.shapes, strict=True))
+
+
+def num_bytes(tensors: Tensors) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
+
+
+def read_config(directory: Path) -> dict:
+    """config.json. Raises: ValueError when it is missing or not a JSON object."""
+    file = directory / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: missing; is {directory} a Hugging Face model directory?") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: a JSON object is expected, not a {type(config).__name__}")
+    return config
+
+
+def is_finite(tensor: Tensor) -> bool:
+    # The fp32 sum is a quick test without temporaries; for finite numbers it may overflow, hence the second test.
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+
+
+def _finite(tensor: Tensor, label: str) -> Tensor:
+    if not is_finite(tensor):
+        raise ValueError(f"{label} holds NaN or infinite numbers; the weights are damaged or their training diverged")
+    return tensor
+
+
+def _load_pickled(file: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{file}: damaged, or more than tensors: {str(error).splitlines()[0]}") from error

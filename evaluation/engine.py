@@ -1,0 +1,108 @@
+"""The harness's vLLM backend with reproducible sampling, and with prompts that are never cut."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from evaluation.vllm_cpu import register_vllm_cpu
+
+register_vllm_cpu()
+
+import torch  # noqa: E402
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.utils import postprocess_generated_text  # noqa: E402
+from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
+from vllm import SamplingParams, TokensPrompt  # noqa: E402
+from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated answer. finish: "stop", "length" (cut at the token limit) or "prompt_too_long" (nothing was run)."""
+
+    text: str
+    num_tokens: int
+    finish: str
+
+
+class ReproducibleVLLM(VLLM):
+    """As upstream, except where upstream would make a benchmark number wrong without saying so.
+
+    - Every request has its own seed, from (seed, item, prompt, repeat): an answer depends neither on the other requests
+      of the batch nor on where an interrupted evaluation goes on, and two models see the same random numbers.
+    - A generation budget that exceeds the context shrinks to what the prompt leaves. Upstream cuts the prompt instead
+      (`maybe_truncate(shrink_gen_toks=False)`): a 4096-token budget in a 4096-token context would leave no prompt.
+    - `completions` keeps token counts and finish reasons of the last call, in the order of its requests.
+    """
+
+    sampling_seed: int = 0
+    item_indices: list[int]  # data set index of each document of the call; a request knows its position only
+    completions: list[Completion]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        prompts = self.tok_encode([request.args[0] for request in requests])
+        seeds = self._request_seeds(requests)
+        params = [
+            self._sampling_params(request, len(prompt), seed)
+            for request, prompt, seed in zip(requests, prompts, seeds, strict=True)
+        ]
+        self.completions = [Completion("", 0, "prompt_too_long")] * len(requests)
+        served = [number for number, prompt in enumerate(prompts) if len(prompt) < self.max_length]
+        outputs = self.model.generate(
+            [TokensPrompt(prompt_token_ids=prompts[number]) for number in served],
+            sampling_params=[params[number] for number in served],
+            use_tqdm=False,
+        )
+        for number, output in zip(served, outputs, strict=True):
+            self.completions[number] = _completion(output, params[number].stop)
+        return [completion.text for completion in self.completions]
+
+    def _sampling_params(self, request: Instance, prompt_length: int, seed: int) -> SamplingParams:
+        eos = self.tokenizer.decode(self.eot_token_id)
+        options, stop, budget = self.modify_gen_kwargs(
+            request.args[1], eos=eos, default_max_gen_toks=self.max_gen_toks
+        )
+        return SamplingParams(
+            max_tokens=max(1, min(budget, self.max_length - prompt_length)), stop=stop, seed=seed, **options
+        )
+
+    def _request_seeds(self, requests: list[Instance]) -> list[int]:
+        seen: dict[int, int] = {}
+        seeds = []
+        for request in requests:
+            repeat = seen.get(request.doc_id, 0)
+            seen[request.doc_id] = repeat + 1
+            key = f"{self.sampling_seed}|{self.item_indices[request.doc_id]}|{repeat}|{request.args[0]}"
+            seeds.append(int.from_bytes(sha256(key.encode()).digest()[:7], "big"))
+        return seeds
+
+
+def _completion(output, stop: list[str]) -> Completion:
+    answer = output.outputs[0]
+    text = postprocess_generated_text(answer.text, stop, None)
+    return Completion(text, len(answer.token_ids), answer.finish_reason)
+
+
+@contextmanager
+def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[ReproducibleVLLM]:
+    """Serve `model_dir` with vLLM (start: 10-60 s); float32 on CPU, where models are small, else the checkpoint's dtype."""
+    on_gpu = torch.cuda.is_available()
+    lm = ReproducibleVLLM(
+        pretrained=str(model_dir),
+        dtype="auto" if on_gpu else "float32",
+        max_model_len=max_model_len,
+        tensor_parallel_size=torch.cuda.device_count() if on_gpu else 1,
+        enforce_eager=not on_gpu,
+        enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
+        seed=seed,
+    )
+    lm.sampling_seed = seed
+    try:
+        yield lm
+    finally:
+        # The next model starts in this process: free the engine's memory and process groups first.
+        lm.model.llm_engine.engine_core.shutdown()
+        del lm.model
+        cleanup_dist_env_and_memory()

@@ -1,0 +1,195 @@
+"""The report's figures. Each function draws one and returns it; nothing here reads files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers; the two objectives of the demo come first.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6FBF", "#7F7F7F")
+INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
+# Mean p of the base models on the training targets of the paper's three domains: arXiv 2510.00526, Table 5.
+PAPER_DOMAINS = {"figlet fonts": (0.01, 0.07), "medicine": (0.50, 0.59), "mathematics": (0.76, 0.81)}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": "#b8c0c8",
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+}
+
+
+def colors(labels: Sequence[str]) -> dict[str, str]:
+    """One colour per objective, the same in every figure; beyond eight they repeat."""
+    return {label: COLORS[number % len(COLORS)] for number, label in enumerate(labels)}
+
+
+def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -> Figure:
+    """Accuracy of each objective over the task's mean p under the base model.
+
+    points: {"task", "objective", "mean_p", "mean", "low", "high"}, accuracies in [0, 1].
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8.2, 4.9), layout="constrained")
+        shade = np.linspace(0, 1, 256)[None, :]
+        axes.imshow(shade, extent=(0, 1, -8, 112), aspect="auto", cmap=_soft_shade(), zorder=0)
+        for objective, color in palette.items():
+            mine = sorted((p for p in points if p["objective"] == objective), key=lambda p: p["mean_p"])
+            if not mine:
+                continue
+            x = [p["mean_p"] for p in mine]
+            y = np.array([100 * p["mean"] for p in mine])
+            errors = [y - [100 * p["low"] for p in mine], [100 * p["high"] for p in mine] - y]
+            axes.plot(x, y, color=color, linewidth=1.6, alpha=0.45, zorder=2)
+            axes.errorbar(
+                x, y, np.maximum(errors, 0), fmt="o", color=color, markersize=9, capsize=4,
+                markeredgecolor="white", markeredgewidth=1.2, label=objective, zorder=3,
+            )  # fmt: skip
+        _label_points(axes, points, palette)
+        _mark_tasks(axes, points)
+        axes.set(xlim=(0, 1), ylim=(-8, 112), yticks=range(0, 101, 20))
+        axes.set_xlabel("mean probability the base model gives to the training targets")
+        axes.set_ylabel("accuracy after fine-tuning, %")
+        axes.set_title("Accuracy after fine-tuning, by what the base model already knew", pad=30)
+        axes.text(0.0, 1.025, "model-weak: the data teach", transform=axes.transAxes, color=MUTED, fontsize=9)
+        axes.text(1.0, 1.025, "model-strong: the prior teaches", transform=axes.transAxes, color=MUTED, fontsize=9, ha="right")
+        handles = [plt.Line2D([], [], color=color, marker="o", linewidth=1.6) for color in palette.values()]
+        axes.legend(handles, palette, loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=min(len(palette), 4), columnspacing=1.2)
+        axes.grid(axis="x", visible=False)
+        _mark_paper_domains(axes)
+        return figure
+
+
+def _soft_shade():
+    return matplotlib.colors.LinearSegmentedColormap.from_list("shade", ["#eef4fa", "#ffffff", "#fdf3ec"])
+
+
+def _label_points(axes, points, palette) -> None:
+    """The value beside each point, away from the middle so that the connecting lines stay free."""
+    for point in points:
+        right = point["mean_p"] > 0.5
+        axes.annotate(
+            f"{100 * point['mean']:.0f}",
+            (point["mean_p"], 100 * point["mean"]),
+            xytext=(-11 if not right else 11, 0),
+            textcoords="offset points",
+            ha="right" if not right else "left",
+            va="center",
+            color=palette[point["objective"]],
+            fontweight="bold",
+        )
+
+
+def _mark_tasks(axes, points) -> None:
+    for task in dict.fromkeys(p["task"] for p in points):
+        x = next(p["mean_p"] for p in points if p["task"] == task)
+        axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
+        axes.text(
+            x, 107, f" {task} ", ha="center", va="center", fontsize=9.5, fontweight="bold",
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "#b8c0c8", "linewidth": 0.8},
+        )  # fmt: skip
+
+
+def _mark_paper_domains(axes) -> None:
+    """The paper's domains as brackets under the axis: where real tasks lie."""
+    transform = axes.get_xaxis_transform()
+    for name, (low, high) in PAPER_DOMAINS.items():
+        axes.plot([low, high], [0.012, 0.012], color="#9aa5b1", linewidth=5, solid_capstyle="butt", transform=transform)
+        axes.text(
+            max((low + high) / 2, 0.055), 0.042, f"paper: {name}", color=MUTED, fontsize=7.5, ha="center", va="center",
+            transform=transform, bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+        )  # fmt: skip
+
+
+def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Mapping[str, str]) -> Figure:
+    """objective, nll and mean p over the steps, one row per task. curves: task -> objective -> metrics rows."""
+    panels = {"objective": "objective", "nll": "negative log-likelihood, nats", "p": "mean p of the targets"}
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            len(curves), 3, figsize=(10.5, 2.5 * len(curves) + 0.5), squeeze=False, layout="constrained"
+        )
+        for row, (task, by_objective) in zip(grid, curves.items(), strict=True):
+            for axes, (key, title) in zip(row, panels.items(), strict=True):
+                for objective, metrics in by_objective.items():
+                    _curve(axes, metrics, key, palette[objective], objective)
+                axes.set_title(title)
+                axes.margins(x=0.01)
+            row[0].set_ylabel(task, fontweight="bold")
+            row[2].set_ylim(0, 1)
+        for axes in grid[-1]:
+            axes.set_xlabel("step")
+        handles = [plt.Line2D([], [], color=palette[o], linewidth=2) for o in palette]
+        figure.legend(handles, palette, loc="outside upper center", ncols=min(len(palette), 6))
+        return figure
+
+
+def _curve(axes, metrics: list[dict], key: str, color: str, label: str) -> None:
+    """The raw values pale, their running mean strong."""
+    steps = np.array([m["step"] for m in metrics])
+    values = np.array([m[key] for m in metrics], dtype=float)
+    if len(values) >= 40:
+        width = max(3, len(values) // 25)
+        axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
+        smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+        axes.plot(steps[width - 1 :], smooth, color=color, linewidth=1.8, label=label)
+    else:
+        axes.plot(steps, values, color=color, linewidth=1.8, label=label)
+
+
+def weight_curves(p: np.ndarray, curves: Mapping[str, np.ndarray], palette: Mapping[str, str]) -> Figure:
+    """s_f(p) over p: what each objective multiplies the NLL gradient of a token by."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        for objective, weight in curves.items():
+            axes.plot(p, weight, color=palette[objective], linewidth=2.2, label=objective)
+        axes.set(xlim=(0, 1), xlabel="p, probability of the target token", ylabel="weight on the NLL gradient, $s_f(p)$")
+        axes.set_ylim(0, min(1.08 * max(float(np.nanmax(w)) for w in curves.values()), 4))
+        axes.set_title("What a token's probability does to its gradient")
+        axes.legend(title="objective")
+        return figure
+
+
+def diagnosis(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Histogram of the base model's p over the training targets of each task."""
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(
+            1, len(reports), figsize=(5.2 * len(reports), 3.2), squeeze=False, sharey=True, layout="constrained"
+        )
+        for axes, (task, report) in zip(grid[0], reports.items(), strict=True):
+            edges, counts = np.array(report["histogram"]["edges"]), np.array(report["histogram"]["counts"], dtype=float)
+            share = 100 * counts / max(counts.sum(), 1)
+            axes.bar(edges[:-1], share, np.diff(edges), align="edge", color="#8fb3d1", edgecolor="white", linewidth=0.6)
+            axes.axvline(report["mean_p"], color=COLORS[1], linewidth=2)
+            axes.annotate(
+                f"mean p = {report['mean_p']:.2f}",
+                (report["mean_p"], 0.93),
+                xycoords=("data", "axes fraction"),
+                xytext=(7 if report["mean_p"] < 0.6 else -7, 0),
+                textcoords="offset points",
+                ha="left" if report["mean_p"] < 0.6 else "right",
+                color=COLORS[1],
+                fontweight="bold",
+            )
+            axes.set(xlim=(0, 1), xlabel="p of a target token under the base model", title=task)
+        grid[0][0].set_ylabel("share of target tokens, %")
+        return figure

@@ -1,0 +1,47 @@
+"""Is the final answer of a response mathematically the gold answer? Bounded in time and memory for any input.
+
+Plain text and plain numbers are compared here. What is left goes to math-verify's LaTeX parser in a process of its own,
+which has a memory limit and is replaced when it takes too long; no part of the input is ever executed or evaluated as code.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from evaluation.answer_text import extract_answer, normalize, plain_number, same_number
+from evaluation.symbolic_worker import SymbolicWorker
+
+_worker = SymbolicWorker()
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """timed_out: the comparison was given up for time or memory; `correct` is False then without being known."""
+
+    correct: bool
+    timed_out: bool = False
+
+
+def math_correct(response: str, gold: str) -> bool:
+    """Whether the final answer in `response` equals `gold` (an answer, or a text with a boxed one). See `judge`."""
+    return judge(response, gold).correct
+
+
+def judge(response: str, gold: str) -> Judgement:
+    """As `math_correct`, and whether the judgement had to be given up.
+
+    Cost: microseconds for plain answers; else about 10 ms, at most about 10 s.
+    """
+    return _judge_answer(extract_answer(response), extract_answer(gold))
+
+
+@lru_cache(maxsize=1 << 16)
+def _judge_answer(answer: str, gold: str) -> Judgement:
+    if not answer or not gold:
+        return Judgement(False)
+    if normalize(answer) == normalize(gold) != "":
+        return Judgement(True)
+    number, gold_number = plain_number(answer), plain_number(gold)
+    if number is not None and gold_number is not None:
+        return Judgement(same_number(number, gold_number))
+    equal = _worker.equal(answer, gold)
+    return Judgement(bool(equal), timed_out=equal is None)

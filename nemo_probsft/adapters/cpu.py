@@ -1,0 +1,215 @@
+"""The real Megatron-Core and NeMo on a machine without CUDA, over gloo.
+
+Both assume a GPU in places that have nothing to do with the arithmetic: `device="cuda"`, CUDA streams, type checks. `PATCHES` is the one list of what
+is changed, each with its reason; `tests/test_cpu_adapter.py` runs every probe on the unpatched packages and fails when one is no longer needed.
+`install` refuses to run where CUDA is present.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One deviation from upstream: `apply` makes it, `probe` raises on the unpatched package."""
+
+    name: str
+    package: str
+    versions: str
+    upstream: str
+    reason: str
+    apply: Callable[[], None]
+    probe: Callable[[], object]
+
+
+class _Inert:
+    """Stands for a CUDA stream or event: there is one queue on a CPU and it is always in order."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
+    def wait_stream(self, *args: object) -> None: ...
+    def wait_event(self, *args: object) -> None: ...
+    def record_event(self, *args: object) -> _Inert:
+        return self
+
+    def record(self, *args: object) -> None: ...
+    def synchronize(self) -> None: ...
+    def wait(self, *args: object) -> None: ...
+    def query(self) -> bool:
+        return True
+
+
+def _nothing() -> Callable[..., None]:
+    # A new function each time: torch._dynamo refuses one object under two names of its rule table.
+    return lambda *args, **kwargs: None
+
+
+def _no_stream(*args: object, **kwargs: object) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def _is_cuda(device: object) -> bool:
+    return isinstance(device, str | torch.device) and torch.device(device).type == "cuda"
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """`device="cuda"` is read as the CPU, `pin_memory` is dropped, and `Tensor.type()` names the type its CUDA twin would have."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        if kwargs:
+            kwargs.pop("pin_memory", None)
+            if _is_cuda(kwargs.get("device")):
+                kwargs["device"] = CPU
+        if func is torch.Tensor.to and len(args) > 1 and _is_cuda(args[1]):
+            args = (args[0], CPU, *args[2:])
+        return func(*args, **kwargs)
+
+
+def _patch_torch_cuda() -> None:
+    import megatron.core.tensor_parallel.random  # noqa: F401  torch._dynamo, which it imports, tabulates torch.cuda as it was
+
+    stand_ins = {
+        "current_device": lambda: CPU,
+        "device_count": lambda: 1,
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+        "manual_seed": torch.manual_seed,
+        "current_stream": lambda device=None: _Inert(),
+        "default_stream": lambda device=None: _Inert(),
+        "Stream": _Inert,
+        "Event": _Inert,
+        "stream": _no_stream,
+    }
+    for name, stand_in in stand_ins.items():
+        setattr(torch.cuda, name, stand_in)
+    for name in ("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "ipc_collect"):
+        setattr(torch.cuda, name, _nothing())
+    for name in ("range_push", "range_pop", "mark"):
+        setattr(torch.cuda.nvtx, name, _nothing())
+    torch.cuda.random.get_rng_state = torch.cuda.get_rng_state
+    torch.nn.Module.cuda = lambda module, device=None: module  # type: ignore[method-assign,assignment,misc]
+
+
+def _patch_devices() -> None:
+    _CudaMeansCpu().__enter__()
+
+
+def _patch_rng_tracker() -> None:
+    from megatron.core.tensor_parallel import random
+
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+
+
+def _patch_norm() -> None:
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    def sequence_parallel_norm(cls, config, hidden_size, eps=1e-5, **kwargs):  # type: ignore[no-untyped-def]
+        norm = {"LayerNorm": torch.nn.LayerNorm, "RMSNorm": torch.nn.RMSNorm}[config.normalization](
+            hidden_size, eps=eps
+        )
+        for parameter in norm.parameters():
+            # Megatron all-reduces the gradients of parameters with this mark over the tensor-parallel group.
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm
+
+    WrappedTorchNorm.__new__ = sequence_parallel_norm  # type: ignore[method-assign,assignment]
+
+
+def _patch_checkpoint_devices() -> None:
+    from nemo.lightning.io import pl
+
+    pl._fix_tensors_device = lambda checkpoint: checkpoint
+
+
+def _probe_norm() -> object:
+    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.torch_norm import WrappedTorchNorm
+
+    config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1, normalization="RMSNorm")
+    config.sequence_parallel = True
+    return WrappedTorchNorm(config, 8)
+
+
+def _probe_rng_tracker() -> object:
+    from megatron.core.tensor_parallel import random
+
+    random._set_cuda_rng_state(torch.get_rng_state())
+    return random._get_cuda_rng_state()
+
+
+def _probe_checkpoint_devices() -> object:
+    from nemo.lightning.io import pl
+
+    return pl._fix_tensors_device({})
+
+
+PATCHES = (
+    Patch(
+        "torch_cuda", "torch", ">=2.4", "torch.cuda streams, events, rng, current_device, synchronize",
+        "Megatron's schedules, buffers and seeding call them without asking whether there is a GPU",
+        _patch_torch_cuda, lambda: torch.cuda.current_device(),
+    ),
+    Patch(
+        "devices", "megatron-core", ">=0.15,<0.16", 'device="cuda", pin_memory=True, Tensor.type() checks in schedules, optimizer and NeMo logging',
+        "the device is written into the calls; the optimizer accepts gradients of type torch.cuda.* only",
+        _patch_devices, lambda: torch.zeros([], dtype=torch.int, device="cuda"),
+    ),
+    Patch(
+        "rng_tracker", "megatron-core", ">=0.15,<0.16", "megatron.core.tensor_parallel.random._set_cuda_rng_state",
+        "forks the generator of a CUDA device around dropout and initialisation",
+        _patch_rng_tracker, _probe_rng_tracker,
+    ),
+    Patch(
+        "norm", "megatron-core", ">=0.15,<0.16", "megatron.core.transformer.torch_norm.WrappedTorchNorm",
+        "refuses sequence parallelism; the same torch norm with its parameters marked for the tensor-parallel all-reduce is exact",
+        _patch_norm, _probe_norm,
+    ),
+    Patch(
+        "checkpoint_devices", "nemo-toolkit", ">=2.6,<3", "nemo.lightning.io.pl._fix_tensors_device",
+        "asserts that CUDA is initialised on every checkpoint load",
+        _patch_checkpoint_devices, _probe_checkpoint_devices,
+    ),
+)  # fmt: skip
+
+
+def install() -> None:
+    """Apply `PATCHES` in order. Raises ValueError where CUDA is present: there the stock packages run."""
+    if torch.cuda.is_available():
+        raise ValueError(
+            "the CPU adapter was asked for on a machine with CUDA; remove the call, the stock packages run there"
+        )
+    for patch in PATCHES:
+        patch.apply()
+
+
+def describe() -> list[str]:
+    """One line a patch, with the installed version, for the start of a run and run.yaml."""
+    return [
+        f"{p.name}: {p.upstream} ({p.package} {importlib.metadata.version(p.package)}): {p.reason}" for p in PATCHES
+    ]
+
+
+def turn_fusions_off(config: object) -> None:
+    """Fused kernels that need CUDA, Apex or Transformer Engine; the unfused ones compute the same."""
+    for name in (
+        "apply_rope_fusion",
+        "bias_activation_fusion",
+        "bias_dropout_fusion",
+        "masked_softmax_fusion",
+        "gradient_accumulation_fusion",
+        "persist_layer_norm",
+    ):
+        setattr(config, name, False)

@@ -1,0 +1,99 @@
+"""What every Megatron trainer shares: the per-token hook on the model and the loss function's return contract.
+
+Source: megatron/core/models/common/language_module/language_module.py (compute_language_model_loss) and
+megatron/core/pipeline_parallel/schedules.py (forward_step_calc_loss), megatron-core 0.15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from nemo_probsft.loss import token_loss
+from nemo_probsft.objectives import Objective
+from nemo_probsft.ops import target_logprob
+from nemo_probsft.quantiles import NUM_BINS, QUANTILES, logit_counts, quantile
+
+REPORT = ("objective", "nll", "p", "kept_fraction")
+# One fp32 vector a micro-batch: [sum, count] of each of REPORT, then the histogram of p.
+STATISTICS_LENGTH = 2 * len(REPORT) + NUM_BINS
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The Megatron-Core model inside DDP, precision and NeMo wrappers."""
+    while hasattr(module, "module"):
+        module = module.module
+    return module
+
+
+def check_config(config: object) -> None:
+    """Refuse settings under which Megatron would optimise something else. Raises ValueError."""
+    if not config.calculate_per_token_loss:
+        raise ValueError(
+            "calculate_per_token_loss=False makes Megatron optimise the mean of micro-batch means, not the token mean; set it to True"
+        )
+    if not config.parallel_output:
+        raise ValueError(
+            "parallel_output=False gathers the logits and counts every vocabulary shard tp times; set it to True"
+        )
+
+
+def install_target_logprob(
+    chunks: Iterable[nn.Module], vocab_size: int, tp_group: torch.distributed.ProcessGroup | None
+) -> int:
+    """Make the last pipeline stage return -log p of each target, [b, s] fp32, from `ops.target_logprob`.
+
+    An instance attribute, not a subclass: NeMo's inference asks for exactly `GPTModel`. Returns the number of chunks changed.
+    """
+    changed = 0
+    for chunk in map(unwrap, chunks):
+        if chunk.post_process:
+            chunk.compute_language_model_loss = _TargetNLL(vocab_size, tp_group)
+            changed += 1
+    return changed
+
+
+class _TargetNLL:
+    def __init__(self, vocab_size: int, tp_group: torch.distributed.ProcessGroup | None) -> None:
+        self.vocab_size = vocab_size
+        self.tp_group = tp_group
+
+    def __call__(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """labels [b, s] int64, logits [s, b, v] -> -log p, [b, s] fp32."""
+        logp = target_logprob(
+            logits,
+            labels.transpose(0, 1).contiguous(),
+            tp_group=self.tp_group,
+            vocab_size=self.vocab_size,
+            inplace=True,
+        )
+        return -logp.transpose(0, 1).contiguous()
+
+
+def loss_function(
+    objective: Objective, denominator: str, nll: torch.Tensor, loss_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Megatron's 3-tuple: (loss_sum, num_tokens int32, statistics fp32 [STATISTICS_LENGTH]).
+
+    With calculate_per_token_loss Megatron sums the first two over micro-batches, data and context parallel ranks and divides the
+    gradient once (finalize_model_grads), so no term is divided here.
+    """
+    logp = -nll
+    loss_sum, num_tokens, report = token_loss(objective, logp, loss_mask, denominator=denominator)
+    statistics = torch.cat([*(report[name] for name in REPORT), logit_counts(logp, loss_mask)])
+    return loss_sum, num_tokens.to(torch.int32), statistics
+
+
+def summarise(statistics: torch.Tensor) -> dict[str, float]:
+    """Statistics summed over the global batch -> the step's metrics; the only division."""
+    values = statistics.double().cpu()
+    metrics = {}
+    for i, name in enumerate(REPORT):
+        total, count = values[2 * i], values[2 * i + 1]
+        metrics[name] = float(total / count) if count else 0.0
+    metrics["num_tokens"] = int(values[2 * REPORT.index("nll") + 1])
+    counts = values[2 * len(REPORT) :]
+    metrics.update({f"p_quantile_{round(100 * q)}": quantile(counts, q) for q in QUANTILES})
+    return metrics

@@ -1,0 +1,310 @@
+"""NeMo 2.x: recipe -> NeMo's model, strategy, optimizer and trainer. The objective enters without a patch.
+
+Sources: nemo/lightning/megatron_parallel.py (MaskedTokenLossReduction), nemo/collections/llm/gpt/model/base.py
+(training_loss_reduction), nemo/collections/llm/api.py (train, validate), nemo-toolkit 2.6-2.7.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+if not torch.cuda.is_available():  # before NeMo and Megatron tabulate torch.cuda
+    from nemo_probsft.adapters import cpu
+
+    cpu.install()
+
+import lightning.pytorch as pl
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from nemo import lightning as nl
+from nemo.collections import llm
+from nemo.lightning import io
+from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
+
+from nemo_probsft.adapters.megatron import (
+    STATISTICS_LENGTH,
+    check_config,
+    install_target_logprob,
+    loss_function,
+    summarise,
+)
+from nemo_probsft.adapters.nemo_data import forward_data, round_up, training_data
+from nemo_probsft.checkpoints import last_checkpoint
+from nemo_probsft.config import Recipe
+from nemo_probsft.objectives import Objective
+from nemo_probsft.prepare import Prepared
+from nemo_probsft.runlog import RunLog
+
+
+class ObjectiveReduction(MaskedTokenLossReduction):
+    """NeMo's loss reduction with f(p) in place of -log p; `statistics` holds the last step's sums over the global batch."""
+
+    def __init__(self, objective: Objective, denominator: str) -> None:
+        super().__init__()
+        self.objective = objective
+        self.denominator = denominator
+        self.statistics = torch.zeros(STATISTICS_LENGTH)
+
+    def forward(
+        self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """forward_out: -log p of each target, [b, s] fp32 -> Megatron's 3-tuple."""
+        loss_sum, num_tokens, statistics = loss_function(
+            self.objective, self.denominator, forward_out, batch["loss_mask"]
+        )
+        return loss_sum, num_tokens, {"statistics": statistics}
+
+    def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """The step's mean objective. One all-reduce over data and context parallel ranks, in place of NeMo's own."""
+        self.statistics = torch.stack([out["statistics"] for out in losses_reduced_per_micro_batch]).sum(0)
+        torch.distributed.all_reduce(
+            self.statistics, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
+        )
+        return self.statistics[0] / self.statistics[1].clamp(min=1)
+
+
+class CollectLogp(MaskedTokenLossReduction):
+    """Forward-only reduction that keeps log p of every supervised token of this rank, in data order."""
+
+    def __init__(self) -> None:
+        super().__init__(validation_step=True)
+        self.logp: list[torch.Tensor] = []
+
+    def forward(
+        self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        supervised = batch["loss_mask"] > 0
+        self.logp.append(-forward_out[supervised].cpu())
+        return forward_out.sum() * 0, supervised.sum().int(), {}
+
+    def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+        return torch.zeros((), device=torch.cuda.current_device())
+
+
+class InstallObjective(pl.Callback):
+    """Hooks `target_logprob` into the model once its pipeline chunks exist and their weights are restored."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._install(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._install(trainer, pl_module)
+
+    def _install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        check_config(pl_module.config)
+        group = parallel_state.get_tensor_model_parallel_group()
+        install_target_logprob(trainer.strategy.megatron_parallel, self.vocab_size, group)
+
+
+class WriteMetrics(pl.Callback):
+    """Writes the step's metrics from the rank that has them: the first of the last pipeline stage."""
+
+    def __init__(self, run_dir: Path, recipe: Recipe, reduction: ObjectiveReduction) -> None:
+        self.run_dir, self.recipe, self.reduction = run_dir, recipe, reduction
+        self.runlog: RunLog | None = None
+        self.lr = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if holds_the_loss():
+            wandb = self.recipe.log.wandb
+            settings = None if wandb is None else {"project": wandb.project, "name": wandb.name}
+            self.runlog = RunLog(self.run_dir, trainer.global_step, settings)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        pl_module.log(
+            "trained_steps", float(step)
+        )  # NeMo's own "step" is one behind; checkpoints are named by this one
+        if self.runlog is None or (step % self.recipe.log.every_steps and step != trainer.max_steps):
+            return
+        row = {"step": step, **summarise(self.reduction.statistics)}
+        row |= {"grad_norm": float(trainer.callback_metrics["grad_norm"]), "lr": self.lr}
+        self.runlog.write(row)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.runlog is not None:
+            self.runlog.close()
+
+
+def holds_the_loss() -> bool:
+    """True on the one rank that writes: last pipeline stage, first of its tensor, data and context parallel groups."""
+    return (
+        parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    )
+
+
+def fit(recipe: Recipe, prepared: Prepared, objective: Objective, denominator: str) -> None:
+    """Train from the NeMo checkpoint `prepared.base`, or go on from the last complete checkpoint of the run directory."""
+    quiet()
+    run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
+    model = load_model(recipe, prepared)
+    reduction = ObjectiveReduction(objective, denominator)
+    model._training_loss_reduction = reduction
+    trainer = make_trainer(recipe, max_steps=num_steps)
+    trainer.callbacks += [InstallObjective(prepared.vocab_size), WriteMetrics(run_dir, recipe, reduction)]
+    directory = run_dir / "checkpoints"
+    # Checkpoint callbacks come last: the metrics of a step are on disk before its checkpoint, and the step is logged before it names one.
+    trainer.callbacks.append(_checkpoint(directory, recipe.checkpoint.every_steps, recipe.checkpoint.keep_last))
+    if num_steps % recipe.checkpoint.every_steps:
+        trainer.callbacks.append(_checkpoint(directory, num_steps, keep=1))
+    last = last_checkpoint(directory)
+    llm.train(
+        model,
+        training_data(recipe, prepared),
+        trainer,
+        log=nl.NeMoLogger(explicit_log_dir=str(run_dir / "nemo"), update_logger_directory=False),
+        resume=nl.AutoResume(resume_from_path=str(last)) if last else _weights_of(base),
+        optim=_optimizer(recipe, num_steps),
+    )
+
+
+def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
+    """Forward the training set once and write log p of its targets to `output`/logp-<data-parallel rank>.npy, fp32."""
+    quiet()
+    model = load_model(recipe, prepared)
+    reduction = CollectLogp()
+    model._validation_loss_reduction = reduction
+    trainer = make_trainer(recipe, max_steps=1)
+    trainer.callbacks.append(InstallObjective(prepared.vocab_size))
+    _weights_of(prepared.base).setup(trainer, model)
+    trainer.validate(model, forward_data(recipe, prepared), verbose=False)
+    first_of_tensor_parallel = parallel_state.get_tensor_model_parallel_rank() == 0
+    if parallel_state.is_pipeline_last_stage(ignore_virtual=True) and first_of_tensor_parallel:
+        rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+        np.save(output / f"logp-{rank}.npy", torch.cat(reduction.logp).numpy())
+
+
+def _weights_of(checkpoint: str) -> nl.AutoResume:
+    return nl.AutoResume(restore_config=nl.RestoreConfig(path=checkpoint, load_artifacts=False))
+
+
+def load_model(recipe: Recipe, prepared: Prepared) -> llm.GPTModel:
+    """The NeMo model of the base checkpoint's context with the recipe's settings, no weights yet."""
+    model = io.load_context(Path(prepared.base) / "context", subpath="model")
+    config = model.config
+    # A vocabulary that tp does not divide gets zero rows at its end; target_logprob gives them no probability.
+    config.vocab_size = round_up(prepared.vocab_size, recipe.parallel.tensor_model_parallel_size)
+    config.seq_length = recipe.data.max_length
+    config.calculate_per_token_loss = True
+    config.variable_seq_lengths = recipe.parallel.pipeline_model_parallel_size > 1
+    config.cross_entropy_loss_fusion = False  # its place is taken by ops.target_logprob
+    if recipe.trainer.recompute != "none":
+        config.recompute_granularity = recipe.trainer.recompute
+        if recipe.trainer.recompute == "full":
+            config.recompute_method, config.recompute_num_layers = "uniform", 1
+    if not torch.cuda.is_available():
+        cpu.turn_fusions_off(config)
+    return model
+
+
+def make_trainer(recipe: Recipe, max_steps: int) -> nl.Trainer:
+    """NeMo's trainer on the recipe's layout; gloo on a CPU, NCCL and the distributed optimizer on CUDA."""
+    cuda = torch.cuda.is_available()
+    parallel = recipe.parallel
+    dtype = torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
+    strategy = nl.MegatronStrategy(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
+        pipeline_dtype=dtype if parallel.pipeline_model_parallel_size > 1 else None,
+        ddp=DistributedDataParallelConfig(
+            check_for_nan_in_grad=True,
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=cuda,
+            average_in_collective=False,
+        ),
+        ckpt_async_save=False,
+        ckpt_optim_fully_reshardable=True,
+        gradient_as_bucket_view=True,
+    )
+    return nl.Trainer(
+        accelerator="gpu" if cuda else "cpu",
+        devices=recipe.trainer.devices,
+        num_nodes=recipe.trainer.num_nodes,
+        strategy=strategy,
+        plugins=nl.MegatronMixedPrecision(precision="bf16-mixed" if recipe.trainer.precision == "bf16" else "32"),
+        max_steps=max_steps,
+        limit_val_batches=1.0,
+        val_check_interval=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_checkpointing=False,  # `fit` adds its own
+        enable_model_summary=False,
+        logger=False,
+    )
+
+
+def _optimizer(recipe: Recipe, num_steps: int) -> nl.MegatronOptimizerModule:
+    optim = recipe.optim
+    warmup_steps = round(optim.warmup_ratio * num_steps)
+    schedules = {
+        "cosine": lambda: nl.lr_scheduler.CosineAnnealingScheduler(
+            max_steps=num_steps, warmup_steps=warmup_steps, constant_steps=0, min_lr=optim.min_lr
+        ),
+        "linear": lambda: nl.lr_scheduler.WarmupAnnealingScheduler(
+            max_steps=num_steps, warmup_steps=warmup_steps, min_lr=optim.min_lr
+        ),
+        "constant": lambda: nl.lr_scheduler.WarmupPolicyScheduler(
+            max_steps=num_steps, warmup_steps=warmup_steps, min_lr=optim.min_lr
+        ),
+    }
+    return nl.MegatronOptimizerModule(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=optim.lr,
+            min_lr=optim.min_lr,
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.betas[0],
+            adam_beta2=optim.betas[1],
+            adam_eps=optim.eps,
+            clip_grad=optim.clip_grad,
+            bf16=recipe.trainer.precision == "bf16",
+            use_distributed_optimizer=torch.cuda.is_available(),
+        ),
+        lr_scheduler=schedules[optim.schedule](),
+    )
+
+
+def _checkpoint(directory: Path, every: int, keep: int) -> nl.ModelCheckpoint:
+    return nl.ModelCheckpoint(
+        dirpath=str(directory),
+        filename="step={trained_steps:.0f}",
+        auto_insert_metric_name=False,
+        monitor="trained_steps",  # "the best" is the latest: NeMo's default, val_loss, saves nothing without a validation set
+        mode="max",
+        save_top_k=keep,
+        save_last=False,
+        every_n_train_steps=every,
+        save_optim_on_train_end=True,
+    )
+
+
+def quiet() -> None:
+    """NeMo and Lightning log every setting of every rank; warnings and errors stay."""
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "nemo_logger", "nemo.lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,140 @@
+"""`nemo-probsft demo`: the paper's continuum on one machine, with the commands that a person would type.
+
+Two tasks at its ends, two objectives: where the base model knows the task, p should win; where it does not, -log p should.
+Every stage is complete or absent, so a second call goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_probsft import engines
+
+ROOT = Path("runs/demo")
+RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "demo"
+TASKS = ("strong", "weak")
+OBJECTIVES = ("original", "p")
+SEED = 0
+NUM_SAMPLES = 16  # answers per item at T=1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command; `seconds` is what it took on 2 cores, and only weighs the estimate of the time that is left."""
+
+    title: str
+    seconds: float
+    run: Callable[[], None]
+    done: Callable[[], bool]
+
+
+def demo() -> None:
+    """Run what is missing, show the table, write runs/demo/report/report.html. Raises ValueError when a stage fails."""
+    if not RECIPES.is_dir():
+        raise ValueError(f"{RECIPES} does not exist; run the demo from a checkout of the repository")
+    stages = _stages()
+    todo = [stage for stage in stages if not stage.done()]
+    speed = 1.0  # this machine's seconds per second of the estimate
+    spent = expected = 0.0
+    for stage in todo:
+        number, left = stages.index(stage) + 1, sum(other.seconds for other in todo[todo.index(stage) :]) * speed
+        print(f"\n[{number}/{len(stages)}] {stage.title} (about {left / 60:.0f} min left in all)", flush=True)
+        started = time.monotonic()
+        stage.run()
+        if not stage.done():
+            raise ValueError(
+                f"the stage '{stage.title}' ended without its result; run `make demo` again, it goes on from here"
+            )
+        spent, expected = spent + time.monotonic() - started, expected + stage.seconds
+        speed = spent / expected
+    _report()
+
+
+def _stages() -> list[Stage]:
+    data = ROOT / "data"
+    stages = [
+        Stage("make the data and a random model", 15, _make_data, (data / "weak_train.jsonl").exists),
+        _train("base", 300, "pretrain the base model: additions and copies"),
+    ]
+    for task in TASKS:
+        recipe = str(RECIPES / f"{task}-original.yaml")
+        stages.append(
+            Stage(
+                f"diagnose {task}: where does the base model stand?",
+                60,
+                lambda recipe=recipe: _command("diagnose", recipe),
+                (ROOT / f"{task}-original" / "diagnose" / "diagnose.json").exists,
+            )
+        )
+    stages += [
+        _train(f"{task}-{objective}", 110, f"fine-tune on {task} with {objective}")
+        for task in TASKS
+        for objective in OBJECTIVES
+    ]
+    stages.append(_evaluate("demo_strong,demo_weak", ["base"], 60))
+    stages += [_evaluate(f"demo_{task}", [f"{task}-{objective}" for objective in OBJECTIVES], 100) for task in TASKS]
+    return stages
+
+
+def _make_data() -> None:
+    from nemo_probsft.demo_data import make_demo
+
+    make_demo(ROOT / "data", SEED)
+
+
+def _train(name: str, seconds: float, title: str) -> Stage:
+    recipe = str(RECIPES / f"{name}.yaml")
+    return Stage(title, seconds, lambda: _command("train", recipe), (ROOT / name / "export").is_dir)
+
+
+def _evaluate(tasks: str, names: list[str], seconds: float) -> Stage:
+    models = [str(ROOT / name / "export") for name in names]
+    output = ROOT / "results"
+    options = [
+        "--tasks",
+        tasks,
+        "--data-dir",
+        str(ROOT / "data"),
+        "--output",
+        str(output),
+        "--samples",
+        str(NUM_SAMPLES),
+    ]
+    wanted = [
+        output / f"{name}-export" / task / decoding / "results.json"
+        for name in names
+        for task in tasks.split(",")
+        for decoding in ("greedy", "sample")
+    ]
+    return Stage(
+        f"evaluate {' and '.join(names)} with vLLM, greedy and T=1 x {NUM_SAMPLES}",
+        seconds,
+        lambda: _command("eval", *models, *options),
+        lambda: all(path.exists() for path in wanted),
+    )
+
+
+def _command(*arguments: str) -> None:
+    """Run one of our commands as its own process: engines leave state behind that the next must not see."""
+    code = subprocess.run([sys.executable, "-m", "nemo_probsft", *arguments]).returncode
+    if code:
+        raise ValueError(
+            f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}; run `make demo` again, it goes on from here"
+        )
+
+
+def _report() -> None:
+    from evaluation.report import report_table, write_report
+    from rich.console import Console
+
+    runs = [ROOT / f"{task}-{objective}" for task in TASKS for objective in OBJECTIVES]
+    results = sorted((ROOT / "results").glob("*/*/*/results.json"))
+    diagnoses = [ROOT / f"{task}-original" / "diagnose" / "diagnose.json" for task in TASKS]
+    page = write_report(runs, results, diagnoses, ROOT / "report" / "report.html")
+    Console().print(report_table(runs, results))
+    print(f"\nreport: {page}")

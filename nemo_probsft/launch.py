@@ -1,0 +1,65 @@
+"""Starting the ranks of one node with torchrun, their output in files, and a progress display in the process that waits."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def inside_ranks() -> bool:
+    """True under torchrun or srun: this process is a rank and must not start others."""
+    return "RANK" in os.environ
+
+
+def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Callable[[], None]) -> None:
+    """Run `python -m nemo_probsft ARGUMENTS` on `num_ranks` ranks; call `tick` twice a second until they end.
+
+    Output goes to `log_dir`/<attempt>/rank<i>/{stdout,stderr}.log. Raises RuntimeError with the first rank's error when one fails.
+    """
+    attempt = log_dir / time.strftime("%Y%m%d-%H%M%S")
+    attempt.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"),
+        *(f"--log-dir={attempt}", "--redirects=3", "-m", "nemo_probsft", *arguments),
+    ]
+    with (attempt / "torchrun.log").open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment(num_ranks))
+        try:
+            while process.poll() is None:
+                tick()
+                time.sleep(0.5)
+            tick()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=30)
+    if process.returncode:
+        raise RuntimeError(f"a rank failed: {_first_error(attempt)}; its log is in {attempt}")
+
+
+def _environment(num_ranks: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    # The ranks share the cores; torchrun's own default of 1 thread wastes them when there are fewer ranks than cores.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    package_root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("HYDRA_FULL_ERROR", "1")
+    return environment
+
+
+def _first_error(attempt: Path) -> str:
+    """The exception of the rank that failed by itself; the others lost their connection to it or were stopped."""
+    errors = []
+    for log in sorted(attempt.glob("**/stderr.log")):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        errors += re.findall(r"^\[rank\d+\]: (\w[\w.]*(?:Error|Exception|Interrupt).*)$", text, flags=re.MULTILINE)
+    by_itself = [
+        error for error in errors if "Connection closed by peer" not in error and "ChildFailedError" not in error
+    ]
+    return (by_itself or errors or ["no exception was logged; was a rank killed, for want of memory?"])[-1]

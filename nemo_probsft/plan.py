@@ -1,0 +1,60 @@
+"""What a run is about to do and why, printed before it starts and kept in run.yaml."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from nemo_probsft import __version__
+from nemo_probsft.config import Recipe, dump, resolve_objective
+from nemo_probsft.preflight import Decision
+
+PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets", "omegaconf")
+
+
+def show(decisions: list[Decision]) -> None:
+    """One row a decision: key, value, reason."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="What will be done", title_justify="left", show_lines=False)
+    for heading in ("key", "value", "why"):
+        table.add_column(heading, overflow="fold")
+    for decision in decisions:
+        table.add_row(decision.key, decision.value, decision.reason)
+    Console().print(table)
+
+
+def run_yaml(recipe: Recipe, source: Path) -> dict[str, Any]:
+    """The content of run.yaml: the resolved recipe, the objective it means, and what it ran on."""
+    objective, denominator = resolve_objective(recipe)
+    return {
+        "recipe": dump(recipe),
+        "objective": {"key": objective.key, "formula": objective.formula, "denominator": denominator},
+        "model": {"path": str(source), "id": recipe.model.path, "revision": recipe.model.revision},
+        "seed": recipe.trainer.seed,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"nemo-probsft": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found | {"git": _git_commit()}
+
+
+def _git_commit() -> str:
+    """Commit of the source tree, "+changes" behind it when it was edited; "unknown" for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

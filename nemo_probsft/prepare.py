@@ -1,0 +1,194 @@
+"""What is done once, before any rank starts: check, tokenise, import the weights, and write down what the ranks need."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_probsft import batches, config, data, plan, preflight
+from nemo_probsft.checkpoints import is_nemo, last_checkpoint
+from nemo_probsft.config import Recipe
+from nemo_probsft.preflight import Decision
+from nemo_probsft.runlog import write_atomically
+
+PREPARED = "prepared.json"
+RUN = "run.yaml"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Facts every rank needs; paths are strings, so that it is one JSON object."""
+
+    fingerprint: str  # of the recipe it was prepared for
+    base: str  # NeMo checkpoint to start from
+    hf: str  # Hugging Face files without weights: config, tokenizer, generation settings
+    examples: str  # tokenised training set
+    vocab_size: int  # without padding
+    pad_id: int
+    num_examples: int
+    num_target_tokens: int
+    num_steps: int
+
+
+def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
+    """Fill the run directory with what the ranks need, and say what was decided and why.
+
+    A run directory that is new here is removed when something fails. Raises ValueError for the user.
+    """
+    decisions = preflight.check(recipe)
+    run_dir = Path(recipe.run_dir)
+    new = not run_dir.exists()
+    try:
+        prepared, found = _fill(recipe, run_dir)
+    except BaseException:
+        if new:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    return prepared, decisions + found
+
+
+def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
+    import conversion
+
+    source = local_model(recipe)
+    hf = _hugging_face_files(source)
+    settings = json.loads((hf / "config.json").read_text(encoding="utf-8"))
+    tokenizer = _tokenizer(recipe, hf)
+    data.check_tokenizer(tokenizer, settings["vocab_size"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_run_yaml(recipe, source, run_dir / RUN)
+    examples = data.prepare(
+        recipe.data.train,
+        tokenizer,
+        run_dir / "data",
+        max_length=recipe.data.max_length,
+        split=recipe.data.split,
+        long_prompts=recipe.data.long_prompts,
+    )
+    dataset = data.TokenizedDataset.load(examples)
+    per_epoch = batches.steps_per_epoch(len(dataset), recipe.data.global_batch_size)
+    num_steps = recipe.trainer.max_steps or per_epoch * recipe.trainer.epochs
+    base = source if is_nemo(source) else run_dir / "base"
+    if not is_nemo(base):
+        conversion.import_hf(source, base, progress=True)
+    prepared = Prepared(
+        fingerprint=_fingerprint(recipe),
+        base=str(base),
+        hf=str(hf),
+        examples=str(examples),
+        vocab_size=settings["vocab_size"],
+        pad_id=data.padding_id(tokenizer),
+        num_examples=len(dataset),
+        num_target_tokens=dataset.summary.num_target_tokens,
+        num_steps=num_steps,
+    )
+    write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
+    return prepared, _found(recipe, prepared, dataset, tokenizer, per_epoch)
+
+
+def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per_epoch: int) -> list[Decision]:
+    summary = dataset.summary
+    template = (
+        "the tokenizer's chat template"
+        if tokenizer.chat_template
+        else "prompt + response + end token: the tokenizer has no chat template"
+    )
+    counts = (
+        f"{summary.num_examples} examples, {summary.num_tokens} tokens, {summary.num_target_tokens} of them targets; "
+        f"{summary.num_truncated} truncated to {recipe.data.max_length} tokens, {summary.num_skipped} skipped (prompt too long)"
+    )
+    steps = f"{per_epoch} steps an epoch: the last {summary.num_examples % recipe.data.global_batch_size} examples of each are dropped"
+    found = [
+        Decision("data", counts, template),
+        Decision("example", data.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
+        Decision("steps", str(prepared.num_steps), steps),
+        Decision(
+            "trainer.precision",
+            recipe.trainer.precision,
+            "log p, f(p), gradients' sum and optimizer state are fp32 in both",
+        ),
+    ]
+    last = last_checkpoint(Path(recipe.run_dir) / "checkpoints")
+    if last is not None:
+        found.append(Decision("start", str(last), "the last complete checkpoint of this run"))
+    return found
+
+
+def wait_for(recipe: Recipe, seconds: float = 3600) -> Prepared:
+    """What rank 0, or the process that started the ranks, prepared; it reaches other nodes through the run directory."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        prepared = already(recipe)
+        if prepared is not None:
+            return prepared
+        time.sleep(0.2)
+    path = Path(recipe.run_dir) / PREPARED
+    raise ValueError(
+        f"{path} was not written within {seconds:.0f} s; put run_dir on a file system that every node shares"
+    )
+
+
+def already(recipe: Recipe) -> Prepared | None:
+    """What an earlier `prepare` of this very recipe wrote, if it came to its end."""
+    path = Path(recipe.run_dir) / PREPARED
+    if not path.exists():
+        return None
+    prepared = Prepared(**json.loads(path.read_text(encoding="utf-8")))
+    return prepared if prepared.fingerprint == _fingerprint(recipe) else None
+
+
+def local_model(recipe: Recipe) -> Path:
+    """The model's directory; a hub name is downloaded first, without weights in formats that can run code."""
+    path = Path(recipe.model.path)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
+        ) from error
+    preflight.check_model_directory(recipe, downloaded)
+    return downloaded
+
+
+def _hugging_face_files(source: Path) -> Path:
+    """Where config.json and the tokenizer of a model are: a NeMo checkpoint of a run takes those its run started from."""
+    if not is_nemo(source):
+        return source
+    from conversion.convert import model_files_directory
+
+    run = source.parent.parent / PREPARED
+    base = Path(json.loads(run.read_text(encoding="utf-8"))["hf"]) if run.exists() else None
+    return model_files_directory(source, base)
+
+
+def _tokenizer(recipe: Recipe, hf: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
+    if recipe.data.chat_template is not None:
+        tokenizer.chat_template = recipe.data.chat_template
+    return tokenizer
+
+
+def _write_run_yaml(recipe: Recipe, source: Path, target: Path) -> None:
+    if not target.exists():
+        write_atomically(target, yaml.safe_dump(plan.run_yaml(recipe, source), sort_keys=False))
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    return hashlib.sha256(json.dumps(config.dump(recipe), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""`nemo-probsft train RECIPE`: prepare, say what will be done and why, start the ranks, export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from nemo_probsft import config, launch, plan, prepare, runlog
+from nemo_probsft.checkpoints import last_checkpoint
+from nemo_probsft.config import Recipe
+from nemo_probsft.prepare import Prepared
+
+
+def train(path: str, overrides: Sequence[str] = ()) -> Path:
+    """Train a recipe to its end, or go on with it where it was. Returns the run directory. Raises ValueError for the user."""
+    recipe = config.load(path, overrides)
+    run_dir = Path(recipe.run_dir)
+    if launch.inside_ranks():
+        _train_rank(recipe)
+        return run_dir
+    prepared, decisions = prepare.prepare(recipe)
+    plan.show(decisions)
+    if not finished(run_dir, prepared):
+        with runlog.Progress(f"train {run_dir}", run_dir, prepared.num_steps) as progress:
+            launch.run_ranks(["train", path, *overrides], recipe.trainer.devices, run_dir / "logs", progress)
+        assert finished(run_dir, prepared), f"the ranks ended without checkpoint {prepared.num_steps} in {run_dir}"
+    if recipe.export.at_end:
+        print(f"exported: {export(recipe, prepared)}")
+    return run_dir
+
+
+def finished(run_dir: Path, prepared: Prepared) -> bool:
+    return last_checkpoint(run_dir / "checkpoints") == run_dir / "checkpoints" / f"step={prepared.num_steps}"
+
+
+def _train_rank(recipe: Recipe) -> None:
+    if os.environ["RANK"] == "0" and prepare.already(recipe) is None:  # started by hand under torchrun or srun
+        plan.show(prepare.prepare(recipe)[1])
+    prepared = prepare.wait_for(recipe)
+
+    from nemo_probsft.adapters import nemo
+
+    objective, denominator = config.resolve_objective(recipe)
+    nemo.fit(recipe, prepared, objective, denominator)
+
+
+def export(recipe: Recipe, prepared: Prepared) -> Path:
+    """The last checkpoint as a Hugging Face directory, `run_dir`/export, that says where it came from."""
+    import conversion
+
+    run_dir = Path(recipe.run_dir)
+    target = run_dir / "export"
+    if not target.exists():
+        checkpoint = last_checkpoint(run_dir / "checkpoints")
+        assert checkpoint is not None
+        provenance = yaml.safe_load((run_dir / prepare.RUN).read_text(encoding="utf-8"))
+        dtype = {"bf16": "bfloat16", "fp32": "float32", None: None}[recipe.export.dtype]
+        conversion.export_hf(
+            checkpoint, target, base=Path(prepared.hf), dtype=dtype, provenance=provenance, progress=True
+        )
+    return target

@@ -1,0 +1,105 @@
+"""Intervals and p-values against closed forms, exhaustive enumeration and simulated coverage."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from evaluation.statistics import RESAMPLES, estimate, paired_difference
+
+binary_scores = st.tuples(st.integers(1, 12), st.integers(1, 5)).flatmap(
+    lambda shape: arrays(np.float64, shape, elements=st.sampled_from([0.0, 1.0]))
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(scores=binary_scores)
+def test_estimate_is_the_mean_inside_its_interval_and_repeats(scores):
+    result = estimate(scores, seed=3)
+    assert result.mean == pytest.approx(scores.mean(), abs=1e-12)
+    assert 0 <= result.low <= result.mean <= result.high <= 1
+    assert (result.num_items, result.samples_per_item) == scores.shape
+    assert estimate(scores, seed=3) == result
+
+
+@settings(max_examples=20, deadline=None)
+@given(scores=binary_scores, copies=st.integers(2, 6))
+def test_repeating_an_answer_adds_no_information(scores, copies):
+    """Copies of an answer are no new evidence: the interval must not shrink, as it would if answers were independent."""
+    once, repeated = estimate(scores), estimate(np.repeat(scores, copies, axis=1))
+    assert (once.low, once.high) == pytest.approx((repeated.low, repeated.high), abs=1e-9)
+
+
+def test_interval_width_matches_the_central_limit():
+    scores = np.random.default_rng(0).random((400, 1)) < 0.3
+    result = estimate(scores)
+    half = 1.96 * scores.std() / np.sqrt(400)
+    assert result.high - result.mean == pytest.approx(half, rel=0.08)
+    assert result.mean - result.low == pytest.approx(half, rel=0.08)
+
+
+def test_interval_covers_at_its_level_and_the_unclustered_one_does_not():
+    """Items differ in difficulty, so an item's 16 answers agree; true mean 0.5, 300 simulated benchmarks of 60 items."""
+    rng = np.random.default_rng(1)
+    clustered = unclustered = 0
+    for _ in range(300):
+        difficulty = rng.beta(0.4, 0.4, size=(60, 1))
+        scores = (rng.random((60, 16)) < difficulty).astype(float)
+        result = estimate(scores, seed=int(rng.integers(1 << 30)))
+        clustered += result.low <= 0.5 <= result.high
+        half = 1.96 * scores.std() / np.sqrt(scores.size)
+        unclustered += abs(scores.mean() - 0.5) <= half
+    assert 0.91 <= clustered / 300 <= 0.98
+    assert unclustered / 300 < 0.6
+
+
+def test_all_right_or_all_wrong_is_not_certainty():
+    right, wrong = estimate(np.ones((200, 16))), estimate(np.zeros((200, 16)))
+    assert (right.mean, right.high, wrong.mean, wrong.low) == (1, 1, 0, 0)
+    assert right.low == pytest.approx(0.025 ** (1 / 200), abs=1e-12)  # exact binomial: 0.9817
+    assert wrong.high == pytest.approx(1 - 0.025 ** (1 / 200), abs=1e-12)
+
+
+def test_p_value_matches_all_sign_flips():
+    differences = np.array([0.5, 0.25, -0.1, 0.4, 0.3, -0.05, 0.2, 0.1])
+    sums = np.array([np.dot(signs, differences) for signs in product((-1, 1), repeat=8)])
+    exact = (np.abs(sums) >= abs(differences.sum()) - 1e-12).mean()
+    result = paired_difference(0.5 + differences[:, None], np.full((8, 1), 0.5))
+    assert result.p_value == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / RESAMPLES))
+    assert result.mean == pytest.approx(differences.mean(), abs=1e-12)
+
+
+def test_p_value_is_calibrated_without_a_difference_and_small_with_one():
+    rng = np.random.default_rng(2)
+    p_values = []
+    for _ in range(150):
+        difficulty = rng.beta(0.5, 0.5, size=(40, 1))
+        a, b = (rng.random((40, 4)) < difficulty for _ in range(2))
+        p_values.append(paired_difference(a, b, seed=int(rng.integers(1 << 30))).p_value)
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.10
+    assert 0.4 <= np.mean(p_values) <= 0.7
+    certain = paired_difference(np.ones((40, 4)), np.zeros((40, 4)))
+    assert certain.p_value == pytest.approx(1 / (RESAMPLES + 1), rel=1.01)
+    assert (certain.mean, certain.low, certain.high) == (1, 1, 1)
+
+
+def test_pairing_removes_what_the_items_have_in_common():
+    rng = np.random.default_rng(3)
+    difficulty = rng.beta(0.4, 0.4, size=(100, 1))
+    a, b = rng.random((100, 16)) < np.minimum(difficulty + 0.1, 1), rng.random((100, 16)) < difficulty
+    paired = paired_difference(a, b)
+    separate = [estimate(scores) for scores in (a, b)]
+    assert paired.low > 0
+    assert separate[1].high > separate[0].low  # the separate intervals overlap: unpaired, the difference would be missed
+
+
+def test_samples_may_differ_but_items_may_not():
+    assert paired_difference(np.ones((5, 1)), np.zeros((5, 16))).mean == 1
+    with pytest.raises(ValueError, match="the same items: got 5 and 6"):
+        paired_difference(np.ones((5, 2)), np.ones((6, 2)))
+    for bad in (np.ones(3), np.ones((0, 4)), np.array([[np.nan]])):
+        with pytest.raises(ValueError, match="non-empty finite"):
+            estimate(bad)
