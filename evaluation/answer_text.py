@@ -87,6 +87,12 @@ def normalize(answer: str) -> str:
     return text.casefold() if text.isalpha() else text
 
 
+def is_word(answer: str) -> bool:
+    """Letters only, and meant as text: four or more, or in a LaTeX text wrapper."""
+    text = normalize(answer)
+    return text.isalpha() and (len(text) >= 4 or _WRAPPED_TEXT.search(answer) is not None)
+
+
 @lru_cache(maxsize=1 << 16)
 def plain_number(answer: str) -> Fraction | None:
     """The exact value of an integer, decimal, simple fraction or power-of-ten notation, a unit in \\text aside; else None."""

@@ -1,5 +1,5 @@
-"""The command line. Nothing heavy is imported before a command needs it: `--help` answers at once, and Megatron's checkpoint
-writer, which starts a process that imports `__main__` again, starts fast."""
+"""The command line. Nothing heavy is imported before a command needs it: `--help` answers at once, and Megatron's
+checkpoint writer, which starts a process that imports `__main__` again, starts fast."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`nemo-probsft demo`: the paper's continuum on one machine, with the commands that a person would type.
 
-Two tasks at its ends, two objectives: where the base model knows the task, p should win; where it does not, -log p should.
+Two tasks at its ends, two objectives: where the base model knows the task, p should win; where it does not, -log p.
 Every stage is complete or absent, so a second call goes on where the first one stopped.
 """
 
@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from nemo_probsft import engines
 
 ROOT = Path("runs/demo")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "demo"
@@ -124,13 +122,14 @@ def _command(*arguments: str) -> None:
     code = subprocess.run([sys.executable, "-m", "nemo_probsft", *arguments]).returncode
     if code:
         raise ValueError(
-            f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}; run `make demo` again, it goes on from here"
+            f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}; run `make demo` again, it goes on"
         )
 
 
 def _report() -> None:
-    from evaluation.report import report_table, write_report
     from rich.console import Console
+
+    from evaluation.report import report_table, write_report
 
     runs = [ROOT / f"{task}-{objective}" for task in TASKS for objective in OBJECTIVES]
     results = sorted((ROOT / "results").glob("*/*/*/results.json"))

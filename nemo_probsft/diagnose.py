@@ -1,6 +1,7 @@
 """`nemo-probsft diagnose RECIPE`: where the base model stands on the training targets, before anything is trained.
 
-Source: arXiv 2510.00526, Eq. 5 (token-level mean of p over all targets), Table 6 (fraction above 0.55), Fig. 5 (percentiles).
+Source: arXiv 2510.00526, Eq. 5 (token-level mean of p over all targets), Table 6 (fraction above 0.55), Fig. 5
+(percentiles).
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ NUM_BINS = 50
 
 
 def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
-    """Measure p of every target with the recipe's model, data and layout. Writes diagnose.json and diagnose.png; returns the JSON's path."""
+    """Measure p of every target with the recipe's model, data and layout.
+
+    Writes diagnose.json and diagnose.png; returns the JSON's path. Raises ValueError for the user.
+    """
     recipe = config.load(path, overrides)
     output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
     work = dataclasses.replace(recipe, run_dir=str(output))

@@ -13,7 +13,7 @@ VARIABLE = "NEMO_PROBSFT_EVAL_PYTHON"
 
 
 def evaluation_python() -> str:
-    """This Python where it has vLLM, else that of the environment `eval` beside this one's. Raises ValueError when neither is there."""
+    """This Python where it has vLLM, else that of the environment `eval` beside this one. Raises ValueError without."""
     if VARIABLE in os.environ:
         return os.environ[VARIABLE]
     if importlib.util.find_spec("vllm") is not None:

@@ -1,4 +1,4 @@
-"""Starting the ranks of one node with torchrun, their output in files, and a progress display in the process that waits."""
+"""Starting the ranks of one node with torchrun, with their output in files and a display in the process that waits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def inside_ranks() -> bool:
 def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Callable[[], None]) -> None:
     """Run `python -m nemo_probsft ARGUMENTS` on `num_ranks` ranks; call `tick` twice a second until they end.
 
-    Output goes to `log_dir`/<attempt>/rank<i>/{stdout,stderr}.log. Raises RuntimeError with the first rank's error when one fails.
+    Output goes to files under `log_dir`/<time>/. Raises RuntimeError with the first rank's error when one fails.
     """
     attempt = log_dir / time.strftime("%Y%m%d-%H%M%S")
     attempt.mkdir(parents=True, exist_ok=True)

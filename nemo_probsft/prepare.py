@@ -1,4 +1,4 @@
-"""What is done once, before any rank starts: check, tokenise, import the weights, and write down what the ranks need."""
+"""What is done once, before any rank starts: check, tokenise, import the weights, write down what the ranks need."""
 
 from __future__ import annotations
 
@@ -95,26 +95,18 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
 
 
 def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per_epoch: int) -> list[Decision]:
-    summary = dataset.summary
-    template = (
-        "the tokenizer's chat template"
-        if tokenizer.chat_template
-        else "prompt + response + end token: the tokenizer has no chat template"
-    )
-    counts = (
-        f"{summary.num_examples} examples, {summary.num_tokens} tokens, {summary.num_target_tokens} of them targets; "
-        f"{summary.num_truncated} truncated to {recipe.data.max_length} tokens, {summary.num_skipped} skipped (prompt too long)"
-    )
-    steps = f"{per_epoch} steps an epoch: the last {summary.num_examples % recipe.data.global_batch_size} examples of each are dropped"
+    counts = dataset.summary
+    size = f"{counts.num_examples} examples, {counts.num_tokens} tokens, {counts.num_target_tokens} of them targets"
+    cut = f"{counts.num_truncated} truncated to {recipe.data.max_length} tokens, {counts.num_skipped} skipped"
+    has_template = tokenizer.chat_template is not None
+    form = "the tokenizer's chat template" if has_template else "no chat template: prompt + response + end token"
+    dropped = counts.num_examples - per_epoch * recipe.data.global_batch_size
     found = [
-        Decision("data", counts, template),
+        _engine(),
+        Decision("data", f"{size}; {cut}", form),
         Decision("example", data.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
-        Decision("steps", str(prepared.num_steps), steps),
-        Decision(
-            "trainer.precision",
-            recipe.trainer.precision,
-            "log p, f(p), gradients' sum and optimizer state are fp32 in both",
-        ),
+        Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
+        Decision("trainer.precision", recipe.trainer.precision, "log p, f(p), gradient sums and Adam's state are fp32"),
     ]
     last = last_checkpoint(Path(recipe.run_dir) / "checkpoints")
     if last is not None:
@@ -122,8 +114,16 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     return found
 
 
+def _engine() -> Decision:
+    import torch
+
+    if torch.cuda.is_available():
+        return Decision("device", torch.cuda.get_device_name(), "CUDA: NCCL, and the stock packages without a patch")
+    return Decision("device", "CPU", "no CUDA: gloo, and the patches that adapters/cpu.py lists")
+
+
 def wait_for(recipe: Recipe, seconds: float = 3600) -> Prepared:
-    """What rank 0, or the process that started the ranks, prepared; it reaches other nodes through the run directory."""
+    """What rank 0 or the process that started the ranks prepared; other nodes see it through the run directory."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         prepared = already(recipe)
@@ -166,7 +166,7 @@ def local_model(recipe: Recipe) -> Path:
 
 
 def _hugging_face_files(source: Path) -> Path:
-    """Where config.json and the tokenizer of a model are: a NeMo checkpoint of a run takes those its run started from."""
+    """Where config.json and the tokenizer of a model are; a run's own checkpoint takes those its run started from."""
     if not is_nemo(source):
         return source
     from conversion.convert import model_files_directory

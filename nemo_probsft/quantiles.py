@@ -1,7 +1,7 @@
-"""Quantiles of the target probability from a fixed histogram: counts add over micro-batches and ranks, so they travel with the loss.
+"""Quantiles of the target probability from a fixed histogram, whose counts add over micro-batches and ranks.
 
-Bins are even in logit(p) = log p - log(1 - p), which resolves both p of 1e-8 and 1 - p of 1e-8; a quantile is exact to one bin
-(a factor exp(1/8) in p or in 1 - p).
+Bins are even in logit(p) = log p - log(1 - p), which resolves both p of 1e-8 and 1 - p of 1e-8; a quantile is exact to
+one bin (a factor exp(1/8) in p or in 1 - p).
 """
 
 from __future__ import annotations

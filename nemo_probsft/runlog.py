@@ -13,7 +13,8 @@ from typing import Any
 class RunLog:
     """Appends one JSON object a step to `metrics.jsonl` and the same numbers to TensorBoard and W&B.
 
-    Opened at `start_step`, it drops what an interrupted run wrote beyond the checkpoint it resumes from, so no step stands twice.
+    Opened at `start_step`, it drops what an interrupted run wrote beyond the checkpoint it resumes from: no step stands
+    twice.
     """
 
     def __init__(self, run_dir: Path, start_step: int, wandb: Mapping[str, Any] | None = None) -> None:

@@ -15,7 +15,7 @@ from nemo_probsft.prepare import Prepared
 
 
 def train(path: str, overrides: Sequence[str] = ()) -> Path:
-    """Train a recipe to its end, or go on with it where it was. Returns the run directory. Raises ValueError for the user."""
+    """Train a recipe to its end, or go on where it was. Returns the run directory. Raises ValueError for the user."""
     recipe = config.load(path, overrides)
     run_dir = Path(recipe.run_dir)
     if launch.inside_ranks():

@@ -1,14 +1,13 @@
 """The real Megatron-Core and NeMo on a machine without CUDA, over gloo.
 
-Both assume a GPU in places that have nothing to do with the arithmetic: `device="cuda"`, CUDA streams, type checks. `PATCHES` is the one list of what
-is changed, each with its reason; `tests/test_cpu_adapter.py` runs every probe on the unpatched packages and fails when one is no longer needed.
-`install` refuses to run where CUDA is present.
+Both assume a GPU in places that have nothing to do with the arithmetic: `device="cuda"`, CUDA streams, type checks.
+`PATCHES` is the one list of what is changed, each with its reason; `tests/test_cpu_adapter.py` runs every probe on the
+unpatched packages and fails when one is no longer needed. `install` refuses to run where CUDA is present.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,7 +60,7 @@ def _is_cuda(device: object) -> bool:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """`device="cuda"` is read as the CPU, `pin_memory` is dropped, and `Tensor.type()` names the type its CUDA twin would have."""
+    """`device="cuda"` is read as the CPU, `pin_memory` is dropped, `Tensor.type()` names the type its CUDA twin has."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -158,48 +157,65 @@ def _probe_checkpoint_devices() -> object:
 
 PATCHES = (
     Patch(
-        "torch_cuda", "torch", ">=2.4", "torch.cuda streams, events, rng, current_device, synchronize",
-        "Megatron's schedules, buffers and seeding call them without asking whether there is a GPU",
-        _patch_torch_cuda, lambda: torch.cuda.current_device(),
+        name="torch_cuda",
+        package="torch",
+        versions=">=2.4",
+        upstream="torch.cuda: streams, events, rng, current_device, synchronize",
+        reason="Megatron's schedules, buffers and seeding call them without asking whether there is a GPU",
+        apply=_patch_torch_cuda,
+        probe=lambda: torch.cuda.current_device(),
     ),
     Patch(
-        "devices", "megatron-core", ">=0.15,<0.16", 'device="cuda", pin_memory=True, Tensor.type() checks in schedules, optimizer and NeMo logging',
-        "the device is written into the calls; the optimizer accepts gradients of type torch.cuda.* only",
-        _patch_devices, lambda: torch.zeros([], dtype=torch.int, device="cuda"),
+        name="devices",
+        package="megatron-core",
+        versions=">=0.15,<0.16",
+        upstream='device="cuda", pin_memory=True and Tensor.type() checks in schedules, optimizer and NeMo\'s logging',
+        reason="the device is written into the calls, and the optimizer takes gradients of type torch.cuda.* only",
+        apply=_patch_devices,
+        probe=lambda: torch.zeros([], dtype=torch.int, device="cuda"),
     ),
     Patch(
-        "rng_tracker", "megatron-core", ">=0.15,<0.16", "megatron.core.tensor_parallel.random._set_cuda_rng_state",
-        "forks the generator of a CUDA device around dropout and initialisation",
-        _patch_rng_tracker, _probe_rng_tracker,
+        name="rng_tracker",
+        package="megatron-core",
+        versions=">=0.15,<0.16",
+        upstream="megatron.core.tensor_parallel.random._set_cuda_rng_state",
+        reason="forks the generator of a CUDA device around dropout and initialisation",
+        apply=_patch_rng_tracker,
+        probe=_probe_rng_tracker,
     ),
     Patch(
-        "norm", "megatron-core", ">=0.15,<0.16", "megatron.core.transformer.torch_norm.WrappedTorchNorm",
-        "refuses sequence parallelism; the same torch norm with its parameters marked for the tensor-parallel all-reduce is exact",
-        _patch_norm, _probe_norm,
+        name="norm",
+        package="megatron-core",
+        versions=">=0.15,<0.16",
+        upstream="megatron.core.transformer.torch_norm.WrappedTorchNorm",
+        reason="refuses sequence parallelism; the same torch norm, its parameters marked for the all-reduce, is exact",
+        apply=_patch_norm,
+        probe=_probe_norm,
     ),
     Patch(
-        "checkpoint_devices", "nemo-toolkit", ">=2.6,<3", "nemo.lightning.io.pl._fix_tensors_device",
-        "asserts that CUDA is initialised on every checkpoint load",
-        _patch_checkpoint_devices, _probe_checkpoint_devices,
+        name="checkpoint_devices",
+        package="nemo-toolkit",
+        versions=">=2.6,<3",
+        upstream="nemo.lightning.io.pl._fix_tensors_device",
+        reason="asserts that CUDA is initialised on every checkpoint load",
+        apply=_patch_checkpoint_devices,
+        probe=_probe_checkpoint_devices,
     ),
-)  # fmt: skip
+)
 
 
 def install() -> None:
     """Apply `PATCHES` in order. Raises ValueError where CUDA is present: there the stock packages run."""
-    if torch.cuda.is_available():
-        raise ValueError(
-            "the CPU adapter was asked for on a machine with CUDA; remove the call, the stock packages run there"
-        )
+    refuse_on(cuda=torch.cuda.is_available())
     for patch in PATCHES:
         patch.apply()
 
 
-def describe() -> list[str]:
-    """One line a patch, with the installed version, for the start of a run and run.yaml."""
-    return [
-        f"{p.name}: {p.upstream} ({p.package} {importlib.metadata.version(p.package)}): {p.reason}" for p in PATCHES
-    ]
+def refuse_on(*, cuda: bool) -> None:
+    if cuda:
+        raise ValueError(
+            "the CPU adapter was asked for on a machine with CUDA; remove the call, the stock packages run"
+        )
 
 
 def turn_fusions_off(config: object) -> None:

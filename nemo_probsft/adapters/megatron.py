@@ -32,7 +32,8 @@ def check_config(config: object) -> None:
     """Refuse settings under which Megatron would optimise something else. Raises ValueError."""
     if not config.calculate_per_token_loss:
         raise ValueError(
-            "calculate_per_token_loss=False makes Megatron optimise the mean of micro-batch means, not the token mean; set it to True"
+            "calculate_per_token_loss=False makes Megatron optimise the mean of micro-batch means; "
+            "set it to True for the token mean"
         )
     if not config.parallel_output:
         raise ValueError(
@@ -45,7 +46,7 @@ def install_target_logprob(
 ) -> int:
     """Make the last pipeline stage return -log p of each target, [b, s] fp32, from `ops.target_logprob`.
 
-    An instance attribute, not a subclass: NeMo's inference asks for exactly `GPTModel`. Returns the number of chunks changed.
+    An instance attribute, not a subclass: NeMo's inference asks for exactly `GPTModel`. Returns how many were changed.
     """
     changed = 0
     for chunk in map(unwrap, chunks):
@@ -77,8 +78,8 @@ def loss_function(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Megatron's 3-tuple: (loss_sum, num_tokens int32, statistics fp32 [STATISTICS_LENGTH]).
 
-    With calculate_per_token_loss Megatron sums the first two over micro-batches, data and context parallel ranks and divides the
-    gradient once (finalize_model_grads), so no term is divided here.
+    With calculate_per_token_loss Megatron sums the first two over micro-batches, data and context parallel ranks and
+    divides the gradient once (finalize_model_grads), so no term is divided here.
     """
     logp = -nll
     loss_sum, num_tokens, report = token_loss(objective, logp, loss_mask, denominator=denominator)

@@ -45,7 +45,7 @@ from nemo_probsft.runlog import RunLog
 
 
 class ObjectiveReduction(MaskedTokenLossReduction):
-    """NeMo's loss reduction with f(p) in place of -log p; `statistics` holds the last step's sums over the global batch."""
+    """NeMo's loss reduction with f(p) for -log p; `statistics` holds the last step's sums over the global batch."""
 
     def __init__(self, objective: Objective, denominator: str) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def holds_the_loss() -> bool:
 
 
 def fit(recipe: Recipe, prepared: Prepared, objective: Objective, denominator: str) -> None:
-    """Train from the NeMo checkpoint `prepared.base`, or go on from the last complete checkpoint of the run directory."""
+    """Train from the checkpoint `prepared.base`, or go on from the last complete one of the run directory."""
     quiet()
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
@@ -163,7 +163,7 @@ def fit(recipe: Recipe, prepared: Prepared, objective: Objective, denominator: s
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [InstallObjective(prepared.vocab_size), WriteMetrics(run_dir, recipe, reduction)]
     directory = run_dir / "checkpoints"
-    # Checkpoint callbacks come last: the metrics of a step are on disk before its checkpoint, and the step is logged before it names one.
+    # Checkpoints come last: a step's metrics are on disk before its checkpoint, which is named by a number they log.
     trainer.callbacks.append(_checkpoint(directory, recipe.checkpoint.every_steps, recipe.checkpoint.keep_last))
     if num_steps % recipe.checkpoint.every_steps:
         trainer.callbacks.append(_checkpoint(directory, num_steps, keep=1))
@@ -294,7 +294,7 @@ def _checkpoint(directory: Path, every: int, keep: int) -> nl.ModelCheckpoint:
         dirpath=str(directory),
         filename="step={trained_steps:.0f}",
         auto_insert_metric_name=False,
-        monitor="trained_steps",  # "the best" is the latest: NeMo's default, val_loss, saves nothing without a validation set
+        monitor="trained_steps",  # the latest is the best; NeMo's default, val_loss, saves nothing without a validation
         mode="max",
         save_top_k=keep,
         save_last=False,

@@ -1,4 +1,4 @@
-"""The tokenised set as a NeMo data module. Its order is `batches.step_indices`, so a resumed run continues it at any layout.
+"""The tokenised set as a NeMo data module, in the order of `batches.step_indices`: a resumed run continues it.
 
 Source of the interface: nemo/lightning/pytorch/plugins/data_sampler.py (MegatronDataSampler), nemo-toolkit 2.6-2.7.
 """
@@ -76,7 +76,7 @@ class SFTData(pl.LightningDataModule):
 
 
 class _Sampler(MegatronDataSampler):
-    """NeMo's sampler, with `_MicroBatches` for its own: that one's length shrinks on resume, which ends the epoch early."""
+    """NeMo's sampler, with `_MicroBatches` for its own, whose length shrinks on resume and ends the epoch early."""
 
     def __init__(self, indices, num_steps, seq_length, micro_batch_size, global_batch_size) -> None:  # type: ignore[no-untyped-def]
         super().__init__(seq_length, micro_batch_size, global_batch_size, dataloader_type="single")

@@ -1,0 +1,233 @@
+"""The real trainer: NeMo and Megatron under torchrun and gloo, against a float64 reference with no code of the package.
+
+Each test starts the command a person would type. The training set is one global batch with very uneven answers, so that
+the first step's figures do not depend on the order of the examples. On CUDA it needs two GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nemo_probsft.demo_data import write_random_base, write_tokenizer
+
+RTOL = 1e-5
+ROWS = [
+    ("12+34=", "46"),
+    ("copy:abcdefghij=", "abcdefghij"),
+    ("9=", "9"),
+    ("spell it out, please: 21+21=", "forty-two, which is the answer to everything"),
+    ("77+12=", "89"),
+    ("copy:zz=", "zz"),
+    ("x", "y"),
+    ("what is left?", "nothing at all"),
+]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A random base model and one global batch of data."""
+    root = tmp_path_factory.mktemp("training")
+    write_tokenizer(root / "model")
+    write_random_base(root / "model", seed=3)
+    rows = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in ROWS]
+    (root / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+def recipe(root: Path, name: str, **changes) -> Path:
+    content = {
+        "run_dir": str(root / name),
+        "model": {"path": str(root / "model")},
+        "data": {
+            "train": str(root / "train.jsonl"),
+            "max_length": 96,
+            "global_batch_size": len(ROWS),
+            "micro_batch_size": 2,
+        },
+        "objective": "GeneralFamily-2",
+        "parallel": {"tensor_model_parallel_size": 2},
+        "optim": {"lr": 1e-3, "warmup_ratio": 0.0},
+        "trainer": {"devices": 2, "max_steps": 1, "precision": "fp32"},
+    }
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if isinstance(content.get(key), dict) else value
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "nemo_probsft", *map(str, arguments)]
+
+
+def run(*arguments) -> str:
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def reference_logp(root: Path) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    """log p of every target by row, float64, from transformers; the rows are tokenised here by hand."""
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    model = Qwen2ForCausalLM.from_pretrained(root / "model", torch_dtype=torch.float64, attn_implementation="eager")
+    vocabulary = AutoTokenizer.from_pretrained(root / "model").get_vocab()
+    logp = []
+    for prompt, response in ROWS:
+        ids = torch.tensor([[vocabulary[c] for c in prompt + response] + [vocabulary["<eos>"]]])
+        logits = model(ids).logits[0, len(prompt) - 1 : -1]
+        targets = ids[0, len(prompt) :, None]
+        logp.append(torch.log_softmax(logits, -1).gather(1, targets).squeeze(1))
+    return model, logp
+
+
+def grad_norm(model: torch.nn.Module, loss: torch.Tensor) -> float:
+    gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    return math.sqrt(sum(float((g**2).sum()) for g in gradients))
+
+
+FORMULAS = {
+    "original": (lambda logp: -logp, lambda p: p >= 0),
+    "GeneralFamily-2": (lambda logp: (1 - torch.exp(2 * logp)) / 2, lambda p: p >= 0),
+    "OnlyTopLogP-0.004": (lambda logp: -logp, lambda p: p >= 0.004),
+}
+LAYOUTS = {
+    "tp2": ("GeneralFamily-2", "target", {"tensor_model_parallel_size": 2}),
+    "tp2-sp": ("OnlyTopLogP-0.004", "kept", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "dp2": ("OnlyTopLogP-0.004", "target", {"tensor_model_parallel_size": 1}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_first_step_is_the_token_mean_of_f_at_every_layout(workspace, layout):
+    key, denominator, parallel = LAYOUTS[layout]
+    objective = {"name": "nll", "keep": {"min_p": 0.004}, "denominator": denominator} if "Only" in key else key
+    run("train", recipe(workspace, layout, objective=objective, parallel=parallel))
+    (row,) = metrics(workspace / layout)
+
+    model, by_row = reference_logp(workspace)
+    logp = torch.cat(by_row)
+    f, keep = FORMULAS[key]
+    kept = keep(logp.exp())
+    count = len(logp) if denominator == "target" else int(kept.sum())
+    loss = f(logp)[kept].sum() / count
+    assert row["num_tokens"] == len(logp)
+    for name, value in {
+        "objective": loss,
+        "nll": -logp.mean(),
+        "p": logp.exp().mean(),
+        "kept_fraction": kept.double().mean(),
+        "grad_norm": grad_norm(model, loss),
+    }.items():
+        assert row[name] == pytest.approx(float(value), rel=RTOL), name
+
+    # The known mistakes would have been seen.
+    row_means = torch.stack([(f(part) * keep(part.exp())).sum() / len(part) for part in by_row]).mean()
+    assert abs(float(row_means) - row["objective"]) > 100 * RTOL * abs(row["objective"])
+    assert abs(grad_norm(model, row_means) - row["grad_norm"]) > 100 * RTOL * row["grad_norm"]
+    assert abs(grad_norm(model, -logp.mean()) - row["grad_norm"]) > 100 * RTOL * row["grad_norm"]
+
+
+@pytest.fixture(scope="module")
+def pipeline_run(workspace):
+    """An uninterrupted run of 4 steps over two pipeline stages, exported."""
+    path = recipe(
+        workspace,
+        "pipeline",
+        model={"path": str(four_layers(workspace))},
+        parallel={"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 2},
+        trainer={"devices": 2, "max_steps": 4, "precision": "fp32"},
+        checkpoint={"every_steps": 2},
+        export={"at_end": True},
+    )
+    run("train", path)
+    return path
+
+
+def four_layers(workspace: Path) -> Path:
+    """The demo's base has 3 layers; two pipeline stages need an even number."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    target = workspace / "four-layers"
+    config = Qwen2Config.from_pretrained(workspace / "model", num_hidden_layers=4)
+    torch.manual_seed(5)
+    Qwen2ForCausalLM(config).save_pretrained(target)
+    AutoTokenizer.from_pretrained(workspace / "model").save_pretrained(target)
+    return target
+
+
+def test_a_run_leaves_metrics_checkpoint_export_and_where_they_came_from(workspace, pipeline_run):
+    run_dir = workspace / "pipeline"
+    rows = metrics(run_dir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["p"] > 1.5 * rows[0]["p"]  # it learns
+    described = yaml.safe_load((run_dir / "run.yaml").read_text())
+    assert described["objective"] == {"key": "GeneralFamily-2", "formula": "(1 - p^2)/2", "denominator": "target"}
+    assert described["recipe"]["parallel"]["pipeline_model_parallel_size"] == 2
+    assert list((run_dir / "tensorboard").iterdir())
+    assert (run_dir / "checkpoints" / "step=4" / "weights" / "metadata.json").exists()
+
+    from transformers import AutoModelForCausalLM
+
+    trained = AutoModelForCausalLM.from_pretrained(run_dir / "export").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(workspace / "four-layers").state_dict()
+    assert trained.keys() == before.keys()
+    assert all(not torch.equal(trained[name], before[name]) for name in before if name.endswith("weight"))
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(workspace, pipeline_run):
+    content = yaml.safe_load(pipeline_run.read_text()) | {"run_dir": str(workspace / "killed")}
+    path = workspace / "killed.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    process = subprocess.Popen(command("train", path), stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (workspace / "killed" / "checkpoints" / "step=2" / "context" / "io.json").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint in 5 minutes"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run("train", path)
+    assert metrics(workspace / "killed") == metrics(workspace / "pipeline")
+
+
+def test_a_finished_run_is_left_as_it_is(workspace, pipeline_run):
+    before = (workspace / "pipeline" / "metrics.jsonl").stat().st_mtime_ns
+    run("train", pipeline_run)
+    assert (workspace / "pipeline" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_run_directory_of_another_recipe_is_refused_in_one_line(workspace, pipeline_run):
+    done = subprocess.run(command("train", pipeline_run, "objective=p"), capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("nemo-probsft: ")]
+    assert "holds another run" in line
+    assert "GeneralFamily-2" in line
+
+
+def test_diagnose_measures_p_of_every_target(workspace):
+    path = recipe(workspace, "diagnosed", data={"global_batch_size": 6, "micro_batch_size": 2})
+    run("diagnose", path)
+    found = json.loads((workspace / "diagnosed" / "diagnose" / "diagnose.json").read_text())
+    p = torch.cat(reference_logp(workspace)[1]).exp().detach()
+    assert found["num_tokens"] == len(p)
+    assert found["mean_p"] == pytest.approx(float(p.mean()), rel=RTOL)
+    assert found["percentiles"]["50"] == pytest.approx(float(p.quantile(0.5)), rel=RTOL)
+    assert found["fraction_above_0.55"] == float((p > 0.55).double().mean())
+    assert sum(found["histogram"]["counts"]) == len(p)
+    assert (workspace / "diagnosed" / "diagnose" / "diagnose.png").read_bytes().startswith(b"\x89PNG")
