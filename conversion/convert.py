@@ -11,6 +11,7 @@ from conversion import layout
 from conversion.card import write_card
 from conversion.context import write_context
 from conversion.families import ModelSpec, extra_state_keys, model_spec
+from conversion.lora import MergedReader, base_checkpoint, is_lora, lora_scale
 from conversion.progress import Progress
 from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
 from conversion.staging import existing_directory, staged_directory, unchanged
@@ -75,14 +76,16 @@ def export_hf(
     """Convert a NeMo 2 checkpoint (imported, or saved in training) into a Hugging Face directory.
 
     base: the Hugging Face directory or imported checkpoint the training started from; it gives config.json and
-    the tokenizer. Not needed for a checkpoint that has them. Optimizer state and padded vocabulary rows are left out.
+    the tokenizer. Not needed for a checkpoint that has them. Optimizer state and padded vocabulary rows are left out;
+    LoRA adapters are merged into their base (`base` when it is a checkpoint, else the one NeMo noted).
     dtype: None keeps the checkpoint's. provenance: written to run.yaml and the model card (README.md).
     Raises: ValueError, one line; nothing is left behind.
     """
     source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
+    reader, base = open_checkpoint(source, base)
     model_files = model_files_directory(source, base)
     config = read_config(model_files)
-    weights = NeMoWeights(TorchDistReader(weights_directory(source)), model_spec(config))
+    weights = NeMoWeights(reader, model_spec(config))
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     total = num_bytes(outputs)
     with (
@@ -100,6 +103,18 @@ def export_hf(
         _set_config_dtype(partial / "config.json", config, {kind for kind, _ in outputs.values()})
         if provenance is not None:
             write_card(partial, config, provenance)
+
+
+def open_checkpoint(source: Path, base: Path | None) -> tuple[TorchDistReader | MergedReader, Path | None]:
+    """The tensors of a checkpoint, LoRA merged, and where its model files are to be looked for (see `export_hf`)."""
+    reader = TorchDistReader(weights_directory(source))
+    if not is_lora(reader):
+        return reader, base
+    root = weights_directory(base) if base is not None else None
+    if root is None or not (root / "metadata.json").exists():
+        root = weights_directory(base_checkpoint(reader.directory))
+    scale = lora_scale(weights_directory(source).parent)
+    return MergedReader(TorchDistReader(root), reader, scale), base or root.parent
 
 
 def weights_directory(checkpoint: Path) -> Path:

@@ -28,7 +28,6 @@ def staged_directory(target: Path, num_bytes: int) -> Iterator[Path]:
         partial.mkdir()
         try:
             yield partial
-            _sync(partial)
             if os.path.lexists(target):
                 raise ValueError(f"{target}: appeared while it was being written here; nothing was changed")
             partial.rename(target)
@@ -92,13 +91,3 @@ def _exclusive(lock: Path, target: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-def _sync(directory: Path) -> None:
-    for file in directory.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -7,7 +7,6 @@ concatenated `torch.save` payloads, and Megatron's `common.pt` and `metadata.jso
 
 import io
 import json
-import math
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,10 +185,6 @@ class TorchDistReader:
 def global_shape(shape: tuple[int, ...], num_layers: int | None) -> tuple[int, ...]:
     """Shape in the checkpoint of a tensor whose layers are stacked (num_layers) or that exists once (None)."""
     return shape if num_layers is None else (num_layers, *shape)
-
-
-def num_bytes(reader: TorchDistReader, keys: list[str]) -> int:
-    return sum(math.prod(reader.shape(key)) * reader.dtype(key).itemsize for key in keys)
 
 
 def _strip(key: str) -> str | None:

@@ -1,4 +1,4 @@
-"""python -m evaluation MODEL_DIR... --tasks demo_strong,demo_weak --data-dir DIR --output DIR [--limit N] [--samples N]"""
+"""python -m evaluation MODEL_DIR... --tasks demo_strong,demo_weak --data-dir DIR --output DIR [--limit N]"""
 
 import argparse
 import sys
@@ -8,8 +8,12 @@ from pathlib import Path
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description="Evaluate exported models on vLLM.")
     parser.add_argument("model_dirs", nargs="+", type=Path, metavar="MODEL_DIR", help="Hugging Face directory")
-    parser.add_argument("--tasks", required=True, help="comma-separated names or tags, e.g. demo or demo_strong,demo_weak")
-    parser.add_argument("--data-dir", required=True, type=Path, help="directory with the test sets (see evaluation/README.md)")
+    parser.add_argument(
+        "--tasks", required=True, help="comma-separated names or tags, e.g. demo or demo_strong,demo_weak"
+    )
+    parser.add_argument(
+        "--data-dir", required=True, type=Path, help="directory with the test sets (see evaluation/README.md)"
+    )
     parser.add_argument("--output", required=True, type=Path, help="directory for results.json and samples.jsonl")
     parser.add_argument("--limit", type=_positive, help="first N items of each task only")
     parser.add_argument("--samples", type=_positive, help="answers per item when sampling (default: the task's own)")

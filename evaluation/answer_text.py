@@ -1,4 +1,4 @@
-"""Finding the final answer in a response, and comparing answers that are plain text or plain numbers. Linear in the input."""
+"""Finding the final answer in a response; comparing answers that are plain text or plain numbers. Linear time."""
 
 import re
 from fractions import Fraction
@@ -10,6 +10,7 @@ RELATIVE_TOLERANCE = Fraction(1, 10_000)  # between numbers of which one is not 
 _ANSWER_IS = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*:?", re.IGNORECASE)
 _NUMBER_IN_TEXT = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?")
 _WRAPPED_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|mathbf|mathit|operatorname|rm)\s*\{([^{}]*)\}")
+_WRAPPED_NUMBER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([-+().,\d]*)\}")
 _SPACING = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;: ]|\\q?quad(?![a-zA-Z])|~|\s")
 _UNIT = re.compile(r"\\(?:text|mathrm|mbox|rm)\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
 _INTEGER = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+|\d{1,100})"
@@ -25,8 +26,9 @@ _NUMBER = re.compile(
 
 
 def extract_answer(response: str) -> str:
-    """The last balanced \\boxed{...}; else what follows the last "answer is" on its line; else a one-line response itself;
-    else the last number. Empty when there is none, or when it is longer than MAX_ANSWER_CHARS."""
+    """The last balanced \\boxed{...}; else the rest of the line after the last "answer is"; else a one-line response
+    itself; else the last number. Empty when there is none, or when it is longer than MAX_ANSWER_CHARS.
+    """
     boxed = _last_boxed(response)
     if boxed is not None:
         return _bounded(boxed)
@@ -78,7 +80,7 @@ def _braced(text: str, start: int) -> str | None:
 
 @lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
-    """LaTeX without what does not change its meaning: delimiters, spacing, text wrappers, display sizes, a final period."""
+    """LaTeX without what leaves its meaning as it is: delimiters, spacing, text wrappers, sizes, a last period."""
     text = answer.strip().strip("$").replace("\\(", "").replace("\\)", "").replace("\\[", "").replace("\\]", "")
     text = _WRAPPED_TEXT.sub(r"\1", text)
     text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
@@ -95,10 +97,10 @@ def is_word(answer: str) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def plain_number(answer: str) -> Fraction | None:
-    """The exact value of an integer, decimal, simple fraction or power-of-ten notation, a unit in \\text aside; else None."""
+    """Exact value of an integer, decimal, simple fraction or power-of-ten notation, a \\text unit aside; else None."""
     text = answer.strip().strip("$").replace("\\$", "").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = _UNIT.sub("", _SPACING.sub("", text).rstrip("."))
-    match = _NUMBER.fullmatch(text)
+    text = _UNIT.sub("", _WRAPPED_NUMBER.sub(r"\1", _SPACING.sub("", text).rstrip(".")))
+    match = _NUMBER.fullmatch(text.removeprefix("(").removesuffix(")") if text[:1] + text[-1:] == "()" else text)
     if match is None:
         return None
     value = _magnitude(match)

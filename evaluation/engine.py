@@ -14,13 +14,17 @@ import torch  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.utils import postprocess_generated_text  # noqa: E402
 from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 
 
+TOKENIZER_PROBE = "The answer: 12+34=46, it's 1,000.5 %.\n\n  def f(x):\n\treturn {x} ** 2  # naïve"
+
+
 @dataclass(frozen=True)
 class Completion:
-    """One generated answer. finish: "stop", "length" (cut at the token limit) or "prompt_too_long" (nothing was run)."""
+    """One answer. finish: "stop", "length" (cut at the token limit) or "prompt_too_long" (nothing was generated)."""
 
     text: str
     num_tokens: int
@@ -61,9 +65,7 @@ class ReproducibleVLLM(VLLM):
 
     def _sampling_params(self, request: Instance, prompt_length: int, seed: int) -> SamplingParams:
         eos = self.tokenizer.decode(self.eot_token_id)
-        options, stop, budget = self.modify_gen_kwargs(
-            request.args[1], eos=eos, default_max_gen_toks=self.max_gen_toks
-        )
+        options, stop, budget = self.modify_gen_kwargs(request.args[1], eos=eos, default_max_gen_toks=self.max_gen_toks)
         return SamplingParams(
             max_tokens=max(1, min(budget, self.max_length - prompt_length)), stop=stop, seed=seed, **options
         )
@@ -87,7 +89,7 @@ def _completion(output, stop: list[str]) -> Completion:
 
 @contextmanager
 def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[ReproducibleVLLM]:
-    """Serve `model_dir` with vLLM (start: 10-60 s); float32 on CPU, where models are small, else the checkpoint's dtype."""
+    """Serve `model_dir` with vLLM (start: 10-60 s); float32 on CPU, where models are small, else its own dtype."""
     on_gpu = torch.cuda.is_available()
     lm = ReproducibleVLLM(
         pretrained=str(model_dir),
@@ -100,9 +102,27 @@ def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[R
     )
     lm.sampling_seed = seed
     try:
+        check_tokenizer(model_dir, lm)
         yield lm
     finally:
         # The next model starts in this process: free the engine's memory and process groups first.
         lm.model.llm_engine.engine_core.shutdown()
         del lm.model
         cleanup_dist_env_and_memory()
+
+
+def check_tokenizer(model_dir: Path, lm: ReproducibleVLLM) -> None:
+    """Raises: ValueError when prompts get other ids than tokenizer.json gives, that is, other ids than in training.
+
+    transformers 5 loads a tokenizer.json beside some model types (qwen2 among them) through the class of that type, with
+    that class's own pre-tokenizer (transformers.models.auto.tokenization_auto, MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS).
+    """
+    path = model_dir / "tokenizer.json"
+    if not path.is_file():
+        return
+    served = lm.tokenizer(TOKENIZER_PROBE, add_special_tokens=False)["input_ids"]
+    if served != Tokenizer.from_file(str(path)).encode(TOKENIZER_PROBE, add_special_tokens=False).ids:
+        raise ValueError(
+            f"{path}: {type(lm.tokenizer).__name__} of transformers gives other ids than this file, so prompts would not be"
+            " those of training; save the tokenizer in the form of its model type"
+        )

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the two objectives of the demo come first.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6FBF", "#7F7F7F")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6FBF", "#B79F00")
+OTHER = "#8a949e"
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 # Mean p of the base models on the training targets of the paper's three domains: arXiv 2510.00526, Table 5.
 PAPER_DOMAINS = {"figlet fonts": (0.01, 0.07), "medicine": (0.50, 0.59), "mathematics": (0.76, 0.81)}
@@ -39,9 +40,10 @@ STYLE = {
 }
 
 
-def colors(labels: Sequence[str]) -> dict[str, str]:
-    """One colour per objective, the same in every figure; beyond eight they repeat."""
-    return {label: COLORS[number % len(COLORS)] for number, label in enumerate(labels)}
+def colors(trained: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """One colour per label, the same in every figure; beyond eight they repeat. Models of no given run are grey."""
+    palette = {label: COLORS[number % len(COLORS)] for number, label in enumerate(trained)}
+    return palette | {label: OTHER for label in others}
 
 
 def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -> Figure:
@@ -72,9 +74,18 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
         axes.set_ylabel("accuracy after fine-tuning, %")
         axes.set_title("Accuracy after fine-tuning, by what the base model already knew", pad=30)
         axes.text(0.0, 1.025, "model-weak: the data teach", transform=axes.transAxes, color=MUTED, fontsize=9)
-        axes.text(1.0, 1.025, "model-strong: the prior teaches", transform=axes.transAxes, color=MUTED, fontsize=9, ha="right")
+        axes.text(
+            1.0, 1.025, "model-strong: the prior teaches", transform=axes.transAxes, color=MUTED, fontsize=9, ha="right"
+        )
         handles = [plt.Line2D([], [], color=color, marker="o", linewidth=1.6) for color in palette.values()]
-        axes.legend(handles, palette, loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=min(len(palette), 4), columnspacing=1.2)
+        axes.legend(
+            handles,
+            palette,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 0.99),
+            ncols=min(len(palette), 4),
+            columnspacing=1.2,
+        )
         axes.grid(axis="x", visible=False)
         _mark_paper_domains(axes)
         return figure
@@ -117,7 +128,8 @@ def _mark_paper_domains(axes) -> None:
         axes.plot([low, high], [0.012, 0.012], color="#9aa5b1", linewidth=5, solid_capstyle="butt", transform=transform)
         axes.text(
             max((low + high) / 2, 0.055), 0.042, f"paper: {name}", color=MUTED, fontsize=7.5, ha="center", va="center",
-            transform=transform, bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+            transform=transform,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )  # fmt: skip
 
 
@@ -138,8 +150,9 @@ def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Map
             row[2].set_ylim(0, 1)
         for axes in grid[-1]:
             axes.set_xlabel("step")
-        handles = [plt.Line2D([], [], color=palette[o], linewidth=2) for o in palette]
-        figure.legend(handles, palette, loc="outside upper center", ncols=min(len(palette), 6))
+        shown = [o for o in palette if any(o in by_objective for by_objective in curves.values())]
+        handles = [plt.Line2D([], [], color=palette[o], linewidth=2) for o in shown]
+        figure.legend(handles, shown, loc="outside upper center", ncols=min(len(shown), 6))
         return figure
 
 
@@ -162,7 +175,9 @@ def weight_curves(p: np.ndarray, curves: Mapping[str, np.ndarray], palette: Mapp
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         for objective, weight in curves.items():
             axes.plot(p, weight, color=palette[objective], linewidth=2.2, label=objective)
-        axes.set(xlim=(0, 1), xlabel="p, probability of the target token", ylabel="weight on the NLL gradient, $s_f(p)$")
+        axes.set(
+            xlim=(0, 1), xlabel="p, probability of the target token", ylabel="weight on the NLL gradient, $s_f(p)$"
+        )
         axes.set_ylim(0, min(1.08 * max(float(np.nanmax(w)) for w in curves.values()), 4))
         axes.set_title("What a token's probability does to its gradient")
         axes.legend(title="objective")

@@ -1,7 +1,7 @@
 """Is the final answer of a response mathematically the gold answer? Bounded in time and memory for any input.
 
 Plain text and plain numbers are compared here. What is left goes to math-verify's LaTeX parser in a process of its own,
-which has a memory limit and is replaced when it takes too long; no part of the input is ever executed or evaluated as code.
+which has a memory limit and is replaced when it takes too long; no part of the input is ever executed as code.
 """
 
 from dataclasses import dataclass

@@ -71,7 +71,8 @@ CAPTIONS = {
 
 def draw_figures(inputs: Inputs) -> dict[str, Any]:
     """Name -> figure, for what there are inputs of."""
-    palette = figures.colors(inputs.labels)
+    trained = list(dict.fromkeys(row.label for row in inputs.rows if row.run is not None))
+    palette = figures.colors(trained, [label for label in inputs.labels if label not in trained])
     drawn = {}
     points = [_point(row, inputs.diagnoses[row.task]) for row in inputs.rows if row.task in inputs.diagnoses]
     if points:
@@ -119,7 +120,13 @@ def _cells(row: Row) -> dict[str, str]:
         "greedy": _accuracy(row.greedy),
         "sampled": _accuracy(row.sampled),
         "difference": "-" if difference is None else _difference_text(difference),
-        "sign": "" if difference is None else "better" if difference.low > 0 else "worse" if difference.high < 0 else "",
+        "sign": ""
+        if difference is None
+        else "better"
+        if difference.low > 0
+        else "worse"
+        if difference.high < 0
+        else "",
     }
 
 
@@ -127,7 +134,8 @@ def _accuracy(result: Result | None) -> str:
     if result is None:
         return "-"
     c = result.content
-    return f"{100 * c['mean']:.1f} [{100 * c['low']:.1f}, {100 * c['high']:.1f}]  n={c['num_items']}x{c['samples_per_item']}"
+    interval = f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
+    return f"{100 * c['mean']:.1f} {interval}  n={c['num_items']}x{c['samples_per_item']}"
 
 
 def _difference_text(difference) -> str:
@@ -148,7 +156,12 @@ def _examples(inputs: Inputs, task: str) -> list[dict[str, Any]]:
             "prompt": items[0]["prompt"],
             "target": items[0]["target"],
             "answers": [
-                {"label": label, "text": item["answers"][0], "score": float(np.mean(item["scores"])), "n": len(item["scores"])}
+                {
+                    "label": label,
+                    "text": item["answers"][0],
+                    "score": float(np.mean(item["scores"])),
+                    "n": len(item["scores"]),
+                }
                 for label, item in zip(samples, items, strict=True)
             ],
         }

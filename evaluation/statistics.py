@@ -34,14 +34,16 @@ def estimate(scores: np.ndarray, *, seed: int = 0) -> Estimate:
     """Mean and interval of `scores` [items, samples]: items are resampled with all their answers (clustered bootstrap).
 
     When every answer scores 0, or every one 1, resampling cannot move the mean; the exact binomial bound for that many
-    items stands in for the end that would otherwise claim certainty.
+    items stands in for the end that would otherwise claim certainty. One item has the interval [0, 1] of all scores.
     Raises: ValueError when `scores` is not a non-empty matrix of finite numbers.
     """
     scores = _matrix(scores)
     item_means = scores.mean(axis=1)
     low, high = _bootstrap_interval(item_means, seed)
     bound = ((1 - CONFIDENCE) / 2) ** (1 / len(scores))
-    if (scores == 1).all():
+    if len(scores) == 1:
+        low, high = 0.0, 1.0
+    elif (scores == 1).all():
         low = bound
     elif (scores == 0).all():
         high = 1 - bound

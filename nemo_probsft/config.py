@@ -143,7 +143,7 @@ class Recipe:
     log: LogConfig = LogConfig()
     export: ExportConfig = ExportConfig()
     diagnose: DiagnoseConfig = DiagnoseConfig()
-    tree: Node | None = field(default=None, init=False, compare=False, repr=False)  # as written, for `error`
+    tree: Node | None = field(default=None, compare=False, repr=False, metadata={"key": False})  # for `error`
 
     def error(self, key: str, problem: str, *also: str) -> ValueError:
         """A one-line error about a key. It names the override to blame, if one set this key or one of `also`."""
@@ -176,8 +176,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for text in _once_each(overrides):
         tree = strictyaml.override(tree, text)
     tree = _with_defaults(tree, Path(path))
-    recipe = strictyaml.build(Recipe, tree)
-    object.__setattr__(recipe, "tree", tree)
+    recipe = dataclasses.replace(strictyaml.build(Recipe, tree), tree=tree)
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
     _refuse_objective(recipe)

@@ -30,10 +30,12 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     """
     recipe = config.load(path, overrides)
     output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
-    work = dataclasses.replace(recipe, run_dir=str(output))
+    # A diagnosis does not depend on the objective, and must be there before one with a percentile can be resolved.
+    work = dataclasses.replace(recipe, run_dir=str(output), objective="original")
     if launch.inside_ranks():
         _diagnose_rank(work)
         return output / "diagnose.json"
+    launch.refuse_many_nodes(recipe)
     prepared, decisions = prepare.prepare(work)
     plan.show(decisions)
     shards = output / "logp"

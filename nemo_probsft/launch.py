@@ -10,10 +10,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nemo_probsft.config import Recipe
+
 
 def inside_ranks() -> bool:
     """True under torchrun or srun: this process is a rank and must not start others."""
     return "RANK" in os.environ
+
+
+def refuse_many_nodes(recipe: Recipe) -> None:
+    """One process starts the ranks of one node. Raises ValueError for more: they need torchrun or srun."""
+    if recipe.trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes is {recipe.trainer.num_nodes}, but this process starts the ranks of one node; "
+            "run the same command under torchrun or srun on every node"
+        )
 
 
 def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Callable[[], None]) -> None:

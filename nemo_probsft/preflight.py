@@ -37,7 +37,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Shape:
-    """What tensor and pipeline parallelism divide; `source` is the file it was read from."""
+    """What tensor and pipeline parallelism divide, as read from `source`; context_length 0 is unknown."""
 
     num_layers: int
     num_heads: int
@@ -49,16 +49,25 @@ class Shape:
 
 def check(recipe: Recipe) -> list[Decision]:
     """Refuse what cannot start. Raises ValueError in one line that names key, value, file and remedy."""
-    return [_objective(recipe), *_layout(recipe), *_model(recipe), _data(recipe), _run_dir(recipe)]
+    return [*_objective(recipe), *_layout(recipe), *_model(recipe), _data(recipe), _run_dir(recipe)]
 
 
-def _objective(recipe: Recipe) -> Decision:
+def _objective(recipe: Recipe) -> list[Decision]:
     objective, denominator = resolve_objective(recipe)
     reasons = {
         "target": "divided by all supervised tokens of the global batch",
         "kept": "divided by the tokens of the global batch that pass the threshold",
     }
-    return Decision("objective", objective.key, f"f(p) = {objective.formula}, {reasons[denominator]}")
+    decisions = [Decision("objective", objective.key, f"f(p) = {objective.formula}, {reasons[denominator]}")]
+    keep = None if isinstance(recipe.objective, str) else recipe.objective.keep
+    if keep is not None and keep.diagnosis is not None:
+        made_for = json.loads(Path(keep.diagnosis).read_text(encoding="utf-8"))
+        source = f"{keep.diagnosis} of model {made_for.get('model')} on {made_for.get('data')}"
+        for bound, p in (("min", objective.min_p), ("max", objective.max_p)):
+            if (percentile := getattr(keep, f"{bound}_percentile")) is not None:
+                value = f"{percentile:g} is p = {p:g}"
+                decisions.append(Decision(f"objective.keep.{bound}_percentile", value, f"by {source}"))
+    return decisions
 
 
 def _layout(recipe: Recipe) -> list[Decision]:
@@ -194,7 +203,7 @@ def _nemo_shape(source: Path) -> Shape | None:
             num_heads=int(config["num_attention_heads"]),
             num_kv_heads=int(config.get("num_query_groups") or config["num_attention_heads"]),
             ffn_size=int(config["ffn_hidden_size"]),
-            context_length=int(config.get("seq_length") or 0),
+            context_length=0,  # seq_length there is that of its training run
             source=source,
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
@@ -229,9 +238,6 @@ def _data(recipe: Recipe) -> Decision:
             problem = f"{name} is a directory without a saved data set; name a {' or '.join(FORMATS)} file in it"
             raise recipe.error("data.train", problem)
         return Decision("data.train", name, "data set written by datasets.save_to_disk")
-    if prepared := re.fullmatch(r"data/(\w+)/train\.jsonl", name):
-        problem = f"{name} does not exist; make it with `nemo-probsft data prepare {prepared[1]}`"
-        raise recipe.error("data.train", problem)
     if path.suffix in FORMATS or not HUB_NAME.fullmatch(name) or Path(path.parts[0]).exists():
         problem = f"{name} does not exist; name a {' or '.join(FORMATS)} file or a Hugging Face data set"
         raise recipe.error("data.train", problem)

@@ -68,15 +68,16 @@ def plain(node: Node) -> Any:
 def parse(text: str, place: Callable[[int], str]) -> Node:
     """Text -> tree; `place` names the location of a line (from 1). Raises ValueError, in one line."""
     try:
-        events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+        events: list[Any] = list(yaml.parse(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
         raise ValueError(f"{place(mark.line + 1 if mark else 1)}: not valid YAML: {problem}; correct it") from None
-    documents = [event for event in events if isinstance(event, yaml.DocumentStartEvent)]
-    if len(documents) > 1:
-        line = documents[1].start_mark.line + 1
-        raise ValueError(f"{place(line)}: a second YAML document starts here; keep one document in a file")
+    starts: list[Any] = [event.start_mark for event in events if isinstance(event, yaml.DocumentStartEvent)]
+    if len(starts) > 1:
+        raise ValueError(
+            f"{place(starts[1].line + 1)}: a second YAML document starts here; keep one document in a file"
+        )
     content = (e for e in events if isinstance(e, (yaml.NodeEvent, yaml.CollectionEndEvent)))
     first = next(content, None)
     return Node(None, place(1)) if first is None else _node(first, content, place, depth=0)
@@ -171,9 +172,9 @@ def locate(tree: Node, key: str) -> str:
 
 @cache
 def schema(cls: type) -> dict[str, Any]:
-    """Key -> type, for the fields of a dataclass that a file may set."""
+    """Key -> type, for the fields of a dataclass that a file may set (all but those with metadata key: False)."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {item.name: hints[item.name] for item in dataclasses.fields(cls) if item.init}
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls) if item.metadata.get("key", True)}
 
 
 def build(cls: type, tree: Node) -> Any:

@@ -21,6 +21,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> Path:
     if launch.inside_ranks():
         _train_rank(recipe)
         return run_dir
+    launch.refuse_many_nodes(recipe)
     prepared, decisions = prepare.prepare(recipe)
     plan.show(decisions)
     if not finished(run_dir, prepared):

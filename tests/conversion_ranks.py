@@ -4,6 +4,18 @@ from pathlib import Path
 
 import torch
 
+PIPELINED = ("qwen2-tied-301", "qwen3-untied")  # a save takes seconds, and two cover both kinds of last stage
+
+_FUSIONS = (
+    "apply_rope_fusion",
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "gradient_accumulation_fusion",
+    "persist_layer_norm",
+    "cross_entropy_loss_fusion",
+)
+
 
 def load_forward_save(checkpoints: dict[str, Path], tokens: torch.Tensor, saved: Path) -> dict:
     """On two ranks: TP=2 (logits, save), PP=2 with two virtual stages (save), then one rank alone (logits, 50 tokens).
@@ -21,9 +33,9 @@ def load_forward_save(checkpoints: dict[str, Path], tokens: torch.Tensor, saved:
         results[family]["tp2"] = _forward(model, tokens)
         results[family]["keys"] = _save([model], saved / f"tp2-{family}")
     _model_parallel(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
-    for family, checkpoint in checkpoints.items():
+    for family in PIPELINED:
         layout = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
-        _save(_load(checkpoint, **layout, pipeline_dtype=torch.float32), saved / f"pp2-{family}")
+        _save(_load(checkpoints[family], **layout, pipeline_dtype=torch.float32), saved / f"pp2-{family}")
     _model_parallel()
     for family, checkpoint in checkpoints.items():
         (model,) = _load(checkpoint)
@@ -43,16 +55,16 @@ def _model_parallel(**sizes: int) -> None:
 
 def _load(checkpoint: Path, **layout: object) -> list:
     """The model chunks of this rank from NeMo's own reading of context/, filled by Megatron's strict loading."""
+    import fiddle
     from megatron.core import dist_checkpointing
     from nemo.lightning import io
 
-    from nemo_probsft.adapters import cpu
-
-    config = io.load_context(checkpoint / "context", subpath="model.config")
-    cpu.turn_fusions_off(config)
+    description = io.load_context(checkpoint / "context", subpath="model.config", build=False)
+    without_gpu = dict.fromkeys(_FUSIONS, False)
     fp32 = {"bf16": False, "fp16": False, "params_dtype": torch.float32}
-    for name, value in {**fp32, "cross_entropy_loss_fusion": False, **layout}.items():
-        setattr(config, name, value)
+    for name, value in {**without_gpu, **fp32, **layout}.items():
+        setattr(description, name, value)
+    config = fiddle.build(description)
     chunks = layout.get("virtual_pipeline_model_parallel_size", 1)
     models = [config.configure_model(None, vp_stage=stage if chunks > 1 else None).eval() for stage in range(chunks)]
     loaded = dist_checkpointing.load(_sharded(models), str(checkpoint / "weights"))

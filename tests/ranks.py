@@ -1,6 +1,6 @@
 """Runs an importable function on several gloo ranks, each a process, and returns its result per rank.
 
-Processes come from a fork server that has torch loaded (0.1 s a launch; `spawn` would import torch in each).
+Processes come from a fork server that has torch loaded; `spawn` would import it in each.
 """
 
 import multiprocessing
@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed"])
-TIMEOUT_S = 120
+# torch._dynamo: the first backward and the first dispatch mode of a process import it, which takes seconds
+_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", "pytest", "hypothesis"])
 
 
-def run_ranks(function, world_size, *args, **kwargs):
+def run_ranks(function, world_size, *args, timeout_s=120, **kwargs):
     """[function(*args, **kwargs) of rank 0, 1, ...] with the default gloo group up. Results must pickle.
 
     Raises RuntimeError with the rank's traceback when one fails (the others are stopped), TimeoutError when one hangs.
@@ -35,7 +35,7 @@ def run_ranks(function, world_size, *args, **kwargs):
             processes.append(process)
             rank_of[receiver] = rank
         try:
-            return _collect(rank_of)
+            return _collect(rank_of, timeout_s)
         except BaseException:
             for process in processes:
                 process.terminate()
@@ -45,12 +45,12 @@ def run_ranks(function, world_size, *args, **kwargs):
                 process.join()
 
 
-def _collect(rank_of):
-    results, deadline = [None] * len(rank_of), time.monotonic() + TIMEOUT_S
+def _collect(rank_of, timeout_s):
+    results, deadline = [None] * len(rank_of), time.monotonic() + timeout_s
     while rank_of:
         ready = wait(list(rank_of), timeout=max(0, deadline - time.monotonic()))
         if not ready:
-            raise TimeoutError(f"ranks {sorted(rank_of.values())} did not finish within {TIMEOUT_S} s")
+            raise TimeoutError(f"ranks {sorted(rank_of.values())} did not finish within {timeout_s} s")
         for receiver in ready:
             rank = rank_of.pop(receiver)
             try:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conversion import export_hf, import_hf, main, verify
 from conversion.families import mappings, model_spec
 from conversion.layout import join, split
-from conversion.torch_dist import TorchDistReader
+from conversion.torch_dist import TorchDistReader, TorchDistWriter
 from tests.conversion_models import FAMILIES, make_hf
 
 
@@ -182,7 +182,13 @@ def test_model_card_names_the_origin(tmp_path):
     export_hf(tmp_path / "nemo", tmp_path / "back", provenance=run)
     card = (tmp_path / "back" / "README.md").read_text()
     assert card.startswith("---\n")
-    for text in ("base_model: Qwen/Qwen2.5-Math-1.5B", "GeneralFamily-10", "(1 - p^10)/10", "train.jsonl", "torch 2.13.0"):
+    for text in (
+        "base_model: Qwen/Qwen2.5-Math-1.5B",
+        "GeneralFamily-10",
+        "(1 - p^10)/10",
+        "train.jsonl",
+        "torch 2.13.0",
+    ):
         assert text in card
     assert "objective: GeneralFamily-10" in (tmp_path / "back" / "run.yaml").read_text()
 
@@ -208,7 +214,8 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_import_of_the_package_and_the_command_line_is_light():
-    code = "import sys, conversion.cli; conversion.cli.parser(); print(sorted({'torch', 'nemo', 'transformers'} & set(sys.modules)))"
+    heavy = "{'torch', 'nemo', 'transformers', 'yaml'}"
+    code = f"import sys, conversion.cli; conversion.cli.parser(); print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -222,3 +229,63 @@ def test_conversion_needs_neither_nemo_nor_megatron(tmp_path):
         f"assert verify({str(source)!r}, {str(tmp_path / 'back')!r}).equal"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def save_lora(checkpoint: Path, base: Path, adapters: dict[str, torch.Tensor], dim: int, alpha: int) -> None:
+    """A checkpoint as NeMo's PEFT callback writes it: adapters only, the path of the base, and the settings."""
+    (checkpoint / "weights").mkdir(parents=True)
+    writer = TorchDistWriter(checkpoint / "weights")
+    for key, stacked in adapters.items():
+        for layer, tensor in enumerate(stacked):
+            writer.add_tensor(f"module.{key}", tensor, tuple(stacked.shape), layer)
+    writer.close({})
+    (checkpoint / "weights" / "adapter_metadata.json").write_text(
+        json.dumps({"model_ckpt_path": str(base / "weights")})
+    )
+    (checkpoint / "context").mkdir()
+    settings = [
+        ["Attr(name='dim')", {"type": "leaf", "value": dim}],
+        ["Attr(name='alpha')", {"type": "leaf", "value": alpha}],
+    ]
+    lora = {"type": "pyref", "module": "nemo.collections.llm.peft.lora", "name": "LoRA"}
+    objects = {
+        "metadata_1": {"items": [["Attr(name='fn_or_cls')", lora]], "metadata": None},
+        "lora_1": {"items": settings, "metadata": {"type": "ref", "key": "metadata_1"}},
+    }
+    (checkpoint / "context" / "io.json").write_text(json.dumps({"objects": objects}))
+
+
+def test_lora_adapters_are_merged_into_their_base(tmp_path):
+    source = make_hf(tmp_path / "hf", "qwen2-tied-301", torch.float32)
+    import_hf(source, tmp_path / "base")
+    torch.manual_seed(1)
+    stem = "decoder.layers.{}.adapter.linear_{}.weight"
+    adapters = {
+        stem.format("self_attention.linear_qkv", "in"): torch.randn(4, 8, 128),
+        stem.format("self_attention.linear_qkv", "out"): torch.randn(4, 256, 8),
+        stem.format("mlp.linear_fc1", "in"): torch.randn(4, 8, 128),
+        stem.format("mlp.linear_fc1", "out"): torch.randn(4, 384, 8),
+    }
+    save_lora(tmp_path / "lora", tmp_path / "base", adapters, dim=8, alpha=16)
+    export_hf(tmp_path / "lora", tmp_path / "merged")
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    qkv_delta = torch.stack([2.0 * out @ into for into, out in zip(*list(adapters.values())[:2], strict=True)])
+    fc1_delta = torch.stack([2.0 * out @ into for into, out in zip(*list(adapters.values())[2:], strict=True)])
+    attention, mlp = "model.layers.3.self_attn.", "model.layers.3.mlp."
+    # Rows of one query group in Megatron's order: 2 heads of q (64), k (32), v (32).
+    expected = {
+        f"{attention}q_proj.weight": torch.cat([qkv_delta[3, :64], qkv_delta[3, 128:192]]),
+        f"{attention}k_proj.weight": torch.cat([qkv_delta[3, 64:96], qkv_delta[3, 192:224]]),
+        f"{attention}v_proj.weight": torch.cat([qkv_delta[3, 96:128], qkv_delta[3, 224:]]),
+        f"{mlp}gate_proj.weight": fc1_delta[3, :192],
+        f"{mlp}up_proj.weight": fc1_delta[3, 192:],
+    }
+    for name, delta in expected.items():
+        torch.testing.assert_close(after[name], before[name] + delta, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(after[name], before[name] + delta / 2, rtol=1e-2, atol=1e-2)  # alpha / dim forgotten
+    assert torch.equal(after[f"{attention}o_proj.weight"], before[f"{attention}o_proj.weight"])
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"base of the LoRA checkpoint is gone.*--base"):
+        export_hf(tmp_path / "lora", tmp_path / "again")
+    export_hf(tmp_path / "lora", tmp_path / "again", base=tmp_path / "moved")
+    assert files(tmp_path / "again") == files(tmp_path / "merged")

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from conversion import export_hf, import_hf, verify
 from conversion.torch_dist import TorchDistReader
+from tests import ranks
 from tests.conversion_models import FAMILIES, make_hf
-from tests.conversion_ranks import load_forward_save
-from tests.ranks import run_ranks
+from tests.conversion_ranks import PIPELINED, load_forward_save
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,9 @@ def run(tmp_path_factory):
         make_hf(folder / f"hf-{family}", family, torch.float32)
         import_hf(folder / f"hf-{family}", folder / f"nemo-{family}")
     checkpoints = {family: folder / f"nemo-{family}" for family in FAMILIES}
-    return folder, tokens, run_ranks(load_forward_save, 2, checkpoints, tokens, folder)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "TIMEOUT_S", 600)  # each rank imports NeMo
+        return folder, tokens, ranks.run_ranks(load_forward_save, 2, checkpoints, tokens, folder)[0]
 
 
 def reference(folder, family):
@@ -54,8 +56,9 @@ def test_fifty_greedy_tokens_equal_those_of_transformers(run, family):
     assert results[family]["greedy"].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("layout", "family"), [("tp2", family) for family in FAMILIES] + [("pp2", family) for family in PIPELINED]
+)
 def test_what_megatron_saves_comes_back(run, tmp_path, family, layout):
     folder, _, _ = run
     export_hf(folder / f"{layout}-{family}", tmp_path / "back", base=folder / f"hf-{family}")

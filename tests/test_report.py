@@ -29,13 +29,20 @@ def write_run(run_dir, objective, num_steps=60):
     rows = []
     for step in range(1, num_steps + 1):
         nll = 0.3 + 2 * np.exp(-step / 15) + 0.05 * rng.standard_normal()
-        rows.append({"step": step, "objective": nll if objective == "original" else 1 - np.exp(-nll), "nll": nll, "p": np.exp(-nll)})
+        rows.append(
+            {
+                "step": step,
+                "objective": nll if objective == "original" else 1 - np.exp(-nll),
+                "nll": nll,
+                "p": np.exp(-nll),
+            }
+        )
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_result(directory, model, task, decoding, right, num_items=60, samples=8, **changes):
-    """A finished evaluation whose answers are right with probability `right`; the seed depends on nothing but its place."""
-    rng = np.random.default_rng(abs(hash((task, str(model)))) % 2**32 if not right else round(right * 1000))
+    """A finished evaluation whose answers are right with probability `right`."""
+    rng = np.random.default_rng(round(right * 1000))
     scores = (rng.random((num_items, samples)) < right).astype(float)
     store = Store(directory)
     settings = {
@@ -59,6 +66,7 @@ def write_result(directory, model, task, decoding, right, num_items=60, samples=
                 "scores": list(row),
                 "finish": ["stop"] * samples,
                 "num_tokens": [3] * samples,
+                "extra": {},
             }
             for item, row in enumerate(scores)
         ]
@@ -83,7 +91,9 @@ def inputs(tmp_path):
         path = tmp_path / "diagnose" / f"{task}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(
-            json.dumps({"mean_p": mean_p, "histogram": {"edges": list(np.linspace(0, 1, 21)), "counts": counts.tolist()}})
+            json.dumps(
+                {"mean_p": mean_p, "histogram": {"edges": list(np.linspace(0, 1, 21)), "counts": counts.tolist()}}
+            )
         )
         diagnoses.append(path)
     return runs, results, diagnoses
@@ -107,6 +117,16 @@ def test_rows_join_results_runs_and_baseline(inputs):
     assert p.difference.mean == pytest.approx(p.sampled.content["mean"] - baseline.sampled.content["mean"], abs=1e-12)
     assert p.difference.low > 0.3
     assert p.difference.p_value < 0.01
+
+
+def test_a_model_of_no_run_comes_first_under_its_directory_and_is_compared_too(inputs, tmp_path):
+    runs, results, diagnoses = inputs
+    base = write_result(tmp_path / "eval" / "base", tmp_path / "base" / "export", "demo_strong", "sample", 0.5)
+    rows = read_inputs(runs, [*results, base], diagnoses).rows
+    assert [(row.task, row.label) for row in rows] == [("demo_strong", "base"), *ACCURACY]
+    assert rows[0].run is None
+    assert rows[0].difference.mean == pytest.approx(sample_mean(base) - sample_mean(rows[1].sampled.path), abs=1e-12)
+    write_report(runs, [*results, base], diagnoses, tmp_path / "with_base" / "report.html")
 
 
 def test_page_holds_every_number_with_n_interval_seed_and_versions(inputs, tmp_path):

@@ -55,7 +55,7 @@ def recipe(root: Path, name: str, **changes) -> Path:
             "global_batch_size": len(ROWS),
             "micro_batch_size": 2,
         },
-        "objective": "GeneralFamily-2",
+        "objective": "GeneralFamily-0.5",
         "parallel": {"tensor_model_parallel_size": 2},
         "optim": {"lr": 1e-3, "warmup_ratio": 0.0},
         "trainer": {"devices": 2, "max_steps": 1, "precision": "fp32"},
@@ -86,10 +86,12 @@ def reference_logp(root: Path) -> tuple[torch.nn.Module, list[torch.Tensor]]:
     from transformers import AutoTokenizer, Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(root / "model", torch_dtype=torch.float64, attn_implementation="eager")
-    vocabulary = AutoTokenizer.from_pretrained(root / "model").get_vocab()
+    tokenizer = AutoTokenizer.from_pretrained(root / "model")
+    vocabulary = tokenizer.get_vocab()
     logp = []
     for prompt, response in ROWS:
-        ids = torch.tensor([[vocabulary[c] for c in prompt + response] + [vocabulary["<eos>"]]])
+        characters = (prompt + response).replace(" ", "\u0120")  # how byte-level vocabularies spell the space
+        ids = torch.tensor([[*(vocabulary[c] for c in characters), tokenizer.eos_token_id]])
         logits = model(ids).logits[0, len(prompt) - 1 : -1]
         targets = ids[0, len(prompt) :, None]
         logp.append(torch.log_softmax(logits, -1).gather(1, targets).squeeze(1))
@@ -103,11 +105,11 @@ def grad_norm(model: torch.nn.Module, loss: torch.Tensor) -> float:
 
 FORMULAS = {
     "original": (lambda logp: -logp, lambda p: p >= 0),
-    "GeneralFamily-2": (lambda logp: (1 - torch.exp(2 * logp)) / 2, lambda p: p >= 0),
+    "GeneralFamily-0.5": (lambda logp: (1 - torch.exp(0.5 * logp)) / 0.5, lambda p: p >= 0),
     "OnlyTopLogP-0.004": (lambda logp: -logp, lambda p: p >= 0.004),
 }
 LAYOUTS = {
-    "tp2": ("GeneralFamily-2", "target", {"tensor_model_parallel_size": 2}),
+    "tp2": ("GeneralFamily-0.5", "target", {"tensor_model_parallel_size": 2}),
     "tp2-sp": ("OnlyTopLogP-0.004", "kept", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "dp2": ("OnlyTopLogP-0.004", "target", {"tensor_model_parallel_size": 1}),
 }
@@ -177,7 +179,7 @@ def test_a_run_leaves_metrics_checkpoint_export_and_where_they_came_from(workspa
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["p"] > 1.5 * rows[0]["p"]  # it learns
     described = yaml.safe_load((run_dir / "run.yaml").read_text())
-    assert described["objective"] == {"key": "GeneralFamily-2", "formula": "(1 - p^2)/2", "denominator": "target"}
+    assert described["objective"] == {"key": "GeneralFamily-0.5", "formula": "(1 - p^0.5)/0.5", "denominator": "target"}
     assert described["recipe"]["parallel"]["pipeline_model_parallel_size"] == 2
     assert list((run_dir / "tensorboard").iterdir())
     assert (run_dir / "checkpoints" / "step=4" / "weights" / "metadata.json").exists()
@@ -217,7 +219,7 @@ def test_a_run_directory_of_another_recipe_is_refused_in_one_line(workspace, pip
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("nemo-probsft: ")]
     assert "holds another run" in line
-    assert "GeneralFamily-2" in line
+    assert "GeneralFamily-0.5" in line
 
 
 def test_diagnose_measures_p_of_every_target(workspace):

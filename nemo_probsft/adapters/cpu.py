@@ -16,6 +16,16 @@ from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
 
+FUSIONS_THAT_NEED_CUDA = (
+    "apply_rope_fusion",
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "gradient_accumulation_fusion",
+    "persist_layer_norm",
+)
+"""Settings of a Megatron configuration whose kernels need CUDA, Apex or TE; unfused computes the same."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -216,16 +226,3 @@ def refuse_on(*, cuda: bool) -> None:
         raise ValueError(
             "the CPU adapter was asked for on a machine with CUDA; remove the call, the stock packages run"
         )
-
-
-def turn_fusions_off(config: object) -> None:
-    """Fused kernels that need CUDA, Apex or Transformer Engine; the unfused ones compute the same."""
-    for name in (
-        "apply_rope_fusion",
-        "bias_activation_fusion",
-        "bias_dropout_fusion",
-        "masked_softmax_fusion",
-        "gradient_accumulation_fusion",
-        "persist_layer_norm",
-    ):
-        setattr(config, name, False)

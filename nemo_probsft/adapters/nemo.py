@@ -20,6 +20,7 @@ if not torch.cuda.is_available():  # before NeMo and Megatron tabulate torch.cud
 
     cpu.install()
 
+import fiddle
 import lightning.pytorch as pl
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
@@ -199,22 +200,36 @@ def _weights_of(checkpoint: str) -> nl.AutoResume:
 
 
 def load_model(recipe: Recipe, prepared: Prepared) -> llm.GPTModel:
-    """The NeMo model of the base checkpoint's context with the recipe's settings, no weights yet."""
-    model = io.load_context(Path(prepared.base) / "context", subpath="model")
-    config = model.config
-    # A vocabulary that tp does not divide gets zero rows at its end; target_logprob gives them no probability.
-    config.vocab_size = round_up(prepared.vocab_size, recipe.parallel.tensor_model_parallel_size)
-    config.seq_length = recipe.data.max_length
-    config.calculate_per_token_loss = True
-    config.variable_seq_lengths = recipe.parallel.pipeline_model_parallel_size > 1
-    config.cross_entropy_loss_fusion = False  # its place is taken by ops.target_logprob
+    """The NeMo model that the base checkpoint's context describes, with the recipe's settings and no weights yet.
+
+    The settings go into the description, not onto the model: NeMo builds virtual pipeline stages from it once more.
+    """
+    description = io.load_context(Path(prepared.base) / "context", subpath="model", build=False)
+    for name, value in model_settings(recipe, description.config.vocab_size).items():
+        setattr(description.config, name, value)
+    return fiddle.build(description)
+
+
+def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+    tp, pp, _ = recipe.model_parallel_sizes
+    settings: dict[str, Any] = {
+        "seq_length": recipe.data.max_length,
+        "calculate_per_token_loss": True,
+        "cross_entropy_loss_fusion": False,  # its place is taken by ops.target_logprob
+        # A vocabulary that tp does not divide gets zero rows at its end; target_logprob gives them no probability.
+        "vocab_size": round_up(vocab_size, tp),
+    }
+    if pp > 1:
+        # Micro-batches have the length of their longest example. Megatron then refuses the default expert dispatcher,
+        # which a dense model's configuration has, too.
+        settings |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
     if recipe.trainer.recompute != "none":
-        config.recompute_granularity = recipe.trainer.recompute
-        if recipe.trainer.recompute == "full":
-            config.recompute_method, config.recompute_num_layers = "uniform", 1
+        settings["recompute_granularity"] = recipe.trainer.recompute
+    if recipe.trainer.recompute == "full":
+        settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
     if not torch.cuda.is_available():
-        cpu.turn_fusions_off(config)
-    return model
+        settings |= dict.fromkeys(cpu.FUSIONS_THAT_NEED_CUDA, False)
+    return settings
 
 
 def make_trainer(recipe: Recipe, max_steps: int) -> nl.Trainer:

@@ -145,5 +145,4 @@ def _row_grad_kernel(
     shift = tl.where(highest == -float("inf"), 0.0, highest)
     dx = tl.exp(x - shift) * tl.load(scale + row) * -g
     dx = tl.where(j == tl.load(column + row), tl.load(target_grad + row), dx)
-    dx = tl.where(read, dx, 0.0).to(grad.dtype.element_ty, fp_downcast_rounding="rtne")
-    tl.store(grad + row * grad_row_stride + j * grad_column_stride, dx, mask=j < n)
+    tl.store(grad + row * grad_row_stride + j * grad_column_stride, tl.where(read, dx, 0.0), mask=j < n)

@@ -88,7 +88,7 @@ class Shard:
         Cost: the op's only collective. Every rank sums the same numbers in the same order, so all agree bitwise.
         """
         every = stats.unsqueeze(0)
-        if self.tp > 1:
+        if self.tp > 1 and stats.numel():
             every = stats.new_empty(self.tp * stats.shape[0], stats.shape[1])
             dist.all_gather_into_tensor(every, stats, group=self.group)
             every = every.view(self.tp, *stats.shape)
@@ -109,7 +109,7 @@ class _TargetLogprob(torch.autograd.Function):
         order = _by_stride(logits)
         flat = labels.permute(order).reshape(-1)
         ignored, column = flat == ignore_index, shard.column(flat)
-        rows_of = _implementation(logits)
+        rows_of = implementation(logits)
         overwrite = inplace and logits.dtype == torch.float32 and rows_of is tiles
         stats = torch.empty(3, flat.numel(), dtype=torch.float32, device=logits.device)
         for view, rows in _row_views(logits.permute(*order, -1)):
@@ -130,14 +130,14 @@ class _TargetLogprob(torch.autograd.Function):
         for view, rows in _row_views(source):
             out = view if ctx.inplace else dlogits.view(-1, dlogits.shape[-1])[rows]
             args = column[rows], top[rows], scale[rows], g[rows], target_grad[rows]
-            _implementation(logits).row_grad(
+            implementation(logits).row_grad(
                 view[:, : ctx.valid], *args, out[:, : ctx.valid], overwritten=ctx.overwritten
             )
             out[:, ctx.valid :].zero_()
         return _unpermute(dlogits, logits, (*ctx.order, logits.dim() - 1)), None, None, None, None
 
 
-def _implementation(logits: Tensor) -> ModuleType:
+def implementation(logits: Tensor) -> ModuleType:
     """Triton kernels on CUDA, and on CPU when Triton's own switch asks for its interpreter; else tiles."""
     if logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
         return importlib.import_module("nemo_probsft.ops.kernels")

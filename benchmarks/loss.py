@@ -1,0 +1,155 @@
+"""Per-token loss and logit gradient from given logits, ours against its peers: python -m benchmarks.loss --help
+
+Forward and backward through autograd with a random upstream gradient per token. Making the input is outside of the
+clock. Some implementations overwrite their input, so each call gets a fresh copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from benchmarks.measure import milliseconds, num_collectives, peak_bytes, relative_error, report
+from nemo_probsft.ops import target_logprob
+from tests import reference
+from tests.ranks import run_ranks
+
+CHECKED_ROWS = 128
+
+
+def main() -> None:
+    args = _arguments()
+    rows = run_ranks(_rank, args.tp, args, timeout_s=3600)[0]
+    report(f"loss: {args.dtype} T={args.tokens} V={args.vocab} tp={args.tp} {args.device}", rows, args.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--vocab", type=int, default=32768)
+    parser.add_argument("--tp", type=int, default=1, help="ranks, each with vocab/tp columns (CPU, gloo)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="", help="comma-separated names of implementations, besides ours")
+    parser.add_argument("--json", help="also write the table there")
+    return parser.parse_args()
+
+
+def _rank(args: argparse.Namespace) -> list[dict]:
+    from megatron.core import parallel_state
+
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=args.tp)
+    width, dtype = args.vocab // args.tp, getattr(torch, args.dtype)
+    start = dist.get_rank() * width
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(args.vocab, (args.tokens,), generator=generator)
+    dloss = torch.randn(args.tokens, generator=generator)
+    generator.manual_seed(1 + dist.get_rank())
+    logits = (3 * torch.randn(args.tokens, width, generator=generator)).to(dtype)
+    checked = [logits.new_empty(CHECKED_ROWS, width) for _ in range(args.tp)]
+    dist.all_gather(checked, logits[:CHECKED_ROWS].clone())
+    truth = reference.logprob_and_grad(torch.cat(checked, 1), labels[:CHECKED_ROWS], -dloss[:CHECKED_ROWS])
+    truth = -truth[0], truth[1][:, start : start + width]
+    logits, labels, dloss = (x.to(args.device) for x in (logits, labels, dloss))
+
+    def prepare() -> tuple:
+        return logits.clone().requires_grad_(), labels, dloss
+
+    calls = {name: call for name, call in _implementations(args).items() if _wanted(name, args.only)}
+    times = milliseconds({name: (prepare, call) for name, call in calls.items()}, args.repeats, args.device)
+    rows = []
+    for name, call in calls.items():
+        loss, grad = call(*prepare())
+        wall, cpu = times[name]
+        rows.append(
+            {
+                "implementation": name,
+                "ms": wall,
+                "ratio": None,
+                "cpu_ms": cpu,
+                "cpu_ratio": None,
+                "GB/s": 3 * logits.numel() * logits.element_size() / wall / 1e6,
+                "extra_MiB": peak_bytes(prepare, call, args.device) / 2**20,
+                "collectives": num_collectives(prepare, call),
+                "error_loss": relative_error(loss[:CHECKED_ROWS], truth[0]),
+                "error_grad": relative_error(grad[:CHECKED_ROWS], truth[1]),
+            }
+        )
+        del loss, grad
+    return rows
+
+
+def _wanted(name: str, only: str) -> bool:
+    return not only or name.startswith("ours") or any(part in name for part in only.split(","))
+
+
+def _implementations(args: argparse.Namespace) -> dict:
+    from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
+    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+
+    group = dist.group.WORLD
+    calls = {
+        "ours, in place": _with_grad(lambda x, y: -target_logprob(x, y, tp_group=group, inplace=True)),
+        "ours": _with_grad(lambda x, y: -target_logprob(x, y, tp_group=group)),
+        "megatron unfused": _with_grad(vocab_parallel_cross_entropy),
+        "megatron fused": _with_grad(lambda x, y: fused_vocab_parallel_cross_entropy(x, y, group)),
+        "torch loss_parallel": _loss_parallel(args),
+    }
+    if args.tp == 1:
+        calls["torch cross_entropy"] = _with_grad(lambda x, y: F.cross_entropy(x.float(), y, reduction="none"))
+        calls["paper: log_softmax + gather"] = _with_grad(_paper)
+        calls |= _cuda_peers() if args.device == "cuda" else {}
+    return calls
+
+
+def _with_grad(loss_of):
+    def call(logits, labels, dloss):
+        loss = loss_of(logits, labels)
+        return loss.detach(), torch.autograd.grad(loss, logits, dloss)[0]
+
+    return call
+
+
+def _paper(logits, labels):
+    return -F.log_softmax(logits.float(), dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def _loss_parallel(args: argparse.Namespace):
+    from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    mesh = init_device_mesh(args.device, (args.tp,))
+
+    def call(logits, labels, dloss):
+        with loss_parallel():
+            sharded = DTensor.from_local(logits.float(), mesh, [Shard(1)], run_check=False)
+            replicated = (DTensor.from_local(x, mesh, [Replicate()], run_check=False) for x in (labels, dloss))
+            labels, dloss = replicated
+            loss = F.cross_entropy(sharded, labels, reduction="none")
+            (grad,) = torch.autograd.grad(loss, logits, dloss)
+        return loss.to_local().detach(), grad
+
+    return call
+
+
+def _cuda_peers() -> dict:
+    """Those of the known peers that are installed."""
+    calls = {}
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.transformers.functional import liger_cross_entropy
+
+        calls["liger"] = _with_grad(lambda x, y: liger_cross_entropy(x, y, reduction="none"))
+    if importlib.util.find_spec("flash_attn"):
+        from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
+
+        calls["flash-attn, in place"] = _with_grad(lambda x, y: cross_entropy_loss(x, y, inplace_backward=True)[0])
+    return calls
+
+
+if __name__ == "__main__":
+    main()

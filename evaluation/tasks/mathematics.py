@@ -1,0 +1,52 @@
+"""The five mathematics sets: their layouts, and scores by math-verify."""
+
+from collections import Counter
+from pathlib import Path
+
+from datasets import Dataset
+
+from evaluation.answer_text import extract_answer, normalize, plain_number
+from evaluation.graders import judge
+from evaluation.tasks.answers import read_rows
+
+
+def load_problems(*, data_dir: str, file: str, problem: str, answer: str, **_metadata) -> dict[str, Dataset]:
+    """Rows {"problem", "answer"} from the fields `problem` and `answer` of `data_dir`/`file` (JSONL)."""
+    rows = read_rows(Path(data_dir) / file, [problem, answer])
+    return {"test": Dataset.from_list([{"problem": row[problem], "answer": gold_answer(row[answer])} for row in rows])}
+
+
+def gold_answer(value: str | float | list[str]) -> str:
+    """The gold answer as LaTeX: of a list of one its item, of a solution the boxed part; a whole float without ".0"."""
+    if isinstance(value, list):
+        (value,) = value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
+    return extract_answer(text) if "\\boxed" in text else text
+
+
+def score(doc: dict, results: list[list[str]]) -> dict:
+    """score and timed_out of each answer, and the score of the most frequent one (maj@n)."""
+    (answers,) = results
+    judgements = [judge(answer, doc["answer"]) for answer in answers]
+    scores = [float(judgement.correct) for judgement in judgements]
+    return {
+        "score": scores,
+        "timed_out": [float(judgement.timed_out) for judgement in judgements],
+        "majority": majority_score(answers, scores),
+    }
+
+
+def majority_score(answers: list[str], scores: list[float]) -> float:
+    """Score of the most frequent final answer, the earliest on a tie.
+
+    Answers vote by value where they are plain numbers, else by normalized text; a response without one does not vote.
+    """
+    finals = [extract_answer(answer) for answer in answers]
+    votes = [plain_number(final) if plain_number(final) is not None else normalize(final) for final in finals]
+    counts = Counter(vote for vote in votes if vote != "")
+    if not counts:
+        return 0.0
+    winner = counts.most_common(1)[0][0]
+    return scores[votes.index(winner)]

@@ -1,0 +1,208 @@
+"""The LM head and the target log-prob in one op that spends matrix products only on rows that need them.
+
+A row with loss_mask 0 never enters the head, forward or backward. A row whose upstream gradient is exactly 0, which is
+what a threshold on p leaves, never enters the two backward products. Labels, mask and upstream gradient are replicated
+over tensor parallel ranks, so all ranks choose the same rows without talking, and no collective depends on the choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nemo_probsft.ops import tiles
+from nemo_probsft.ops.logprob import Shard, implementation
+
+_NONE_IGNORED = torch.iinfo(torch.int64).min
+
+
+@dataclass
+class HeadReport:
+    """What the last call and its backward did; counts of rows, and sums of |dlogp| for `skip_below`."""
+
+    num_tokens: int = 0
+    num_forward: int = 0
+    num_backward: int = 0
+    skipped_weight: float = 0.0
+    total_weight: float = 0.0
+
+
+def lm_head_logprob(
+    hidden: Tensor,  # [..., H] fp32/bf16/fp16; [s/tp, ..., H] with sequence_parallel
+    weight: Tensor,  # [v, H] this rank's rows of the output embedding, v = (padded V) / tp; same dtype
+    labels: Tensor,  # [...] int64 global token ids; [s, ...] with sequence_parallel
+    loss_mask: Tensor,  # as labels, 0/1 of any dtype
+    *,
+    tp_group: dist.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+    vocab_size: int | None = None,
+    ignore_index: int = -100,
+    chunk_tokens: int | None = None,
+    skip_below: float = 0.0,
+    accumulate_main_grad: bool = False,
+    report: HeadReport | None = None,
+) -> Tensor:
+    """log p(label) of logits = hidden @ weight.T, fp32 in the labels' shape; 0.0 where masked or ignored.
+
+    Cost: 2 N H v FLOPs forward and 4 A H v backward, for N unmasked rows and A of them with a nonzero upstream
+    gradient; one [N, v] buffer, which becomes the gradient. chunk_tokens bounds that buffer to [chunk_tokens, v] and
+    adds 2 A H v to recompute it. Collectives: the all-gather of 12 bytes per row; with tp, an all-reduce of the A rows
+    of dhidden, or with sequence_parallel the usual all-gather of hidden and reduce-scatter of dhidden.
+    Gradient: exact for any dlogp. skip_below = tau > 0 drops the rows of smallest |dlogp| from the backward whose sum
+    is at most tau times the whole sum. accumulate_main_grad adds dweight to weight.main_grad, as Megatron's
+    gradient_accumulation_fusion does; for LoRA pass the merged weight, through which autograd goes on.
+    Raises: ValueError as `target_logprob` does, and for shapes and options that cannot be.
+    """
+    shard = Shard.of(weight.shape[0], tp_group, vocab_size)
+    _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below)
+    keep = (loss_mask != 0) & (labels != ignore_index)
+    shard.check_labels(torch.where(keep, labels, ignore_index), ignore_index)
+    options = _Options(sequence_parallel and shard.tp > 1, chunk_tokens, skip_below, accumulate_main_grad)
+    return _LmHead.apply(hidden, weight, labels, keep, shard, options, report or HeadReport())
+
+
+@dataclass(frozen=True)
+class _Options:
+    sequence_parallel: bool
+    chunk_tokens: int | None
+    skip_below: float
+    accumulate_main_grad: bool
+
+
+class _LmHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels, keep, shard, options, report) -> Tensor:
+        rows = keep.reshape(-1).nonzero().squeeze(1)
+        every = _gather(hidden, shard) if options.sequence_parallel else hidden
+        kept = every.reshape(-1, hidden.shape[-1]).index_select(0, rows)
+        target = labels.reshape(-1)[rows]
+        column = shard.column(target)
+        stats = torch.empty(3, len(rows), dtype=torch.float32, device=hidden.device)
+        real = weight[: shard.valid]
+        rows_of = implementation(kept)
+        ctx.overwritten = options.chunk_tokens is None and kept.dtype == torch.float32 and rows_of is tiles
+        skip = torch.zeros_like(target, dtype=torch.bool)
+        for chunk in _chunks(len(rows), options.chunk_tokens):
+            logits = kept[chunk] @ real.t()
+            rows_of.row_stats(logits, column[chunk], skip[chunk], stats[:, chunk], overwrite=ctx.overwritten)
+        logp, scale = shard.combine(stats, target, ignore_index=_NONE_IGNORED)
+        saved = () if options.chunk_tokens or not len(rows) else (logits,)
+        ctx.save_for_backward(kept, weight, rows, column, stats[0].clone(), scale, logp, *saved)
+        ctx.shard, ctx.options, ctx.report, ctx.shape = shard, options, report, hidden.shape
+        report.num_tokens, report.num_forward = labels.numel(), len(rows)
+        return torch.zeros(labels.numel(), device=logp.device).index_copy(0, rows, logp).view(labels.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dlogp: Tensor):
+        kept, weight, rows, column, top, scale, logp, *saved = ctx.saved_tensors
+        shard, options = ctx.shard, ctx.options
+        g = dlogp.reshape(-1)[rows].float()
+        active = _active_rows(g, options.skip_below, ctx.report)
+        g, rows = g[active], rows[active]
+        hidden = kept if len(active) == len(kept) else kept[active]
+        target_grad = -g * torch.expm1(logp[active])
+        row_args = column[active], top[active], scale[active], g, target_grad
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        real, dhidden = weight[: shard.valid], torch.empty_like(hidden)
+        dweight = _WeightGradient(weight, shard.valid, options) if wants_weight else None
+        for chunk in _chunks(len(active), options.chunk_tokens):
+            logits = saved[0] if saved and len(active) == len(kept) else None
+            if logits is None:
+                logits = saved[0][active] if saved else hidden[chunk] @ real.t()
+            implementation(logits).row_grad(logits, *(x[chunk] for x in row_args), logits, overwritten=ctx.overwritten)
+            if wants_hidden:
+                torch.mm(logits, real, out=dhidden[chunk])
+            if dweight:
+                dweight.add(logits, hidden[chunk])
+        dinput = _scatter(dhidden, rows, ctx.shape, shard, options) if wants_hidden else None
+        return dinput, dweight.result() if dweight else None, *[None] * 5
+
+
+class _WeightGradient:
+    """Sum over chunks of dlogits.T @ hidden, into weight.main_grad, or in fp32 where there are several chunks."""
+
+    def __init__(self, weight: Tensor, valid: int, options: _Options) -> None:
+        self.weight, self.valid, self.fused = weight, valid, options.accumulate_main_grad
+        if self.fused:
+            self.total = weight.main_grad
+        else:
+            dtype = torch.float32 if options.chunk_tokens else weight.dtype
+            self.total = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
+
+    def add(self, dlogits: Tensor, hidden: Tensor) -> None:
+        total = self.total[: self.valid]
+        if total.dtype == hidden.dtype:
+            total.addmm_(dlogits.t(), hidden)
+        else:
+            total.add_(dlogits.t() @ hidden)
+
+    def result(self) -> Tensor:
+        if not self.fused:
+            return self.total.to(self.weight.dtype)
+        # Megatron's DDP hook wants a gradient that it then ignores, or zeros where it adds it up all the same:
+        # megatron/core/tensor_parallel/layers.py, LinearWithGradAccumulationAndAsyncCommunication.backward.
+        self.weight.grad_added_to_main_grad = True
+        make = torch.zeros_like if getattr(self.weight, "zero_out_wgrad", False) else torch.empty_like
+        return make(self.weight)
+
+
+def _active_rows(dlogp: Tensor, skip_below: float, report: HeadReport) -> Tensor:
+    """[A] int64, ascending: rows whose |dlogp| is not 0, less the smallest ones up to a share skip_below of the sum."""
+    weight = dlogp.abs()
+    active = weight.nonzero().squeeze(1)  # NaN counts as nonzero
+    report.num_backward, report.skipped_weight = len(active), 0.0
+    if skip_below > 0 and len(active):
+        order = weight.argsort(stable=True)  # the same on every rank, ties included
+        cumulative = weight[order].double().cumsum(0)
+        report.total_weight = cumulative[-1].item()
+        if cumulative[-1].isfinite():
+            num_skipped = int((cumulative <= skip_below * cumulative[-1]).sum())
+            active = order[num_skipped:].sort().values
+            report.num_backward = len(active)
+            report.skipped_weight = cumulative[num_skipped - 1].item() if num_skipped else 0.0
+    return active
+
+
+def _chunks(num_rows: int, chunk_tokens: int | None) -> list[slice]:
+    step = chunk_tokens or max(num_rows, 1)
+    return [slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+
+
+def _gather(hidden: Tensor, shard: Shard) -> Tensor:
+    every = hidden.new_empty(shard.tp * hidden.shape[0], *hidden.shape[1:])
+    dist.all_gather_into_tensor(every, hidden.contiguous(), group=shard.group)
+    return every
+
+
+def _scatter(dkept: Tensor, rows: Tensor, shape: torch.Size, shard: Shard, options: _Options) -> Tensor:
+    """dhidden of the op's input from the active rows' partial one, summed over the vocabulary shards."""
+    if shard.tp > 1 and not options.sequence_parallel and len(rows):
+        dist.all_reduce(dkept, group=shard.group)
+    num_shards = shard.tp if options.sequence_parallel else 1
+    every = dkept.new_zeros(num_shards * shape[:-1].numel(), shape[-1]).index_copy_(0, rows, dkept)
+    if not options.sequence_parallel:
+        return every.view(shape)
+    mine = dkept.new_empty(shape)
+    dist.reduce_scatter_tensor(mine, every.view(num_shards * shape[0], *shape[1:]), group=shard.group)
+    return mine
+
+
+def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below) -> None:
+    expected = list(hidden.shape[:-1])
+    if sequence_parallel:
+        expected[0] *= shard.tp
+    if list(labels.shape) != expected or labels.shape != loss_mask.shape:
+        shapes = f"labels {list(labels.shape)} and loss_mask {list(loss_mask.shape)}"
+        raise ValueError(f"{shapes} must both be {expected}, hidden's shape before its last dimension")
+    if hidden.shape[-1] != weight.shape[1] or hidden.dtype != weight.dtype:
+        seen = f"hidden {list(hidden.shape)} {hidden.dtype}, weight {list(weight.shape)} {weight.dtype}"
+        raise ValueError(f"{seen}: last dimensions and dtypes must agree")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens is {chunk_tokens}; pass at least 1, or None for no chunks")
+    if not 0 <= skip_below < 1:
+        raise ValueError(f"skip_below is {skip_below}; pass a share in [0, 1)")
