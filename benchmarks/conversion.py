@@ -51,9 +51,8 @@ def main() -> None:
         make_random_hf(hf, MODELS[arguments.model])
     num_bytes = sum(file.stat().st_size for file in hf.glob("*.safetensors"))
     limit = 1.25 * num_bytes + 2 * 2**30
-    print(
-        f"{arguments.model}: {num_bytes / 1e9:.2f} GB of bf16 weights; memory limit {limit / 1e9:.2f} GB; {os.cpu_count()} cores"
-    )
+    size = f"{num_bytes / 1e9:.2f} GB of bf16 weights"
+    print(f"{arguments.model}: {size}; memory limit {limit / 1e9:.2f} GB; {os.cpu_count()} cores")
     convert = [sys.executable, "-m", "conversion.cli"]
     rows = [
         ("copy", [sys.executable, "-c", COPY, hf, "copied"]),
@@ -123,9 +122,7 @@ def measure(command: list, directory: Path) -> tuple[float, int, str | None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="qwen2.5-0.5b")
-    parser.add_argument(
-        "--work", type=Path, required=True, help="directory for the files, 5 times the size of the model"
-    )
+    parser.add_argument("--work", type=Path, required=True, help="directory for the files: 5 times the model")
     parser.add_argument("--nemo", action="store_true", help="also run NeMo's own connectors (imports NeMo: slow)")
     return parser
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conversion.convert import export_hf, model_files, model_files_directory, weights_directory
+from conversion.convert import export_hf, model_files, model_files_directory, open_checkpoint, weights_directory
 from conversion.families import model_spec
 from conversion.progress import Progress
 from conversion.staging import existing_directory
-from conversion.torch_dist import TorchDistReader
 from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes, read_config
 
 _BLOCK = 1 << 24  # numbers compared at a time
@@ -102,7 +101,7 @@ def _model_files(path: Path, base: Path | None, other: Path) -> Path:
 
 def _open(path: Path, files: Path) -> Weights:
     spec = model_spec(read_config(files))
-    return NeMoWeights(TorchDistReader(weights_directory(path)), spec) if is_nemo(path) else HFWeights(path, spec)
+    return NeMoWeights(open_checkpoint(path, None)[0], spec) if is_nemo(path) else HFWeights(path, spec)
 
 
 def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> None:
@@ -128,7 +127,7 @@ def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> 
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    bits = {2: torch.int16, 4: torch.int32}[x.element_size()]
     return torch.equal(x.view(bits), y.view(bits))
 
 

@@ -16,7 +16,16 @@ from conversion.progress import Progress
 from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
 from conversion.staging import existing_directory, staged_directory, unchanged
 from conversion.torch_dist import TorchDistReader, TorchDistWriter, global_shape
-from conversion.weights import HFWeights, NeMoWeights, groups, hf_names, is_finite, num_bytes, read_config
+from conversion.weights import (
+    HFWeights,
+    NeMoWeights,
+    groups,
+    hf_names,
+    is_finite,
+    num_bytes,
+    read_config,
+    state_dict_order,
+)
 
 HF_FILES = "hf"  # folder of an imported checkpoint that keeps config.json, tokenizer, ... byte for byte
 _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
@@ -83,8 +92,8 @@ def export_hf(
     """
     source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
     reader, base = open_checkpoint(source, base)
-    model_files = model_files_directory(source, base)
-    config = read_config(model_files)
+    files = model_files_directory(source, base)
+    config = read_config(files)
     weights = NeMoWeights(reader, model_spec(config))
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     total = num_bytes(outputs)
@@ -93,13 +102,13 @@ def export_hf(
         unchanged(weights.files),
         Progress("export", total, progress) as bar,
     ):
-        writer = ShardedWriter(partial, outputs, shard_bytes)
+        writer = ShardedWriter(partial, state_dict_order(outputs), shard_bytes)
         for name in outputs:
             tensor = _cast(weights.read(name), dtype, name)
             writer.write(name, tensor)
             bar.advance(tensor.nbytes)
         writer.close()
-        copy_model_files(model_files, partial)
+        copy_model_files(files, partial)
         _set_config_dtype(partial / "config.json", config, {kind for kind, _ in outputs.values()})
         if provenance is not None:
             write_card(partial, config, provenance)

@@ -113,7 +113,7 @@ def model_spec(config: dict) -> ModelSpec:
 
 
 def mappings(spec: ModelSpec) -> list[Mapping]:
-    """All tensors of the model, in the order in which `transformers` names them."""
+    """All tensors of the model: embedding, those of a layer, final norm, output layer."""
     hidden, ffn, vocab = spec.hidden_size, spec.ffn_hidden_size, spec.vocab_size
     q_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_query_groups * spec.head_dim
     attention, layer = "model.layers.{}.self_attn.", "model.layers.{}."

@@ -1,6 +1,6 @@
 """Two sources of a model's tensors with one face: Hugging Face names, read one at a time.
 
-`tensors`: name -> (dtype, shape), in the order of the model's state dict; `files`: what is being read;
+`tensors`: name -> (dtype, shape), in the order that reads each file once; `files`: what is being read;
 `read(name)`: the tensor, checked to be finite.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from conversion import layout
 from conversion.families import Mapping, ModelSpec, mappings
 from conversion.lora import MergedReader
-from conversion.safetensors_io import read_index, read_tensor
+from conversion.safetensors_io import DTYPES, read_index, read_tensor
 from conversion.torch_dist import TorchDistReader, global_shape
 
 Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -63,7 +63,7 @@ class HFWeights:
         return _finite(self._load(name), f"{self._directory}: {name}")
 
     def _check(self, tensors: Tensors, spec: ModelSpec) -> Tensors:
-        """`tensors` in state-dict order; those that the model computes by itself are left out, with a warning."""
+        """`tensors` in the order of `groups`; those that the model computes by itself are left out, with a warning."""
         expected = {name: shape for mapping, layer in groups(spec) for name, shape in named_shapes(mapping, layer)}
         unexpected = sorted(tensors.keys() - expected.keys())
         redundant = [name for name in unexpected if _DERIVED.fullmatch(name) or self._is_tied_copy(name, spec)]
@@ -83,6 +83,10 @@ class HFWeights:
                 f"e.g. {unexpected[0]}"
             )
         for name, shape in expected.items():
+            if tensors[name][0] not in DTYPES.values():
+                raise ValueError(
+                    f"{self._directory}: {name} has dtype {tensors[name][0]}; supported: {', '.join(DTYPES)}"
+                )
             if tensors[name][1] != shape:
                 raise ValueError(
                     f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}"
@@ -161,6 +165,17 @@ def hf_names(mapping: Mapping, layer: int | None) -> list[str]:
 
 def named_shapes(mapping: Mapping, layer: int | None) -> list[tuple[str, tuple[int, ...]]]:
     return list(zip(hf_names(mapping, layer), mapping.shapes, strict=True))
+
+
+def state_dict_order(tensors: Tensors) -> Tensors:
+    """The order of transformers' state dict, which decides what goes into which shard: a bias follows its weight."""
+    ordered = {}
+    for name in tensors:
+        ordered[name] = tensors[name]
+        bias = name.removesuffix("weight") + "bias"
+        if bias in tensors:
+            ordered[bias] = tensors[bias]
+    return ordered
 
 
 def num_bytes(tensors: Tensors) -> int:

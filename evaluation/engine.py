@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from evaluation.vllm_cpu import register_vllm_cpu
 
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer  # noqa: E402
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 
-
+MIN_BATCHED_TOKENS = 4096  # of a step on CPU; a whole prompt must fit
 TOKENIZER_PROBE = "The answer: 12+34=46, it's 1,000.5 %.\n\n  def f(x):\n\treturn {x} ** 2  # naïve"
 
 
@@ -89,14 +90,11 @@ def _completion(output, stop: list[str]) -> Completion:
 
 @contextmanager
 def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[ReproducibleVLLM]:
-    """Serve `model_dir` with vLLM (start: 10-60 s); float32 on CPU, where models are small, else its own dtype."""
-    on_gpu = torch.cuda.is_available()
+    """Serve `model_dir` with vLLM (start: 10-60 s)."""
     lm = ReproducibleVLLM(
         pretrained=str(model_dir),
-        dtype="auto" if on_gpu else "float32",
+        **(_gpu_options() if torch.cuda.is_available() else _cpu_options(max_model_len)),
         max_model_len=max_model_len,
-        tensor_parallel_size=torch.cuda.device_count() if on_gpu else 1,
-        enforce_eager=not on_gpu,
         enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
         seed=seed,
     )
@@ -111,11 +109,29 @@ def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[R
         cleanup_dist_env_and_memory()
 
 
+def _gpu_options() -> dict[str, Any]:
+    return {"dtype": "auto", "tensor_parallel_size": torch.cuda.device_count()}
+
+
+def _cpu_options(max_model_len: int) -> dict[str, Any]:
+    """float32: models that run on CPU are small, and answers are then those of training to the last bits.
+
+    No chunked prefill: vLLM 0.32 rewinds the generator of a seeded request whose prompt was cut at the end of a step,
+    which CPU generators cannot do ("RuntimeError: CPU Generator does not use offset", in gpu_model_runner.py).
+    """
+    return {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_model_len, MIN_BATCHED_TOKENS),
+    }
+
+
 def check_tokenizer(model_dir: Path, lm: ReproducibleVLLM) -> None:
     """Raises: ValueError when prompts get other ids than tokenizer.json gives, that is, other ids than in training.
 
-    transformers 5 loads a tokenizer.json beside some model types (qwen2 among them) through the class of that type, with
-    that class's own pre-tokenizer (transformers.models.auto.tokenization_auto, MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS).
+    transformers 5 reads the tokenizer.json of some model types (qwen2 among them) through the class of that type, with
+    its own pre-tokenizer (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in transformers.models.auto.tokenization_auto).
     """
     path = model_dir / "tokenizer.json"
     if not path.is_file():
@@ -123,6 +139,6 @@ def check_tokenizer(model_dir: Path, lm: ReproducibleVLLM) -> None:
     served = lm.tokenizer(TOKENIZER_PROBE, add_special_tokens=False)["input_ids"]
     if served != Tokenizer.from_file(str(path)).encode(TOKENIZER_PROBE, add_special_tokens=False).ids:
         raise ValueError(
-            f"{path}: {type(lm.tokenizer).__name__} of transformers gives other ids than this file, so prompts would not be"
-            " those of training; save the tokenizer in the form of its model type"
+            f"{path}: {type(lm.tokenizer).__name__} of transformers gives other ids than this file, so prompts would"
+            " not be those of training; save the tokenizer in the form of its model type"
         )

@@ -54,7 +54,7 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.2, 4.9), layout="constrained")
         shade = np.linspace(0, 1, 256)[None, :]
-        axes.imshow(shade, extent=(0, 1, -8, 112), aspect="auto", cmap=_soft_shade(), zorder=0)
+        axes.imshow(shade, extent=(0, 1, -14, 112), aspect="auto", cmap=_soft_shade(), zorder=0)
         for objective, color in palette.items():
             mine = sorted((p for p in points if p["objective"] == objective), key=lambda p: p["mean_p"])
             if not mine:
@@ -65,13 +65,13 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
             axes.plot(x, y, color=color, linewidth=1.6, alpha=0.45, zorder=2)
             axes.errorbar(
                 x, y, np.maximum(errors, 0), fmt="o", color=color, markersize=9, capsize=4,
-                markeredgecolor="white", markeredgewidth=1.2, label=objective, zorder=3,
+                markeredgecolor="white", markeredgewidth=1.2, label=objective, zorder=2.5 if color == OTHER else 3,
             )  # fmt: skip
         _label_points(axes, points, palette)
         _mark_tasks(axes, points)
-        axes.set(xlim=(0, 1), ylim=(-8, 112), yticks=range(0, 101, 20))
+        axes.set(xlim=(0, 1), ylim=(-14, 112), yticks=range(0, 101, 20))
         axes.set_xlabel("mean probability the base model gives to the training targets")
-        axes.set_ylabel("accuracy after fine-tuning, %")
+        axes.set_ylabel("accuracy, %")
         axes.set_title("Accuracy after fine-tuning, by what the base model already knew", pad=30)
         axes.text(0.0, 1.025, "model-weak: the data teach", transform=axes.transAxes, color=MUTED, fontsize=9)
         axes.text(
@@ -96,19 +96,33 @@ def _soft_shade():
 
 
 def _label_points(axes, points, palette) -> None:
-    """The value beside each point, away from the middle so that the connecting lines stay free."""
-    for point in points:
-        right = point["mean_p"] > 0.5
-        axes.annotate(
-            f"{100 * point['mean']:.0f}",
-            (point["mean_p"], 100 * point["mean"]),
-            xytext=(-11 if not right else 11, 0),
-            textcoords="offset points",
-            ha="right" if not right else "left",
-            va="center",
-            color=palette[point["objective"]],
-            fontweight="bold",
-        )
+    """The value beside each point, on the side where no connecting line is; labels of close values move apart."""
+    for task in dict.fromkeys(point["task"] for point in points):
+        mine = sorted((point for point in points if point["task"] == task), key=lambda point: point["mean"])
+        heights = _spread([100 * point["mean"] for point in mine], distance=6)
+        for point, height in zip(mine, heights, strict=True):
+            right = point["mean_p"] > 0.5
+            axes.annotate(
+                f"{100 * point['mean']:.0f}",
+                (point["mean_p"], height),
+                xytext=(11 if right else -11, 0),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                va="center",
+                color=palette[point["objective"]],
+                fontweight="bold",
+            )
+
+
+def _spread(values: Sequence[float], distance: float) -> list[float]:
+    """Ascending `values` with neighbours pushed apart, each by as much, until they are `distance` apart."""
+    placed = list(values)
+    for _ in range(100):
+        for i in range(len(placed) - 1):
+            push = (distance - (placed[i + 1] - placed[i])) / 2
+            if push > 0:
+                placed[i], placed[i + 1] = placed[i] - push, placed[i + 1] + push
+    return placed
 
 
 def _mark_tasks(axes, points) -> None:
@@ -127,7 +141,7 @@ def _mark_paper_domains(axes) -> None:
     for name, (low, high) in PAPER_DOMAINS.items():
         axes.plot([low, high], [0.012, 0.012], color="#9aa5b1", linewidth=5, solid_capstyle="butt", transform=transform)
         axes.text(
-            max((low + high) / 2, 0.055), 0.042, f"paper: {name}", color=MUTED, fontsize=7.5, ha="center", va="center",
+            max((low + high) / 2, 0.07), 0.042, f"paper: {name}", color=MUTED, fontsize=7.5, ha="center", va="center",
             transform=transform,
             bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )  # fmt: skip

@@ -46,6 +46,8 @@ class DataConfig:
     micro_batch_size: Size = 1  # sequences per forward pass of one data-parallel rank
     long_prompts: Literal["error", "skip"] = "error"  # a prompt that leaves no room for the response
     chat_template: str | None = None  # Jinja text instead of the tokenizer's own
+    prompt_key: str = "prompt"  # field of a row, dotted for a nested one
+    response_key: str = "response"
 
 
 @dataclass(frozen=True)

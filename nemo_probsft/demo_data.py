@@ -58,8 +58,8 @@ def make_demo(directory: Path, seed: int) -> DemoFiles:
     _write_rows(files.pretrain, pretrain_rows(_rng(seed, "pretrain")))
     _write_rows(files.strong_train, strong_train)
     _write_rows(files.strong_test, strong_test)
-    _write_rows(files.weak_train, weak_train)
     _write_rows(files.weak_test, weak_test)
+    _write_rows(files.weak_train, weak_train)  # last: its presence says that everything is there
     return files
 
 

@@ -71,6 +71,8 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         run_dir / "data",
         max_length=recipe.data.max_length,
         split=recipe.data.split,
+        prompt_key=recipe.data.prompt_key,
+        response_key=recipe.data.response_key,
         long_prompts=recipe.data.long_prompts,
     )
     dataset = data.TokenizedDataset.load(examples)

@@ -95,7 +95,7 @@ class Progress:
         )
 
         self.run_dir, self.title, self.num_steps = run_dir, title, num_steps
-        self.start_row = last_row(run_dir) if run_dir else None
+        self.shown = last_row(run_dir) if run_dir else None
         counts = [MofNCompleteColumn()] if num_steps else []
         left = [TextColumn("left"), TimeRemainingColumn()] if num_steps else []
         self.bar = Progress(
@@ -118,8 +118,9 @@ class Progress:
 
     def __call__(self) -> None:
         row = last_row(self.run_dir) if self.run_dir else None
-        if row is None or row == self.start_row:
+        if row is None or row == self.shown:
             return
+        self.shown = row
         note = f"objective {row['objective']:.4f}  nll {row['nll']:.4f}  p {row['p']:.3f}"
         self.bar.update(self.task, completed=row["step"], note=note)
         if not self.bar.console.is_terminal and time.monotonic() - self.printed > 30:

@@ -1,6 +1,6 @@
-"""Run as a process of its own, since it patches torch for good: for each RECIPE, the NeMo configuration `train` would use.
+"""For each RECIPE the NeMo configuration that `train` would use; a process of its own, since it patches torch for good.
 
-python -m tests.build_recipe_models DIRECTORY RECIPE... prints one JSON object, recipe -> facts of the built configuration.
+python -m tests.build_recipe_models DIRECTORY RECIPE... prints one JSON object, recipe -> facts of the configuration.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from nemo_probsft.adapters import nemo  # first: it prepares torch for Megatron on a CPU
-
-from nemo.lightning._strategy_lib import set_model_parallel_attributes
-
 from conversion.context import write_context
 from conversion.families import model_spec
 from nemo_probsft import config
+from nemo_probsft.adapters import nemo
 from tests.test_recipes import SHAPES
 
 
@@ -43,7 +40,7 @@ def build(path: Path, directory: Path) -> dict:
     write_context(context, model_spec(hugging_face_config(recipe.model.path)), "bfloat16", None)
     model = nemo.load_model(recipe, SimpleNamespace(base=str(context.parent)))
     trainer = nemo.make_trainer(recipe, max_steps=1)
-    set_model_parallel_attributes(model, trainer.strategy.parallelism)  # what NeMo does when training starts
+    trainer.strategy.connect(model)  # as when training starts: NeMo copies the layout into the configuration
     names = (
         *(
             "num_layers",

@@ -50,8 +50,9 @@ def test_logits_equal_those_of_transformers(run, family, record_property):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fifty_greedy_tokens_equal_those_of_transformers(run, family):
     folder, tokens, results = run
+    prompt = tokens[:1, :8]
     expected = reference(folder, family).generate(
-        tokens[:1, :8], max_new_tokens=50, min_new_tokens=50, do_sample=False, pad_token_id=0, eos_token_id=None
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=50, min_new_tokens=50, do_sample=False
     )
     assert results[family]["greedy"].tolist() == expected.tolist()
 

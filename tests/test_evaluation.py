@@ -32,9 +32,7 @@ MATH = {
     "amc23": [{"problem": "how far?", "answer": 27.0}],
 }
 MATH_TASKS = {"math_500": "2", "minerva_math": "1.6", "olympiadbench": "$7$", "aime24": "204", "amc23": "27"}
-PROMPTS = [f"{a}+{b}=" for a, b in ((12, 34), (7, 5), (40, 9), (3, 81))] + [
-    f"{word}>" for word in ("ab", "cde", "f", "ghij")
-]
+PROMPTS = ["12+34=", "7+5=", "40+9=", "3+81=", "ab>", "cde>", "f>", "copy gh ij:"]
 
 
 def run_evaluation(*arguments) -> subprocess.CompletedProcess:
@@ -43,7 +41,7 @@ def run_evaluation(*arguments) -> subprocess.CompletedProcess:
 
 
 def make_model(directory: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
-    """A 3-layer Qwen2 with random weights, so large that its distributions are peaked, and a tokenizer of one token an ASCII byte."""
+    """A 3-layer Qwen2 with random weights, large enough for peaked distributions, and a tokenizer of ASCII bytes."""
     tokens = ["<pad>", "<|endoftext|>", *(token for token in pre_tokenizers.ByteLevel.alphabet() if token.isascii())]
     tokens += ["\u0120", "\u010a"]  # how byte-level tokenizers write the space and the line feed
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))

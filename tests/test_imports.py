@@ -34,7 +34,10 @@ def packages(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("path", files("nemo_probsft", "conversion", "evaluation"), ids=lambda p: str(p.relative_to(ROOT)))
+PACKAGE_FILES = files("nemo_probsft", "conversion", "evaluation")
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=[str(path.relative_to(ROOT)) for path in PACKAGE_FILES])
 def test_engines_are_known_only_to_their_adapters(path):
     place = path.relative_to(ROOT).parts
     if place[0] != "conversion" and place[:2] != ("nemo_probsft", "adapters"):
@@ -62,7 +65,8 @@ def test_the_loss_knows_only_the_objectives():
 
 
 def test_process_groups_are_arguments_below_the_adapters():
-    for path in [*files("nemo_probsft/ops"), ROOT / "nemo_probsft" / "loss.py", ROOT / "nemo_probsft" / "objectives.py"]:
+    package = ROOT / "nemo_probsft"
+    for path in [*files("nemo_probsft/ops"), package / "loss.py", package / "objectives.py"]:
         text = path.read_text(encoding="utf-8")
         assert "parallel_state" not in text
         assert "group.WORLD" not in text

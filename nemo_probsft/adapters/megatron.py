@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from megatron.core.transformer import TransformerConfig
 from torch import nn
 
 from nemo_probsft.loss import token_loss
@@ -23,12 +24,12 @@ STATISTICS_LENGTH = 2 * len(REPORT) + NUM_BINS
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The Megatron-Core model inside DDP, precision and NeMo wrappers."""
-    while hasattr(module, "module"):
-        module = module.module
+    while isinstance(inner := getattr(module, "module", None), nn.Module):
+        module = inner
     return module
 
 
-def check_config(config: object) -> None:
+def check_config(config: TransformerConfig) -> None:
     """Refuse settings under which Megatron would optimise something else. Raises ValueError."""
     if not config.calculate_per_token_loss:
         raise ValueError(
@@ -51,7 +52,7 @@ def install_target_logprob(
     changed = 0
     for chunk in map(unwrap, chunks):
         if chunk.post_process:
-            chunk.compute_language_model_loss = _TargetNLL(vocab_size, tp_group)
+            vars(chunk)["compute_language_model_loss"] = _TargetNLL(vocab_size, tp_group)
             changed += 1
     return changed
 

@@ -128,22 +128,27 @@ class _WeightGradient:
 
     def __init__(self, weight: Tensor, valid: int, options: _Options) -> None:
         self.weight, self.valid, self.fused = weight, valid, options.accumulate_main_grad
-        if self.fused:
-            self.total = weight.main_grad
-        else:
-            dtype = torch.float32 if options.chunk_tokens else weight.dtype
-            self.total = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
+        self.dtype = torch.float32 if options.chunk_tokens else weight.dtype
+        self.total = weight.main_grad if self.fused else None
 
     def add(self, dlogits: Tensor, hidden: Tensor) -> None:
+        if self.total is None and self.valid == len(self.weight) and self.dtype == hidden.dtype:
+            self.total = dlogits.t() @ hidden  # a buffer of zeros would cost one more pass over the weight's size
+            return
+        if self.total is None:
+            self.total = self._zeros()
         total = self.total[: self.valid]
         if total.dtype == hidden.dtype:
             total.addmm_(dlogits.t(), hidden)
         else:
             total.add_(dlogits.t() @ hidden)
 
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
+
     def result(self) -> Tensor:
         if not self.fused:
-            return self.total.to(self.weight.dtype)
+            return (self._zeros() if self.total is None else self.total).to(self.weight.dtype)
         # Megatron's DDP hook wants a gradient that it then ignores, or zeros where it adds it up all the same:
         # megatron/core/tensor_parallel/layers.py, LinearWithGradAccumulationAndAsyncCommunication.backward.
         self.weight.grad_added_to_main_grad = True
