@@ -76,6 +76,9 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         long_prompts=recipe.data.long_prompts,
     )
     dataset = data.TokenizedDataset.load(examples)
+    if len(dataset) < recipe.data.global_batch_size:
+        size, found = recipe.data.global_batch_size, f"the {len(dataset)} examples of {recipe.data.train}"
+        raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
     per_epoch = batches.steps_per_epoch(len(dataset), recipe.data.global_batch_size)
     num_steps = recipe.trainer.max_steps or per_epoch * recipe.trainer.epochs
     base = source if is_nemo(source) else run_dir / "base"

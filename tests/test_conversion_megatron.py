@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from conversion import export_hf, import_hf, verify
 from conversion.torch_dist import TorchDistReader
-from tests import ranks
 from tests.conversion_models import FAMILIES, make_hf
 from tests.conversion_ranks import PIPELINED, load_forward_save
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,8 @@ def run(tmp_path_factory):
         make_hf(folder / f"hf-{family}", family, torch.float32)
         import_hf(folder / f"hf-{family}", folder / f"nemo-{family}")
     checkpoints = {family: folder / f"nemo-{family}" for family in FAMILIES}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "TIMEOUT_S", 600)  # each rank imports NeMo
-        return folder, tokens, ranks.run_ranks(load_forward_save, 2, checkpoints, tokens, folder)[0]
+    results = run_ranks(load_forward_save, 2, checkpoints, tokens, folder, timeout_s=600)  # each rank imports NeMo
+    return folder, tokens, results[0]
 
 
 def reference(folder, family):
