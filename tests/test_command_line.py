@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what is wrong comes back in one line with exit code 2, and nothing stays behind."""
+"""The command line as a user meets it: errors come back in one line with exit code 2, and nothing stays behind."""
 
 from __future__ import annotations
 
