@@ -1,5 +1,7 @@
 """The harness's vLLM backend with reproducible sampling, and with prompts that are never cut."""
 
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +95,7 @@ def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[R
     """Serve `model_dir` with vLLM (start: 10-60 s)."""
     lm = ReproducibleVLLM(
         pretrained=str(model_dir),
-        **(_gpu_options() if torch.cuda.is_available() else _cpu_options(max_model_len)),
+        **(_gpu_options(model_dir) if torch.cuda.is_available() else _cpu_options(max_model_len)),
         max_model_len=max_model_len,
         enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
         seed=seed,
@@ -109,8 +111,10 @@ def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[R
         cleanup_dist_env_and_memory()
 
 
-def _gpu_options() -> dict[str, Any]:
-    return {"dtype": "auto", "tensor_parallel_size": torch.cuda.device_count()}
+def _gpu_options(model_dir: Path) -> dict[str, Any]:
+    """As many GPUs as divide the attention heads."""
+    heads = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))["num_attention_heads"]
+    return {"dtype": "auto", "tensor_parallel_size": math.gcd(heads, torch.cuda.device_count())}
 
 
 def _cpu_options(max_model_len: int) -> dict[str, Any]:

@@ -61,8 +61,8 @@ class _Form(NamedTuple):
     key: str  # of the objective without a threshold; {} takes the parameter
     parameter: str | None
     formula: str
-    value: Callable[[Tensor, float], Tensor]
-    weight: Callable[[Tensor, float], Tensor]
+    value: Callable[..., Tensor]  # of logp and the parameter
+    weight: Callable[..., Tensor]
     domain: Callable[[float], bool] = lambda _: True
     domain_text: str = "a finite number"
 

@@ -1,6 +1,7 @@
 """The whole evaluation with the real harness and the real vLLM, against transformers on the same tiny random model."""
 
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -203,14 +204,19 @@ def test_interrupted_evaluation_goes_on_where_it_was_and_a_complete_one_is_kept(
     (samples_path.parent / "results.json").unlink()
     kept_lines = samples_path.read_text().count("\n")
     assert 0 < kept_lines < len(PROMPTS)
-    done = run_evaluation(*arguments)
+    twin = arguments[0].parents[1] / "twin" / "hf"
+    shutil.copytree(arguments[0], twin)
+    done = run_evaluation(twin, *arguments)  # the twin first: a second engine in one process, and an interrupted model
     assert done.returncode == 0, done.stderr
+    assert "9 of 9 evaluations to run" in done.stderr
     assert "1 of 9 evaluations to run" in done.stderr
     assert {path: path.read_bytes() for path in sorted(out.rglob("*.json*"))} == complete
+    for path in out.rglob("samples.jsonl"):
+        assert path.read_bytes() == (out.parent / "twin-hf" / path.relative_to(out)).read_bytes()
 
     start = time.monotonic()
-    again = run_evaluation(*arguments)
-    assert "0 of 9 evaluations to run" in again.stderr
+    again = run_evaluation(twin, *arguments)
+    assert again.stderr.count("0 of 9 evaluations to run") == 2
     assert "starting vLLM" not in again.stderr
     assert again.stdout == done.stdout
     assert time.monotonic() - start < 60

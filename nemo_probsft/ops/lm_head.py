@@ -8,6 +8,7 @@ over tensor parallel ranks, so all ranks choose the same rows without talking, a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -126,7 +127,7 @@ class _LmHead(torch.autograd.Function):
 class _WeightGradient:
     """Sum over chunks of dlogits.T @ hidden, into weight.main_grad, or in fp32 where there are several chunks."""
 
-    def __init__(self, weight: Tensor, valid: int, options: _Options) -> None:
+    def __init__(self, weight: Any, valid: int, options: _Options) -> None:
         self.weight, self.valid, self.fused = weight, valid, options.accumulate_main_grad
         self.dtype = torch.float32 if options.chunk_tokens else weight.dtype
         self.total = weight.main_grad if self.fused else None

@@ -159,7 +159,7 @@ def _check(logits: Tensor, labels: Tensor, inplace: bool) -> None:
 
 def _by_stride(logits: Tensor) -> tuple[int, ...]:
     """The leading dimensions from the largest stride down, in which transposed logits are rows without a copy."""
-    return tuple(sorted(range(logits.dim() - 1), key=lambda dim: -logits.stride(dim)))
+    return tuple(sorted(range(logits.dim() - 1), key=logits.stride().__getitem__, reverse=True))
 
 
 def _unpermute(permuted: Tensor, like: Tensor, order: tuple[int, ...]) -> Tensor:
