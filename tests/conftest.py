@@ -1,0 +1,13 @@
+"""Tests marked `gpu` are left out, and counted as deselected, where there is no CUDA."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.cuda.is_available():
+        return
+    without_cuda = [item for item in items if item.get_closest_marker("gpu") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in without_cuda])
+    items[:] = without_cuda
