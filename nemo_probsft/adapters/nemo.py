@@ -7,6 +7,7 @@ Sources: nemo/lightning/megatron_parallel.py (MaskedTokenLossReduction), nemo/co
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,12 +169,13 @@ def fit(recipe: Recipe, prepared: Prepared, objective: Objective, denominator: s
     trainer.callbacks.append(_checkpoint(directory, recipe.checkpoint.every_steps, recipe.checkpoint.keep_last))
     if num_steps % recipe.checkpoint.every_steps:
         trainer.callbacks.append(_checkpoint(directory, num_steps, keep=1))
-    last = last_checkpoint(directory)
+    last, rank = last_checkpoint(directory), os.environ["RANK"]
     llm.train(
         model,
         training_data(recipe, prepared),
         trainer,
-        log=nl.NeMoLogger(explicit_log_dir=str(run_dir / "nemo"), update_logger_directory=False),
+        # A directory a rank: rank 0 moves what lies in its own aside, which must not be a log that another rank writes.
+        log=nl.NeMoLogger(explicit_log_dir=str(run_dir / "nemo" / f"rank-{rank}"), update_logger_directory=False),
         resume=nl.AutoResume(resume_from_path=str(last)) if last else _weights_of(base),
         optim=_optimizer(recipe, num_steps),
     )
