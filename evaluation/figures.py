@@ -69,7 +69,7 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
             )  # fmt: skip
         _label_points(axes, points, palette)
         _mark_tasks(axes, points)
-        axes.set(xlim=(0, 1), ylim=(-14, 112), yticks=range(0, 101, 20))
+        axes.set(xlim=(0, 1), ylim=(-14, 120), yticks=range(0, 101, 20))
         axes.set_xlabel("mean probability the base model gives to the training targets")
         axes.set_ylabel("accuracy, %")
         axes.set_title("Accuracy after fine-tuning, by what the base model already knew", pad=30)

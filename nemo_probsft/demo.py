@@ -19,6 +19,7 @@ TASKS = ("strong", "weak")
 OBJECTIVES = ("original", "p")
 SEED = 0
 NUM_SAMPLES = 16  # answers per item at T=1
+TABLE_WIDTH = 120  # columns; narrower it would hide numbers
 
 
 @dataclass(frozen=True)
@@ -135,5 +136,5 @@ def _report() -> None:
     results = sorted((ROOT / "results").glob("*/*/*/results.json"))
     diagnoses = [ROOT / f"{task}-original" / "diagnose" / "diagnose.json" for task in TASKS]
     page = write_report(runs, results, diagnoses, ROOT / "report" / "report.html")
-    Console().print(report_table(runs, results))
+    Console(width=TABLE_WIDTH).print(report_table(runs, results))
     print(f"\nreport: {page}")

@@ -166,7 +166,7 @@ def four_layers(workspace: Path) -> Path:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     target = workspace / "four-layers"
-    config = Qwen2Config.from_pretrained(workspace / "model", num_hidden_layers=4)
+    config = Qwen2Config.from_pretrained(workspace / "model", num_hidden_layers=4, layer_types=["full_attention"] * 4)
     torch.manual_seed(5)
     Qwen2ForCausalLM(config).save_pretrained(target)
     AutoTokenizer.from_pretrained(workspace / "model").save_pretrained(target)
