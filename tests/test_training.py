@@ -81,12 +81,12 @@ def metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def reference_logp(root: Path) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+def reference_logp(model_dir: Path) -> tuple[torch.nn.Module, list[torch.Tensor]]:
     """log p of every target by row, float64, from transformers; the rows are tokenised here by hand."""
     from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM.from_pretrained(root / "model", torch_dtype=torch.float64, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(root / "model")
+    model = Qwen2ForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float64, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
     vocabulary = tokenizer.get_vocab()
     logp = []
     for prompt, response in ROWS:
@@ -104,25 +104,14 @@ def grad_norm(model: torch.nn.Module, loss: torch.Tensor) -> float:
 
 
 FORMULAS = {
-    "original": (lambda logp: -logp, lambda p: p >= 0),
     "GeneralFamily-0.5": (lambda logp: (1 - torch.exp(0.5 * logp)) / 0.5, lambda p: p >= 0),
     "OnlyTopLogP-0.004": (lambda logp: -logp, lambda p: p >= 0.004),
 }
-LAYOUTS = {
-    "tp2": ("GeneralFamily-0.5", "target", {"tensor_model_parallel_size": 2}),
-    "tp2-sp": ("OnlyTopLogP-0.004", "kept", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
-    "dp2": ("OnlyTopLogP-0.004", "target", {"tensor_model_parallel_size": 1}),
-}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_first_step_is_the_token_mean_of_f_at_every_layout(workspace, layout):
-    key, denominator, parallel = LAYOUTS[layout]
-    objective = {"name": "nll", "keep": {"min_p": 0.004}, "denominator": denominator} if "Only" in key else key
-    run("train", recipe(workspace, layout, objective=objective, parallel=parallel))
-    (row,) = metrics(workspace / layout)
-
-    model, by_row = reference_logp(workspace)
+def check_first_step(row: dict, model_dir: Path, key: str, denominator: str) -> None:
+    """The logged figures equal the reference's, and the known mistakes would have been seen."""
+    model, by_row = reference_logp(model_dir)
     logp = torch.cat(by_row)
     f, keep = FORMULAS[key]
     kept = keep(logp.exp())
@@ -138,21 +127,35 @@ def test_the_first_step_is_the_token_mean_of_f_at_every_layout(workspace, layout
     }.items():
         assert row[name] == pytest.approx(float(value), rel=RTOL), name
 
-    # The known mistakes would have been seen.
     row_means = torch.stack([(f(part) * keep(part.exp())).sum() / len(part) for part in by_row]).mean()
     assert abs(float(row_means) - row["objective"]) > 100 * RTOL * abs(row["objective"])
     assert abs(grad_norm(model, row_means) - row["grad_norm"]) > 100 * RTOL * row["grad_norm"]
     assert abs(grad_norm(model, -logp.mean()) - row["grad_norm"]) > 100 * RTOL * row["grad_norm"]
 
 
+LAYOUTS = {
+    "tp2-sp": ("kept", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "pp2": ("target", {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 2}),
+    "dp2": ("target", {"tensor_model_parallel_size": 1}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_first_step_is_the_token_mean_of_f_at_every_layout(workspace, layout):
+    denominator, parallel = LAYOUTS[layout]
+    objective = {"name": "nll", "keep": {"min_p": 0.004}, "denominator": denominator}
+    model_dir = four_layers(workspace) if layout == "pp2" else workspace / "model"
+    run("train", recipe(workspace, layout, objective=objective, parallel=parallel, model={"path": str(model_dir)}))
+    (row,) = metrics(workspace / layout)
+    check_first_step(row, model_dir, "OnlyTopLogP-0.004", denominator)
+
+
 @pytest.fixture(scope="module")
-def pipeline_run(workspace):
-    """An uninterrupted run of 4 steps over two pipeline stages, exported."""
+def whole_run(workspace):
+    """An uninterrupted run of 4 steps under tensor parallelism, exported."""
     path = recipe(
         workspace,
-        "pipeline",
-        model={"path": str(four_layers(workspace))},
-        parallel={"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 2},
+        "whole",
         trainer={"devices": 2, "max_steps": 4, "precision": "fp32"},
         checkpoint={"every_steps": 2},
         export={"at_end": True},
@@ -173,27 +176,28 @@ def four_layers(workspace: Path) -> Path:
     return target
 
 
-def test_a_run_leaves_metrics_checkpoint_export_and_where_they_came_from(workspace, pipeline_run):
-    run_dir = workspace / "pipeline"
+def test_a_run_leaves_metrics_checkpoint_export_and_where_they_came_from(workspace, whole_run):
+    run_dir = workspace / "whole"
     rows = metrics(run_dir)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    check_first_step(rows[0], workspace / "model", "GeneralFamily-0.5", "target")
     assert rows[-1]["p"] > 1.5 * rows[0]["p"]  # it learns
     described = yaml.safe_load((run_dir / "run.yaml").read_text())
     assert described["objective"] == {"key": "GeneralFamily-0.5", "formula": "(1 - p^0.5)/0.5", "denominator": "target"}
-    assert described["recipe"]["parallel"]["pipeline_model_parallel_size"] == 2
+    assert described["recipe"]["parallel"]["tensor_model_parallel_size"] == 2
     assert list((run_dir / "tensorboard").iterdir())
     assert (run_dir / "checkpoints" / "step=4" / "weights" / "metadata.json").exists()
 
     from transformers import AutoModelForCausalLM
 
     trained = AutoModelForCausalLM.from_pretrained(run_dir / "export").state_dict()
-    before = AutoModelForCausalLM.from_pretrained(workspace / "four-layers").state_dict()
+    before = AutoModelForCausalLM.from_pretrained(workspace / "model").state_dict()
     assert trained.keys() == before.keys()
     assert all(not torch.equal(trained[name], before[name]) for name in before if name.endswith("weight"))
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(workspace, pipeline_run):
-    content = yaml.safe_load(pipeline_run.read_text()) | {"run_dir": str(workspace / "killed")}
+def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(workspace, whole_run):
+    content = yaml.safe_load(whole_run.read_text()) | {"run_dir": str(workspace / "killed")}
     path = workspace / "killed.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     process = subprocess.Popen(command("train", path), stdout=subprocess.DEVNULL, start_new_session=True)
@@ -205,17 +209,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(workspace, pipeline_r
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     run("train", path)
-    assert metrics(workspace / "killed") == metrics(workspace / "pipeline")
+    assert metrics(workspace / "killed") == metrics(workspace / "whole")
 
 
-def test_a_finished_run_is_left_as_it_is(workspace, pipeline_run):
-    before = (workspace / "pipeline" / "metrics.jsonl").stat().st_mtime_ns
-    run("train", pipeline_run)
-    assert (workspace / "pipeline" / "metrics.jsonl").stat().st_mtime_ns == before
+def test_a_finished_run_is_left_as_it_is(workspace, whole_run):
+    before = (workspace / "whole" / "metrics.jsonl").stat().st_mtime_ns
+    run("train", whole_run)
+    assert (workspace / "whole" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_run_directory_of_another_recipe_is_refused_in_one_line(workspace, pipeline_run):
-    done = subprocess.run(command("train", pipeline_run, "objective=p"), capture_output=True, text=True)
+def test_a_run_directory_of_another_recipe_is_refused_in_one_line(workspace, whole_run):
+    done = subprocess.run(command("train", whole_run, "objective=p"), capture_output=True, text=True)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("nemo-probsft: ")]
     assert "holds another run" in line
@@ -226,7 +230,7 @@ def test_diagnose_measures_p_of_every_target(workspace):
     path = recipe(workspace, "diagnosed", data={"global_batch_size": 6, "micro_batch_size": 2})
     run("diagnose", path)
     found = json.loads((workspace / "diagnosed" / "diagnose" / "diagnose.json").read_text())
-    p = torch.cat(reference_logp(workspace)[1]).exp().detach()
+    p = torch.cat(reference_logp(workspace / "model")[1]).exp().detach()
     assert found["num_tokens"] == len(p)
     assert found["mean_p"] == pytest.approx(float(p.mean()), rel=RTOL)
     assert found["percentiles"]["50"] == pytest.approx(float(p.quantile(0.5)), rel=RTOL)
