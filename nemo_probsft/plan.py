@@ -12,7 +12,7 @@ from nemo_probsft import __version__
 from nemo_probsft.config import Recipe, dump, resolve_objective
 from nemo_probsft.preflight import Decision
 
-PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets", "omegaconf")
+PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets")
 
 
 def show(decisions: list[Decision]) -> None:

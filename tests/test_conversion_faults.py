@@ -286,9 +286,9 @@ def import_that_stops_half_way(source: Path, target: Path, half_way) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_conversion_leaves_no_target_and_the_next_one_works(source, tmp_path, how):
-    fork = multiprocessing.get_context("fork")
-    half_way = fork.Event()
-    process = fork.Process(target=import_that_stops_half_way, args=(source, tmp_path / "nemo", half_way))
+    spawn = multiprocessing.get_context("spawn")  # a fork would hang where another test has started torch's threads
+    half_way = spawn.Event()
+    process = spawn.Process(target=import_that_stops_half_way, args=(source, tmp_path / "nemo", half_way))
     process.start()
     assert half_way.wait(60)
     with pytest.raises(ValueError, match="another conversion is writing it right now"):

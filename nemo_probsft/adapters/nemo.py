@@ -92,21 +92,25 @@ class CollectLogp(MaskedTokenLossReduction):
 
 
 class InstallObjective(pl.Callback):
-    """Hooks `target_logprob` into the model once its pipeline chunks exist and their weights are restored."""
+    """Hooks `target_logprob` and the reduction into every pipeline chunk once all exist and their weights are restored.
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    NeMo makes virtual pipeline stages itself, each with a reduction of its own: -log p, unless it is replaced here.
+    """
+
+    def __init__(self, vocab_size: int, reduction: ObjectiveReduction | CollectLogp) -> None:
+        self.vocab_size, self.reduction = vocab_size, reduction
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer, pl_module)
+        self._install(trainer.strategy.megatron_parallel, "_training_loss_reduction")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer, pl_module)
+        self._install(trainer.strategy.megatron_parallel, "_validation_loss_reduction")
 
-    def _install(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        check_config(pl_module.config)
-        group = parallel_state.get_tensor_model_parallel_group()
-        install_target_logprob(trainer.strategy.megatron_parallel, self.vocab_size, group)
+    def _install(self, chunks: Sequence[llm.GPTModel], attribute: str) -> None:
+        for chunk in chunks:
+            check_config(chunk.config)
+            setattr(chunk, attribute, self.reduction)
+        install_target_logprob(chunks, self.vocab_size, parallel_state.get_tensor_model_parallel_group())
 
 
 class WriteMetrics(pl.Callback):
@@ -132,9 +136,8 @@ class WriteMetrics(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        pl_module.log(
-            "trained_steps", float(step)
-        )  # NeMo's own "step" is one behind; checkpoints are named by this one
+        # Checkpoints are named by this number; NeMo's own "step" is one behind.
+        pl_module.log("trained_steps", float(step))
         if self.runlog is None or (step % self.recipe.log.every_steps and step != trainer.max_steps):
             return
         row = {"step": step, **summarise(self.reduction.statistics)}
@@ -161,9 +164,8 @@ def fit(recipe: Recipe, prepared: Prepared, objective: Objective, denominator: s
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
     reduction = ObjectiveReduction(objective, denominator)
-    model._training_loss_reduction = reduction
     trainer = make_trainer(recipe, max_steps=num_steps)
-    trainer.callbacks += [InstallObjective(prepared.vocab_size), WriteMetrics(run_dir, recipe, reduction)]
+    trainer.callbacks += [InstallObjective(prepared.vocab_size, reduction), WriteMetrics(run_dir, recipe, reduction)]
     directory = run_dir / "checkpoints"
     # Checkpoints come last: a step's metrics are on disk before its checkpoint, which is named by a number they log.
     trainer.callbacks.append(_checkpoint(directory, recipe.checkpoint.every_steps, recipe.checkpoint.keep_last))
@@ -186,9 +188,8 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     quiet()
     model = load_model(recipe, prepared)
     reduction = CollectLogp()
-    model._validation_loss_reduction = reduction
-    trainer = make_trainer(recipe, max_steps=1)
-    trainer.callbacks.append(InstallObjective(prepared.vocab_size))
+    trainer = make_trainer(recipe, max_steps=1, forward_only=True)
+    trainer.callbacks.append(InstallObjective(prepared.vocab_size, reduction))
     _weights_of(prepared.base).setup(trainer, model)
     trainer.validate(model, forward_data(recipe, prepared), verbose=False)
     first_of_tensor_parallel = parallel_state.get_tensor_model_parallel_rank() == 0
@@ -234,7 +235,7 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     return settings
 
 
-def make_trainer(recipe: Recipe, max_steps: int) -> nl.Trainer:
+def make_trainer(recipe: Recipe, max_steps: int, *, forward_only: bool = False) -> nl.Trainer:
     """NeMo's trainer on the recipe's layout; gloo on a CPU, NCCL and the distributed optimizer on CUDA."""
     cuda = torch.cuda.is_available()
     parallel = recipe.parallel
@@ -263,8 +264,7 @@ def make_trainer(recipe: Recipe, max_steps: int) -> nl.Trainer:
         strategy=strategy,
         plugins=nl.MegatronMixedPrecision(precision="bf16-mixed" if recipe.trainer.precision == "bf16" else "32"),
         max_steps=max_steps,
-        limit_val_batches=1.0,
-        val_check_interval=None,
+        limit_val_batches=1.0 if forward_only else 0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         log_every_n_steps=1,
