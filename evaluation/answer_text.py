@@ -107,6 +107,15 @@ def plain_number(answer: str) -> Fraction | None:
     return None if value is None else value * (-1) ** match["sign"].count("-")
 
 
+def plain_values(answer: str) -> tuple[Fraction, ...]:
+    """What a plain number may mean: itself, and for a percentage both x and x/100, as math-verify takes it. Else ()."""
+    stripped = answer.strip().strip("$").rstrip(".")
+    value = plain_number(stripped.removesuffix("%").removesuffix("\\"))
+    if value is None:
+        return ()
+    return (value, value / 100) if stripped.endswith("%") else (value,)
+
+
 def _magnitude(match: re.Match[str]) -> Fraction | None:
     for top, bottom in (("top", "bottom"), ("digit_top", "digit_bottom"), ("left", "right")):
         if match[top] is not None:

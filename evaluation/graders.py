@@ -7,7 +7,7 @@ which has a memory limit and is replaced when it takes too long; no part of the 
 from dataclasses import dataclass
 from functools import lru_cache
 
-from evaluation.answer_text import extract_answer, is_word, normalize, plain_number, same_number
+from evaluation.answer_text import extract_answer, is_word, normalize, plain_values, same_number
 from evaluation.symbolic_worker import SymbolicWorker
 
 _worker = SymbolicWorker()
@@ -42,8 +42,10 @@ def _judge_answer(answer: str, gold: str) -> Judgement:
         return Judgement(True)
     if is_word(answer) and is_word(gold):
         return Judgement(False)  # as mathematics, words are products of letters: listen = silent
-    number, gold_number = plain_number(answer), plain_number(gold)
-    if number is not None and gold_number is not None:
-        return Judgement(same_number(number, gold_number))
+    values, gold_values = plain_values(answer), plain_values(gold)
+    if len(values) == len(gold_values) == 2:  # two percentages
+        return Judgement(same_number(values[0], gold_values[0]))
+    if values and gold_values:
+        return Judgement(any(same_number(value, other) for value in values for other in gold_values))
     equal = _worker.equal(answer, gold)
     return Judgement(bool(equal), timed_out=equal is None)

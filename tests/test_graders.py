@@ -36,10 +36,13 @@ EQUAL = [
     (r"e^{-2}", r"\frac{1}{e^2}"),
     (r"45^\circ", "45"),
     (r"10\%", "0.1"),
+    (r"50\%", "50"),
+    ("0.125", r"12.5\%"),
     (r"\textbf{(073)}", "73"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
 ]
 DIFFERENT = [
+    (r"50\%", r"0.5\%"),
     ("12", "13"),
     ("10000", "10001"),  # integers are exact, whatever the relative tolerance
     ("0", "7.25e-11"),  # small constants are not zero
