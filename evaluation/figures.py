@@ -54,7 +54,7 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.2, 4.9), layout="constrained")
         shade = np.linspace(0, 1, 256)[None, :]
-        axes.imshow(shade, extent=(0, 1, -14, 112), aspect="auto", cmap=_soft_shade(), zorder=0)
+        axes.imshow(shade, extent=(0, 1, -14, 120), aspect="auto", cmap=_soft_shade(), zorder=0)
         for objective, color in palette.items():
             mine = sorted((p for p in points if p["objective"] == objective), key=lambda p: p["mean_p"])
             if not mine:
@@ -130,7 +130,7 @@ def _mark_tasks(axes, points) -> None:
         x = next(p["mean_p"] for p in points if p["task"] == task)
         axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=1)
         axes.text(
-            x, 107, f" {task} ", ha="center", va="center", fontsize=9.5, fontweight="bold",
+            x, 114, f" {task} ", ha="center", va="center", fontsize=9.5, fontweight="bold",
             bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "#b8c0c8", "linewidth": 0.8},
         )  # fmt: skip
 
