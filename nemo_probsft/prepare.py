@@ -58,7 +58,7 @@ def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
 def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     import conversion
 
-    source = local_model(recipe)
+    source = local_model(recipe).absolute()
     hf = _hugging_face_files(source)
     settings = json.loads((hf / "config.json").read_text(encoding="utf-8"))
     tokenizer = _tokenizer(recipe, hf)
@@ -171,14 +171,12 @@ def local_model(recipe: Recipe) -> Path:
 
 
 def _hugging_face_files(source: Path) -> Path:
-    """Where config.json and the tokenizer of a model are; a run's own checkpoint takes those its run started from."""
+    """Where config.json and the tokenizer of a model are; a NeMo checkpoint carries them in its context."""
     if not is_nemo(source):
         return source
     from conversion.convert import model_files_directory
 
-    run = source.parent.parent / PREPARED
-    base = Path(json.loads(run.read_text(encoding="utf-8"))["hf"]) if run.exists() else None
-    return model_files_directory(source, base)
+    return model_files_directory(source, None)
 
 
 def _tokenizer(recipe: Recipe, hf: Path) -> Any:

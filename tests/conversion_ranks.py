@@ -4,17 +4,9 @@ from pathlib import Path
 
 import torch
 
-PIPELINED = ("qwen2-tied-301", "qwen3-untied")  # a save takes seconds, and two cover both kinds of last stage
+from nemo_probsft.adapters import cpu
 
-_FUSIONS = (
-    "apply_rope_fusion",
-    "bias_activation_fusion",
-    "bias_dropout_fusion",
-    "masked_softmax_fusion",
-    "gradient_accumulation_fusion",
-    "persist_layer_norm",
-    "cross_entropy_loss_fusion",
-)
+PIPELINED = ("qwen2-tied-301", "qwen3-untied")  # a save takes seconds, and two cover both kinds of last stage
 
 
 def load_forward_save(checkpoints: dict[str, Path], tokens: torch.Tensor, saved: Path) -> dict:
@@ -22,8 +14,6 @@ def load_forward_save(checkpoints: dict[str, Path], tokens: torch.Tensor, saved:
 
     Saves to `saved`/<layout>-<family>. Returns {family: {"tp2": logits, "tp1": logits, "greedy": tokens, "keys": set}}.
     """
-    from nemo_probsft.adapters import cpu
-
     cpu.install()
     torch.set_grad_enabled(False)
     results: dict[str, dict] = {family: {} for family in checkpoints}
@@ -60,7 +50,7 @@ def _load(checkpoint: Path, **layout: object) -> list:
     from nemo.lightning import io
 
     description = io.load_context(checkpoint / "context", subpath="model.config", build=False)
-    without_gpu = dict.fromkeys(_FUSIONS, False)
+    without_gpu = dict.fromkeys((*cpu.FUSIONS_THAT_NEED_CUDA, "cross_entropy_loss_fusion"), False)
     fp32 = {"bf16": False, "fp16": False, "params_dtype": torch.float32}
     for name, value in {**without_gpu, **fp32, **layout}.items():
         setattr(description, name, value)
