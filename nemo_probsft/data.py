@@ -232,7 +232,7 @@ def _spans(tokenizer: Any, messages: list[dict[str, str]], where: str) -> Iterat
     if tokenizer.chat_template is None:
         yield from _plain_spans(tokenizer, messages, where)
         return
-    text, ids = "", []
+    text, ids = "", list[int]()
     for new_text, is_answer in _rendered_spans(tokenizer, messages, where):
         # Tokenized as one text where that keeps the ids of the prompt, which is what the model is given at evaluation.
         # Where a token would span the border, the two sides are tokenized apart.

@@ -6,6 +6,7 @@ Every stage is complete or absent, so a second call goes on where the first one 
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def _stages() -> list[Stage]:
             Stage(
                 f"diagnose {task}: where does the base model stand?",
                 60,
-                lambda recipe=recipe: _command("diagnose", recipe),
+                functools.partial(_command, "diagnose", recipe),
                 (ROOT / f"{task}-original" / "diagnose" / "diagnose.json").exists,
             )
         )
@@ -88,7 +89,7 @@ def _make_data() -> None:
 
 def _train(name: str, seconds: float, title: str) -> Stage:
     recipe = str(RECIPES / f"{name}.yaml")
-    return Stage(title, seconds, lambda: _command("train", recipe), (ROOT / name / "export").is_dir)
+    return Stage(title, seconds, functools.partial(_command, "train", recipe), (ROOT / name / "export").is_dir)
 
 
 def _evaluate(tasks: str, names: list[str], seconds: float) -> Stage:
@@ -113,7 +114,7 @@ def _evaluate(tasks: str, names: list[str], seconds: float) -> Stage:
     return Stage(
         f"evaluate {' and '.join(names)} with vLLM, greedy and T=1 x {NUM_SAMPLES}",
         seconds,
-        lambda: _command("eval", *models, *options),
+        functools.partial(_command, "eval", *models, *options),
         lambda: all(path.exists() for path in wanted),
     )
 

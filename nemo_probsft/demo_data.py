@@ -142,7 +142,7 @@ def write_random_base(directory: Path, seed: int) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen2ForCausalLM(config).to(torch.float32).save_pretrained(directory, safe_serialization=True)
+        Qwen2ForCausalLM(config).float().save_pretrained(directory, safe_serialization=True)
 
 
 def _addition(a: int, b: int) -> Row:

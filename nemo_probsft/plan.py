@@ -12,6 +12,7 @@ from nemo_probsft import __version__
 from nemo_probsft.config import Recipe, dump, resolve_objective
 from nemo_probsft.preflight import Decision
 
+LOG_WIDTH = 140  # columns, where the output is no terminal
 PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets")
 
 
@@ -25,7 +26,10 @@ def show(decisions: list[Decision]) -> None:
         table.add_column(heading, overflow="fold")
     for decision in decisions:
         table.add_row(decision.key, decision.value, decision.reason)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    console.print(table)
 
 
 def run_yaml(recipe: Recipe, source: Path) -> dict[str, Any]:

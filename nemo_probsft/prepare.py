@@ -80,7 +80,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         size, found = recipe.data.global_batch_size, f"the {len(dataset)} examples of {recipe.data.train}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
     per_epoch = batches.steps_per_epoch(len(dataset), recipe.data.global_batch_size)
-    num_steps = recipe.trainer.max_steps or per_epoch * recipe.trainer.epochs
+    num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
     base = source if is_nemo(source) else run_dir / "base"
     if not is_nemo(base):
         conversion.import_hf(source, base, progress=True)

@@ -101,12 +101,13 @@ class InstallObjective(pl.Callback):
         self.vocab_size, self.reduction = vocab_size, reduction
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer.strategy.megatron_parallel, "_training_loss_reduction")
+        self._install(trainer.strategy, "_training_loss_reduction")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer.strategy.megatron_parallel, "_validation_loss_reduction")
+        self._install(trainer.strategy, "_validation_loss_reduction")
 
-    def _install(self, chunks: Sequence[llm.GPTModel], attribute: str) -> None:
+    def _install(self, strategy: Any, attribute: str) -> None:
+        chunks = strategy.megatron_parallel
         for chunk in chunks:
             check_config(chunk.config)
             setattr(chunk, attribute, self.reduction)
