@@ -135,14 +135,7 @@ def check_first_step(row: dict, model_dir: Path, key: str, denominator: str) -> 
 
 LAYOUTS = {
     "tp2-sp": ("kept", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
-    "pp2-vpp2": (
-        "target",
-        {
-            "tensor_model_parallel_size": 1,
-            "pipeline_model_parallel_size": 2,
-            "virtual_pipeline_model_parallel_size": 2,
-        },
-    ),
+    "pp2": ("target", {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 2}),
     "dp2": ("target", {"tensor_model_parallel_size": 1}),
 }
 
@@ -151,7 +144,7 @@ LAYOUTS = {
 def test_the_first_step_is_the_token_mean_of_f_at_every_layout(workspace, layout):
     denominator, parallel = LAYOUTS[layout]
     objective = {"name": "nll", "keep": {"min_p": 0.004}, "denominator": denominator}
-    model_dir = four_layers(workspace) if layout == "pp2-vpp2" else workspace / "model"
+    model_dir = four_layers(workspace) if layout == "pp2" else workspace / "model"
     run("train", recipe(workspace, layout, objective=objective, parallel=parallel, model={"path": str(model_dir)}))
     (row,) = metrics(workspace / layout)
     check_first_step(row, model_dir, "OnlyTopLogP-0.004", denominator)
