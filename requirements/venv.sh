@@ -21,7 +21,7 @@ if python3 -c "import torch; assert torch.cuda.is_available(); $engine" >/dev/nu
 else
     "${PYTHON:-python3.11}" -m venv "$venv"
     # The lock is complete, and its resolver's exclusions (CUDA builds of torchvision and torchaudio) must hold: hence --no-deps.
-    "$venv/bin/pip" install -qq --disable-pip-version-check --no-compile --no-deps -r "$lock"
+    "$venv/bin/pip" install -qq --disable-pip-version-check --no-deps -r "$lock"
 fi
 "$venv/bin/pip" install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 cp "$lock" "$venv/made-from.lock"
