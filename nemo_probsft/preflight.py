@@ -52,14 +52,6 @@ def check(recipe: Recipe) -> list[Decision]:
     return [*_objective(recipe), *_layout(recipe), *_model(recipe), _data(recipe), _run_dir(recipe)]
 
 
-def refuse_unproven(recipe: Recipe) -> None:
-    """Refuse a layout under which the trainer's first step was seen to differ from the float64 reference."""
-    stages = recipe.parallel.virtual_pipeline_model_parallel_size
-    if stages is not None:
-        problem = f"{stages} is refused: the loss was not the reference's under virtual pipeline stages; set it to null"
-        raise recipe.error("parallel.virtual_pipeline_model_parallel_size", problem)
-
-
 def _objective(recipe: Recipe) -> list[Decision]:
     objective, denominator = resolve_objective(recipe)
     reasons = {

@@ -43,7 +43,6 @@ def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
 
     A run directory that is new here is removed when something fails. Raises ValueError for the user.
     """
-    preflight.refuse_unproven(recipe)
     decisions = preflight.check(recipe)
     run_dir = Path(recipe.run_dir)
     new = not run_dir.exists()

@@ -79,12 +79,6 @@ def test_pipeline_parallelism_must_divide_the_layers(capsys, good):
     assert "3 layers" in line
 
 
-def test_virtual_pipeline_stages_are_refused_until_they_are_exact(capsys, good):
-    sizes = {"tensor_model": 1, "pipeline_model": 2, "virtual_pipeline_model": 2}
-    line = refused(capsys, good, *(f"parallel.{name}_parallel_size={size}" for name, size in sizes.items()))
-    assert "parallel.virtual_pipeline_model_parallel_size: 2 is refused" in line
-
-
 BAD_DATA = {
     "": ("train.jsonl", "empty"),
     "\n\n": ("train.jsonl", "no rows"),

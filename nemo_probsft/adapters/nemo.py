@@ -159,14 +159,24 @@ def holds_the_loss() -> bool:
     )
 
 
-def fit(recipe: Recipe, prepared: Prepared, objective: Objective, denominator: str) -> None:
-    """Train from the checkpoint `prepared.base`, or go on from the last complete one of the run directory."""
+def fit(
+    recipe: Recipe,
+    prepared: Prepared,
+    objective: Objective,
+    denominator: str,
+    callbacks: Sequence[pl.Callback] = (),
+) -> None:
+    """Train from the checkpoint `prepared.base`, or go on from the last complete one of the run directory.
+
+    callbacks: more of them, of Lightning's and NeMo's events (nemo.lightning.megatron_parallel.CallbackMethods).
+    """
     quiet()
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
     reduction = ObjectiveReduction(objective, denominator)
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [InstallObjective(prepared.vocab_size, reduction), WriteMetrics(run_dir, recipe, reduction)]
+    trainer.callbacks += callbacks
     directory = run_dir / "checkpoints"
     # Checkpoints come last: a step's metrics are on disk before its checkpoint, which is named by a number they log.
     trainer.callbacks.append(_checkpoint(directory, recipe.checkpoint.every_steps, recipe.checkpoint.keep_last))
@@ -227,6 +237,10 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
         # Micro-batches have the length of their longest example. Megatron then refuses the default expert dispatcher,
         # which a dense model's configuration has, too.
         settings |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
+    if recipe.parallel.virtual_pipeline_model_parallel_size is not None:
+        # Megatron-LM's arguments.py demands this at pp 2, Megatron-Core and NeMo do not: in a batch of sends and receives
+        # between only two stages, which are each other's previous and next, an activation is taken for a gradient.
+        settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     if recipe.trainer.recompute != "none":
         settings["recompute_granularity"] = recipe.trainer.recompute
     if recipe.trainer.recompute == "full":
