@@ -1,6 +1,6 @@
 """target_logprob against float64: values, gradients, traps, and agreement over TP ranks.
 
-Runs on tiles; test_kernels runs this file again on the Triton kernels, and `-m gpu` runs them compiled.
+Runs on tiles and on C; test_kernels runs this file again on the Triton kernels, and `-m gpu` runs them compiled.
 """
 
 import os
@@ -8,26 +8,29 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_probsft.ops import target_logprob, tiles
+from nemo_probsft.ops import native, target_logprob, tiles
 from nemo_probsft.ops.logprob import implementation
 from tests import reference
 from tests.ranks import run_ranks
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ON_CPU = ["kernels"] if INTERPRETED else ["native", "tiles"]
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+
+@pytest.fixture(params=[*ON_CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    """Small tiles, so that every case has several and a ragged last one."""
-    monkeypatch.setattr(tiles, "TILE_BYTES", 4 * 301 * 4)
-    return request.param
-
-
-def test_the_implementation_is_the_one_asked_for():
-    expected = "kernels" if os.environ.get("TRITON_INTERPRET") == "1" else "tiles"
-    assert implementation(torch.empty(1, 1)).__name__ == f"nemo_probsft.ops.{expected}"
+    """The device to run on, with each implementation that it has. Small tiles: every case has a ragged last one."""
+    if request.param == "cuda":
+        return "cuda"
+    if request.param == "tiles":
+        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(tiles, "TILE_BYTES", 4 * 301 * 4)
+    assert implementation(torch.empty(1, 1)).__name__ == f"nemo_probsft.ops.{request.param}"
+    return "cpu"
 
 
 def randn(*shape, seed=0):
@@ -231,13 +234,13 @@ def test_inplace_is_a_choice(device):
         torch.autograd.grad(logp, leaf, dlogp)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.lists(st.floats(-200, 200, width=16), min_size=3, max_size=3), min_size=1, max_size=4),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     upstream=st.floats(-3, 3, width=32),
 )
-def test_any_small_row(rows, dtype, upstream):
+def test_any_small_row(device, rows, dtype, upstream):
     logits = torch.tensor(rows).to(dtype)
     labels, dlogp = torch.arange(len(rows)) % 3, torch.full((len(rows),), upstream)
     ours = run(logits, labels, dlogp)

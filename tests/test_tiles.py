@@ -1,12 +1,18 @@
-"""What only the tiles promise: rounding once, and scratch of one tile."""
+"""What the CPU's two implementations promise: rounding once, and scratch of one tile at most."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_probsft.ops import target_logprob, tiles
+from nemo_probsft.ops import native, target_logprob, tiles
 from tests import reference
 from tests.test_target_logprob import make, run
+
+
+@pytest.fixture(autouse=True, params=["native", "tiles"])
+def implementation(request, monkeypatch):
+    if request.param == "tiles":
+        monkeypatch.setattr(native, "library", lambda: None)
 
 
 def test_bf16_gradient_is_rounded_once(monkeypatch):

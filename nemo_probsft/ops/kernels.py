@@ -21,11 +21,8 @@ def row_stats(
     column: Tensor,  # [T] int64 target column on this shard, -1 where it lies elsewhere or the row is ignored
     skip: Tensor,  # [T] bool, rows that need no statistics
     stats: Tensor,  # [3, T] fp32, written: top, rest, target (0 where the target lies elsewhere)
-    *,
-    overwrite: bool,  # tiles only
 ) -> None:
     """As `tiles.row_stats`, with the largest of the other logits as top of every row."""
-    assert not overwrite
     if len(logits) == 0:
         return
     _row_stats_kernel[(len(logits),)](
@@ -49,11 +46,8 @@ def row_grad(
     dlogp: Tensor,  # [T] fp32; rows with 0 become exact zeros and are not read
     target_grad: Tensor,  # [T] fp32, gradient of the target's logit
     grad: Tensor,  # [T, n] in the logits' dtype, written; may be logits itself
-    *,
-    overwritten: bool,  # tiles only
 ) -> None:
     """As `tiles.row_grad`."""
-    assert not overwritten
     if logits.numel() == 0:
         return
     block = _block(logits)

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemo_probsft.ops import tiles
 from nemo_probsft.ops.logprob import Shard, implementation
 
 _NONE_IGNORED = torch.iinfo(torch.int64).min
@@ -85,11 +84,10 @@ class _LmHead(torch.autograd.Function):
         stats = torch.empty(3, len(rows), dtype=torch.float32, device=hidden.device)
         real = weight[: shard.valid]
         rows_of = implementation(kept)
-        ctx.overwritten = options.chunk_tokens is None and kept.dtype == torch.float32 and rows_of is tiles
         skip = torch.zeros_like(target, dtype=torch.bool)
         for chunk in _chunks(len(rows), options.chunk_tokens):
             logits = kept[chunk] @ real.t()
-            rows_of.row_stats(logits, column[chunk], skip[chunk], stats[:, chunk], overwrite=ctx.overwritten)
+            rows_of.row_stats(logits, column[chunk], skip[chunk], stats[:, chunk])
         logp, scale = shard.combine(stats, target, ignore_index=_NONE_IGNORED)
         saved = () if options.chunk_tokens or not len(rows) else (logits,)
         ctx.save_for_backward(kept, weight, rows, column, stats[0].clone(), scale, logp, *saved)
@@ -115,7 +113,7 @@ class _LmHead(torch.autograd.Function):
             logits = saved[0] if saved and len(active) == len(kept) else None
             if logits is None:
                 logits = saved[0][active] if saved else hidden[chunk] @ real.t()
-            implementation(logits).row_grad(logits, *(x[chunk] for x in row_args), logits, overwritten=ctx.overwritten)
+            implementation(logits).row_grad(logits, *(x[chunk] for x in row_args), logits)
             if wants_hidden:
                 torch.mm(logits, real, out=dhidden[chunk])
             if dweight:

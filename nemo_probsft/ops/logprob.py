@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemo_probsft.ops import tiles
+from nemo_probsft.ops import native, tiles
 
 
 def target_logprob(
@@ -31,8 +31,8 @@ def target_logprob(
     Cost: one read of the logits and one all-gather of 12 bytes per token and rank; backward one read, one write and no
     collective. Scratch is bounded; nothing of the logits' size is made but the gradient.
     Gradient: dlogits = dlogp * (onehot - softmax) for any dlogp; rows where dlogp is 0 or the label is ignored are
-    exact zeros, whatever the logits hold. With inplace=True it overwrites the logits (their values are lost from the
-    forward on), and a second backward raises RuntimeError.
+    exact zeros, whatever the logits hold. With inplace=True it overwrites the logits, and a second backward raises
+    RuntimeError.
     Raises: ValueError for shapes, dtypes or a vocab_size that cannot be, and for a label outside [0, vocab_size). On
     CUDA that last one would need a device synchronisation; there the row is NaN instead.
     """
@@ -110,13 +110,12 @@ class _TargetLogprob(torch.autograd.Function):
         flat = labels.permute(order).reshape(-1)
         ignored, column = flat == ignore_index, shard.column(flat)
         rows_of = implementation(logits)
-        overwrite = inplace and logits.dtype == torch.float32 and rows_of is tiles
         stats = torch.empty(3, flat.numel(), dtype=torch.float32, device=logits.device)
         for view, rows in _row_views(logits.permute(*order, -1)):
-            rows_of.row_stats(view[:, : shard.valid], column[rows], ignored[rows], stats[:, rows], overwrite=overwrite)
+            rows_of.row_stats(view[:, : shard.valid], column[rows], ignored[rows], stats[:, rows])
         logp, scale = shard.combine(stats, flat, ignore_index)
         ctx.save_for_backward(logits, column, ignored, stats[0].clone(), scale, logp)
-        ctx.valid, ctx.order, ctx.inplace, ctx.overwritten = shard.valid, order, inplace, overwrite
+        ctx.valid, ctx.order, ctx.inplace = shard.valid, order, inplace
         return _unpermute(logp, labels, order)
 
     @staticmethod
@@ -130,18 +129,16 @@ class _TargetLogprob(torch.autograd.Function):
         for view, rows in _row_views(source):
             out = view if ctx.inplace else dlogits.view(-1, dlogits.shape[-1])[rows]
             args = column[rows], top[rows], scale[rows], g[rows], target_grad[rows]
-            implementation(logits).row_grad(
-                view[:, : ctx.valid], *args, out[:, : ctx.valid], overwritten=ctx.overwritten
-            )
+            implementation(logits).row_grad(view[:, : ctx.valid], *args, out[:, : ctx.valid])
             out[:, ctx.valid :].zero_()
         return _unpermute(dlogits, logits, (*ctx.order, logits.dim() - 1)), None, None, None, None
 
 
 def implementation(logits: Tensor) -> ModuleType:
-    """Triton kernels on CUDA, and on CPU when Triton's own switch asks for its interpreter; else tiles."""
+    """Triton kernels on CUDA, and on CPU when Triton's own switch asks for its interpreter; else C, else tiles."""
     if logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
         return importlib.import_module("nemo_probsft.ops.kernels")
-    return tiles
+    return native if native.takes(logits) else tiles
 
 
 def _check(logits: Tensor, labels: Tensor, inplace: bool) -> None:

@@ -1,8 +1,9 @@
 """Row statistics and logit gradients of the target log-prob, in plain torch, one cache-sized tile of rows at a time.
 
-This is the executable specification of `kernels`. A tile of fp32 values is small enough to stay in a core's L2 cache,
-so every pass after the first is free of memory traffic: the logits are read once per direction. Whatever can be done
-for all rows at once is done outside of the loop over tiles, where a small op costs as much as a pass.
+This is the executable specification of `native` and `kernels`. A tile of fp32 values is small enough to stay in a
+core's L2 cache, so every pass after the first is free of memory traffic: the logits are read once per direction.
+Whatever can be done for all rows at once is done outside of the loop over tiles, where a small op costs as much as a
+pass.
 
 Statistics of a row are (top, rest, target): rest = sum of exp(x_j - top) over all columns but the target's, target =
 x_y. Leaving the target out keeps every bit of 1 - p when p -> 1. `top` only keeps rest within fp32's range: it is the
@@ -10,8 +11,6 @@ largest of the other logits where that is large, and 0, which saves the subtract
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,10 +28,8 @@ def row_stats(
     column: Tensor,  # [T] int64 target column on this shard, -1 where it lies elsewhere or the row is ignored
     skip: Tensor,  # [T] bool, rows that need no statistics
     stats: Tensor,  # [3, T] fp32, written: top, rest, target (0 where the target lies elsewhere)
-    *,
-    overwrite: bool,  # leave exp(x - top), 0 at the target, in the fp32 logits for `row_grad`
 ) -> None:
-    """One read of the logits (and one write with `overwrite`). Tiles of skipped rows are not read and get zeros."""
+    """One read of the logits. Tiles of skipped rows are not read and get zeros."""
     stats.zero_()
     if logits.numel() == 0:
         stats[0] = -torch.inf
@@ -42,17 +39,14 @@ def row_stats(
     owned = (column >= 0).nonzero().squeeze(1)
     stats[2, owned] = logits[owned, column[owned]].float()
     sources, tops, rests = logits.split(num_rows), stats[0].split(num_rows), stats[1].split(num_rows)
-    if overwrite:
-        logits[owned, column[owned]] = -torch.inf
-        tiles = iter(sources)
-    else:
-        in_tile = (owned % num_rows * num_columns + column[owned]).split(
-            torch.bincount(owned // num_rows, minlength=len(sources)).tolist()
-        )
-        tiles = _copies(logits, sources, in_tile)
-    for tile, dead, top, rest in zip(tiles, _all(skip, num_rows), tops, rests, strict=True):
+    num_targets = torch.bincount(owned // num_rows, minlength=len(sources)).tolist()
+    targets = (owned % num_rows * num_columns + column[owned]).split(num_targets)
+    scratch = torch.empty(len(sources[0]), num_columns, dtype=torch.float32, device=logits.device)
+    for source, target, dead, top, rest in zip(sources, targets, _all(skip, num_rows), tops, rests, strict=True):
         if dead:
             continue
+        tile = scratch[: len(source)].copy_(source)
+        tile.view(-1).index_fill_(0, target, -torch.inf)
         torch.amax(tile, dim=1, out=top)
         if all(-MODERATE < value < MODERATE for value in top.tolist()):  # NaN is not
             tile.exp_()
@@ -63,15 +57,13 @@ def row_stats(
 
 
 def row_grad(
-    logits: Tensor,  # [T, n], as `row_stats` left it
+    logits: Tensor,  # [T, n]
     column: Tensor,  # [T] int64
     top: Tensor,  # [T] fp32
     scale: Tensor,  # [T] fp32, softmax_j = scale * exp(x_j - top)
     dlogp: Tensor,  # [T] fp32; rows with 0 become exact zeros, whatever the logits hold
     target_grad: Tensor,  # [T] fp32, gradient of the target's logit
     grad: Tensor,  # [T, n] in the logits' dtype, written: -dlogp * softmax but for the target; may be logits itself
-    *,
-    overwritten: bool,
 ) -> None:
     """One read of the logits and one write of the gradient, which is rounded once, from fp32."""
     if logits.numel() == 0:
@@ -90,24 +82,14 @@ def row_grad(
             out.zero_()
             continue
         tile = out if scratch is None else scratch[: len(source)]
-        if not overwritten:
-            tile.copy_(source) if unshifted else torch.sub(source, shift, out=tile)
-            tile.exp_()
+        tile.copy_(source) if unshifted else torch.sub(source, shift, out=tile)
+        tile.exp_()
         tile.mul_(factor_) if plain else tile.mul_(scale_).mul_(minus_dlogp)
         if scratch is not None:
             out.copy_(tile)
     owned = (column >= 0).nonzero().squeeze(1)
     grad[owned, column[owned]] = target_grad[owned].to(grad.dtype)
     grad.index_fill_(0, zero.nonzero().squeeze(1), 0.0)
-
-
-def _copies(logits: Tensor, sources: Sequence[Tensor], targets: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Each tile in fp32, in one scratch buffer, with -inf at its targets (flat indices)."""
-    scratch = torch.empty(len(sources[0]), logits.shape[1], dtype=torch.float32, device=logits.device)
-    for source, target in zip(sources, targets, strict=True):
-        tile = scratch[: len(source)].copy_(source)
-        tile.view(-1).index_fill_(0, target, -torch.inf)
-        yield tile
 
 
 def _shift(top: Tensor) -> Tensor:
