@@ -1,59 +1,76 @@
 """Say where an exported model came from: run.yaml for programs, README.md (a model card) for people."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+RECORD = "run.yaml"
 
-def write_card(directory: Path, config: dict, provenance: dict) -> None:
-    """provenance: what the run knows about itself (its run.yaml); written whole, and the main facts into the card."""
-    (directory / "run.yaml").write_text(
-        yaml.safe_dump(provenance, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-    base = _find(provenance, "base_model", "hf_id") or _path(provenance.get("model"))
-    objective = provenance.get("objective")
+
+def read_record(checkpoint: Path) -> dict | None:
+    """The run.yaml of the training that saved `checkpoint` (<run_dir>/checkpoints/<name>); None without one."""
+    file = checkpoint.parent.parent / RECORD
+    return read_yaml(file) if checkpoint.parent.name == "checkpoints" and file.is_file() else None
+
+
+def read_yaml(file: Path) -> dict:
+    """Raises: ValueError when the file is not one YAML mapping."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: a mapping is expected, not {type(content).__name__}")
+    return content
+
+
+def write_card(directory: Path, config: dict, record: dict, checkpoint: str) -> None:
+    """record: a run's run.yaml, written whole, and its main facts into the card. checkpoint: name of what was exported.
+
+    Facts that the record does not have are left out of the card.
+    """
+    text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    (directory / RECORD).write_text(text, encoding="utf-8")
+    objective = record.get("objective")
     facts = {
-        "Base model": base,
-        "Revision": _find(provenance, "revision", "hf_revision"),
-        "Objective": objective if isinstance(objective, str | None) else json.dumps(objective),
-        "f(p)": provenance.get("formula"),
-        "Training data": _path(provenance.get("data"), "train"),
-        "Steps": provenance.get("step"),
-        "Versions": _versions(provenance.get("versions")),
-        "Git commit": _find(provenance, "git_sha", "git"),
+        "Base model": base_model(record),
+        "Revision": _get(record, "model", "revision"),
+        "Objective": objective if isinstance(objective, str) else _get(record, "objective", "key"),
+        "f(p)": _get(record, "objective", "formula"),
+        "Denominator": _get(record, "objective", "denominator"),
+        "Training data": _get(record, "recipe", "data", "train"),
+        "Checkpoint": checkpoint,
+        "Seed": record.get("seed"),
+        "Versions": ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) or None,
     }
-    header = {"library_name": "transformers", "tags": ["nemo_probsft"]}
-    if isinstance(base, str):
-        header["base_model"] = base
-    rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None]
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["nemo_probsft"]}
+    if base_model(record):
+        header["base_model"] = base_model(record)
     card = [
         "---",
         yaml.safe_dump(header, sort_keys=False).strip(),
         "---",
         f"# {config['model_type']} fine-tuned with a probability-based objective",
         "",
-        "Trained with Megatron-Core and exported by nemo_probsft; `run.yaml` is the complete record of the run.",
+        f"Trained with Megatron-Core and exported by nemo_probsft; `{RECORD}` is the complete record of the run.",
         "",
         "| | |",
         "|---|---|",
-        *rows,
+        *(f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None),
     ]
     (directory / "README.md").write_text("\n".join(card) + "\n", encoding="utf-8")
 
 
-def _find(provenance: dict, *names: str) -> object:
-    return next((provenance[name] for name in names if provenance.get(name) is not None), None)
+def base_model(record: dict | None) -> str | None:
+    """Hub name, else path, of the model that a run started from."""
+    return _get(record, "model", "id") or _get(record, "model", "path")
 
 
-def _path(section: object, key: str = "path") -> object:
-    return section.get(key) if isinstance(section, dict) else section
-
-
-def _versions(versions: object) -> object:
-    return (
-        ", ".join(f"{name} {version}" for name, version in versions.items()) if isinstance(versions, dict) else versions
-    )
+def _get(record: Any, *keys: str) -> Any:
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
 
 
 def _cell(value: object) -> str:

@@ -55,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
         "--base", type=Path, help="Hugging Face directory or imported checkpoint with config.json and tokenizer"
     )
     command.add_argument("--dtype", choices=_DTYPES, help="convert the weights (default: keep the checkpoint's dtype)")
-    command.add_argument("--run", type=Path, metavar="RUN_YAML", help="run.yaml of the training, for the model card")
+    command.add_argument("--adapter", action="store_true", help="write LoRA adapters alone, for peft")
+    command.add_argument(
+        "--run", type=Path, metavar="RUN_YAML", help="for the model card (default: run.yaml of the checkpoint's run)"
+    )
     command = _command(commands, "verify", "compare two models bit by bit; exit code 1 when they differ", _verify)
     command.add_argument("a", type=Path, help="Hugging Face directory or NeMo 2 checkpoint")
     command.add_argument("b", type=Path, help="the other one")
@@ -87,6 +90,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from conversion.card import read_yaml
     from conversion.convert import export_hf
 
     export_hf(
@@ -94,7 +98,8 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.target,
         base=arguments.base,
         dtype=arguments.dtype,
-        provenance=_read_run(arguments.run),
+        adapter=arguments.adapter,
+        provenance=None if arguments.run is None else read_yaml(arguments.run),
         progress=_shows(),
     )
     print(f"wrote {arguments.target}")
@@ -107,20 +112,6 @@ def _verify(arguments: argparse.Namespace) -> int:
     report = verify(arguments.a, arguments.b, base=arguments.base, logits=arguments.logits, progress=_shows())
     print(report.table())
     return 0 if report.equal else 1
-
-
-def _read_run(file: Path | None) -> dict | None:
-    if file is None:
-        return None
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: a mapping is expected, not {type(content).__name__}")
-    return content
 
 
 def _shows() -> bool:

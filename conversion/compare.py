@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conversion.convert import export_hf, model_files, model_files_directory, open_checkpoint, weights_directory
+from conversion.checkpoint import is_nemo, model_files_directory, open_checkpoint
+from conversion.convert import export_hf, model_files
 from conversion.families import model_spec
 from conversion.progress import Progress
-from conversion.staging import existing_directory
+from conversion.staging import existing_directory, system_errors_in_one_line
 from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes, read_config
 
 _BLOCK = 1 << 24  # numbers compared at a time
@@ -68,6 +69,7 @@ class Report:
         return sum(d.what == what for d in self.differences)
 
 
+@system_errors_in_one_line()
 def verify(a: Path, b: Path, *, base: Path | None = None, logits: bool = False, progress: bool = False) -> Report:
     """Compare tensors (bits, dtype, shape, names), config.json, tokenizer and other files; optionally fp32 logits.
 
@@ -86,10 +88,6 @@ def verify(a: Path, b: Path, *, base: Path | None = None, logits: bool = False, 
     return report
 
 
-def is_nemo(path: Path) -> bool:
-    return (weights_directory(path) / "metadata.json").exists()
-
-
 def _model_files(path: Path, base: Path | None, other: Path) -> Path:
     if not is_nemo(path):
         return path
@@ -100,30 +98,43 @@ def _model_files(path: Path, base: Path | None, other: Path) -> Path:
 
 
 def _open(path: Path, files: Path) -> Weights:
-    spec = model_spec(read_config(files))
-    return NeMoWeights(open_checkpoint(path, None)[0], spec) if is_nemo(path) else HFWeights(path, spec)
+    return open_checkpoint(path, files).weights if is_nemo(path) else HFWeights(path, model_spec(read_config(files)))
 
 
 def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> None:
     for name in sorted(a.tensors.keys() ^ b.tensors.keys()):
         present = ["present" if name in side.tensors else "missing" for side in (a, b)]
         report.differences.append(Difference("tensor", name, *present))
-    with Progress("verify", num_bytes(a.tensors), progress) as bar:
-        for name in (name for name in a.tensors if name in b.tensors):
-            report.num_tensors += 1
-            if a.tensors[name] != b.tensors[name]:
-                sides = (
-                    f"{str(dtype).removeprefix('torch.')} {list(shape)}"
-                    for dtype, shape in (a.tensors[name], b.tensors[name])
-                )
-                report.differences.append(Difference("tensor", name, *sides))
+    common = [name for name in a.tensors if name in b.tensors]
+    alike = {name for name in common if a.tensors[name] == b.tensors[name]}
+    differences = _differences(a, b, alike, progress)
+    for name in common:
+        if name not in alike:
+            report.differences.append(Difference("tensor", name, _kind(a, name), _kind(b, name)))
+        elif name in differences:
+            report.differences.append(Difference("tensor", name, "", f"max |A - B| = {differences[name]:.3g}"))
+    report.num_tensors = len(common)
+    report.num_bytes = num_bytes({name: a.tensors[name] for name in alike})
+
+
+def _differences(a: Weights, b: Weights, names: set[str], progress: bool) -> dict[str, float]:
+    """Largest difference of each tensor whose bits are not the same; rows are read in the order of a checkpoint."""
+    ordered, other = (b, a) if isinstance(b, NeMoWeights) else (a, b)
+    differences: dict[str, float] = {}
+    with Progress("verify", num_bytes({name: a.tensors[name] for name in names}), progress) as bar:
+        for name, first, x in ordered.blocks():
+            if name not in names:
                 continue
-            x, y = a.read(name), b.read(name)
-            report.num_bytes += x.nbytes
-            bar.advance(x.nbytes)
+            y = other.read(name, first, len(x))
             if not _same_bits(x, y):
-                difference = f"max |A - B| = {_max_difference(x, y):.3g}"
-                report.differences.append(Difference("tensor", name, "", difference))
+                differences[name] = max(differences.get(name, 0.0), _max_difference(x, y))
+            bar.advance(x.nbytes)
+    return differences
+
+
+def _kind(side: Weights, name: str) -> str:
+    dtype, shape = side.tensors[name]
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Convert between a Hugging Face directory and a NeMo 2 checkpoint, one tensor at a time."""
+"""Convert between a Hugging Face directory and a NeMo 2 checkpoint, one block of rows at a time."""
 
 import json
 import shutil
@@ -8,30 +8,33 @@ import torch
 from torch import Tensor
 
 from conversion import layout
-from conversion.card import write_card
+from conversion.card import base_model, read_record, write_card
+from conversion.checkpoint import HF_FILES, Checkpoint, open_checkpoint
+from conversion.checkpoint import model_files_directory as model_files_directory
 from conversion.context import write_context
-from conversion.families import ModelSpec, extra_state_keys, model_spec
-from conversion.lora import MergedReader, base_checkpoint, is_lora, lora_scale
+from conversion.families import ModelSpec, extra_state_keys, mappings, model_spec
+from conversion.peft_adapter import write_adapter
 from conversion.progress import Progress
 from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
-from conversion.staging import existing_directory, staged_directory, unchanged
-from conversion.torch_dist import TorchDistReader, TorchDistWriter, global_shape
+from conversion.staging import Snapshot, existing_directory, staged_directory, system_errors_in_one_line
+from conversion.torch_dist import TorchDistWriter, global_shape
 from conversion.weights import (
     HFWeights,
-    NeMoWeights,
+    Tensors,
     groups,
     hf_names,
     is_finite,
     num_bytes,
     read_config,
+    row_blocks,
     state_dict_order,
 )
 
-HF_FILES = "hf"  # folder of an imported checkpoint that keeps config.json, tokenizer, ... byte for byte
 _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@system_errors_in_one_line()
 def import_hf(
     source: Path,
     target: Path,
@@ -44,40 +47,46 @@ def import_hf(
 
     The checkpoint holds exactly the rows of config.json's vocabulary; Megatron fills the padding that a tensor
     parallel size needs with zeros when it loads. dtype: None keeps each tensor's own.
-    Cost: memory for a few tensors, whatever the size of the model.
+    Cost: memory for a few blocks of 64 MiB, whatever the size of the model.
     Raises: ValueError, one line; nothing is left behind.
     """
     source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
+    snapshot = Snapshot(source)
     spec = model_spec(read_config(source))
     weights = HFWeights(source, spec, allow_pickle)
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
+    _check_one_dtype(outputs, spec)
     total = num_bytes(outputs)
-    with (
-        staged_directory(target, total) as partial,
-        unchanged([*weights.files, source / "config.json"]),
-        Progress("import", total, progress) as bar,
-    ):
+    with staged_directory(target, total) as partial, Progress("import", total, progress) as bar:
         (partial / "weights").mkdir()
         writer = TorchDistWriter(partial / "weights")
         for mapping, layer in groups(spec):
-            parts = [_cast(weights.read(name), dtype, name) for name in hf_names(mapping, layer)]
-            tensor = layout.join(mapping, parts, spec)
+            names = hf_names(mapping, layer)
             shape = global_shape(mapping.shape, None if layer is None else spec.num_layers)
-            writer.add_tensor(f"module.{mapping.megatron}", tensor, shape, layer)
-            bar.advance(tensor.nbytes)
+            for first, count in row_blocks(outputs[names[0]][0], mapping.shape):
+                pieces = [
+                    _cast(weights.read(names[part], *rows), dtype, names[part])
+                    for part, *rows in layout.pieces(mapping, spec, first, count)
+                ]
+                block = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                writer.add_rows(f"module.{mapping.megatron}", block, first, shape, layer)
+                bar.advance(block.nbytes)
         _add_extra_state(writer, spec)
         writer.close(_common_state())
         copy_model_files(source, partial / HF_FILES)
         weights_dtype = max({own for own, _ in outputs.values()}, key=lambda kind: (kind.itemsize, str(kind)))
         write_context(partial / "context", spec, _name(weights_dtype), _tokenizer_path(partial))
+        snapshot.check()
 
 
+@system_errors_in_one_line()
 def export_hf(
     source: Path,
     target: Path,
     *,
     base: Path | None = None,
     dtype: torch.dtype | str | None = None,
+    adapter: bool = False,
     provenance: dict | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: bool = False,
@@ -87,68 +96,52 @@ def export_hf(
     base: the Hugging Face directory or imported checkpoint the training started from; it gives config.json and
     the tokenizer. Not needed for a checkpoint that has them. Optimizer state and padded vocabulary rows are left out;
     LoRA adapters are merged into their base (`base` when it is a checkpoint, else the one NeMo noted).
-    dtype: None keeps the checkpoint's. provenance: written to run.yaml and the model card (README.md).
+    dtype: None keeps the checkpoint's. adapter: write the LoRA adapters alone, for `peft`.
+    provenance: written to run.yaml and the model card (README.md); None: the run.yaml of the run directory that
+    `source` lies in, if there is one.
+    Cost: memory for the largest stored chunk of a tensor, whatever the size of the model.
     Raises: ValueError, one line; nothing is left behind.
     """
     source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
-    reader, base = open_checkpoint(source, base)
-    files = model_files_directory(source, base)
-    config = read_config(files)
-    weights = NeMoWeights(reader, model_spec(config))
+    checkpoint = open_checkpoint(source, base)
+    snapshot = Snapshot(*checkpoint.directories)
+    provenance = read_record(source) if provenance is None else provenance
+    if adapter:
+        _export_adapter(checkpoint, source, target, dtype, provenance, snapshot)
+        return
+    weights = checkpoint.weights
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     total = num_bytes(outputs)
-    with (
-        staged_directory(target, total) as partial,
-        unchanged(weights.files),
-        Progress("export", total, progress) as bar,
-    ):
+    with staged_directory(target, total) as partial, Progress("export", total, progress) as bar:
         writer = ShardedWriter(partial, state_dict_order(outputs), shard_bytes)
-        for name in outputs:
-            tensor = _cast(weights.read(name), dtype, name)
-            writer.write(name, tensor)
-            bar.advance(tensor.nbytes)
+        for name, first, rows in weights.blocks():
+            block = _cast(rows, dtype, name)
+            writer.write(name, first, block)
+            bar.advance(block.nbytes)
         writer.close()
-        copy_model_files(files, partial)
-        _set_config_dtype(partial / "config.json", config, {kind for kind, _ in outputs.values()})
+        copy_model_files(checkpoint.files, partial)
+        _set_config_dtype(partial / "config.json", checkpoint.config, {kind for kind, _ in outputs.values()})
         if provenance is not None:
-            write_card(partial, config, provenance)
+            write_card(partial, checkpoint.config, provenance, source.name)
+        snapshot.check()
 
 
-def open_checkpoint(source: Path, base: Path | None) -> tuple[TorchDistReader | MergedReader, Path | None]:
-    """The tensors of a checkpoint, LoRA merged, and where its model files are to be looked for (see `export_hf`)."""
-    reader = TorchDistReader(weights_directory(source))
-    if not is_lora(reader):
-        return reader, base
-    root = weights_directory(base) if base is not None else None
-    if root is None or not (root / "metadata.json").exists():
-        root = weights_directory(base_checkpoint(reader.directory))
-    scale = lora_scale(weights_directory(source).parent)
-    return MergedReader(TorchDistReader(root), reader, scale), base or root.parent
-
-
-def weights_directory(checkpoint: Path) -> Path:
-    """`weights/` of a NeMo 2 checkpoint; also accepts that folder itself."""
-    return checkpoint / "weights" if (checkpoint / "weights").is_dir() else checkpoint
-
-
-def model_files_directory(checkpoint: Path, base: Path | None = None) -> Path:
-    """Where config.json and the tokenizer are: of `base` when given, else of the checkpoint itself.
-
-    A checkpoint has them in `hf/` (imported) or in the copy of the tokenizer's folder that NeMo makes in `context/`.
-    """
-    if base is not None:
-        root = existing_directory(base)
-        roots = [root, root / HF_FILES, root / "context" / HF_FILES]
-    else:
-        root = weights_directory(checkpoint).parent
-        roots = [root / HF_FILES, root / "context" / HF_FILES]
-    for folder in roots:
-        if (folder / "config.json").is_file():
-            return folder
-    raise ValueError(
-        f"{base or checkpoint}: no config.json; give the Hugging Face directory or imported checkpoint that the "
-        "training started from as base (--base)"
-    )
+def _export_adapter(
+    checkpoint: Checkpoint,
+    source: Path,
+    target: Path,
+    dtype: torch.dtype | None,
+    provenance: dict | None,
+    snapshot: Snapshot,
+) -> None:
+    adapters = checkpoint.adapters
+    if adapters is None:
+        raise ValueError(f"{source}: holds no LoRA adapters; export it without adapter (--adapter)")
+    with staged_directory(target, adapters.num_bytes) as partial:
+        write_adapter(partial, adapters, base_model(provenance), lambda tensor, name: _cast(tensor, dtype, name))
+        if provenance is not None:
+            write_card(partial, checkpoint.config, provenance, source.name)
+        snapshot.check()
 
 
 def model_files(directory: Path) -> list[Path]:
@@ -176,6 +169,19 @@ def _add_extra_state(writer: TorchDistWriter, spec: ModelSpec) -> None:
         count = spec.num_layers if layered else 1
         for index in range(count):
             writer.add_object(f"module.{key}/shard_{index}_{count}", torch.empty(0, dtype=torch.uint8))
+
+
+def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
+    """Raises: ValueError when tensors that Megatron stores as one, the layers stacked, have different dtypes."""
+    for mapping in mappings(spec):
+        layers = range(spec.num_layers) if mapping.layered else [None]
+        first, *others = (name for layer in layers for name in hf_names(mapping, layer))
+        for name in others:
+            if tensors[name][0] != tensors[first][0]:
+                raise ValueError(
+                    f"{name} is {_name(tensors[name][0])}, {first} is {_name(tensors[first][0])}; NeMo stores them as "
+                    "one tensor: give the dtype of all (--dtype)"
+                )
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:

@@ -7,7 +7,6 @@ Imports neither torch nor NeMo.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 # NeMo builds the model with exactly `vocab_size` rows, so the value in context/ is padded for every usual TP size.
 VOCAB_MULTIPLE = 128
@@ -43,14 +42,14 @@ class ModelSpec:
 class Mapping:
     """One Megatron-Core tensor and the Hugging Face tensors it is made of; `{}` stands for the layer number.
 
-    kind: `copy`, `qkv` (query groups interleaved: q heads, k, v of group 0, then of group 1, ...), or `gate_up`
-    (gate rows, then up rows). shapes: of the Hugging Face tensors.
+    The rows of the Hugging Face tensors follow one another; by_group: query group by query group (the q heads of group
+    0, its k, its v, then those of group 1). shapes: of the Hugging Face tensors.
     """
 
     megatron: str
     hf: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    kind: Literal["copy", "qkv", "gate_up"] = "copy"
+    by_group: bool = False
     layered: bool = True
 
     @property
@@ -124,7 +123,7 @@ def mappings(spec: ModelSpec) -> list[Mapping]:
             "decoder.layers.self_attention.linear_qkv.weight",
             tuple(f"{name}.weight" for name in qkv),
             ((q_rows, hidden), (kv_rows, hidden), (kv_rows, hidden)),
-            kind="qkv",
+            by_group=True,
         ),
     ]
     if spec.qkv_bias:
@@ -133,7 +132,7 @@ def mappings(spec: ModelSpec) -> list[Mapping]:
                 "decoder.layers.self_attention.linear_qkv.bias",
                 tuple(f"{name}.bias" for name in qkv),
                 ((q_rows,), (kv_rows,), (kv_rows,)),
-                kind="qkv",
+                by_group=True,
             )
         )
     table.append(
@@ -153,7 +152,6 @@ def mappings(spec: ModelSpec) -> list[Mapping]:
             "decoder.layers.mlp.linear_fc1.weight",
             (f"{layer}mlp.gate_proj.weight", f"{layer}mlp.up_proj.weight"),
             ((ffn, hidden), (ffn, hidden)),
-            kind="gate_up",
         ),
         Mapping("decoder.layers.mlp.linear_fc2.weight", (f"{layer}mlp.down_proj.weight",), ((hidden, ffn),)),
         # Transformer Engine fuses each layer norm into the linear layer that follows it; the names say so.

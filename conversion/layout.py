@@ -1,4 +1,7 @@
-"""Join and split the fused tensors of Megatron-Core. Pure moves of rows: bit-exact in every dtype."""
+"""Which rows of the Hugging Face tensors stand where in Megatron-Core's fused ones. Rows are only moved: bit-exact."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -6,23 +9,50 @@ from torch import Tensor
 from conversion.families import Mapping, ModelSpec
 
 
-def join(mapping: Mapping, parts: list[Tensor], spec: ModelSpec) -> Tensor:
-    """Hugging Face tensors of one mapping -> the Megatron tensor, [rows, ...]."""
-    if mapping.kind == "copy":
-        return parts[0]
-    if mapping.kind == "gate_up":
-        return torch.cat(parts)
-    grouped = [part.reshape(spec.num_query_groups, -1, *part.shape[1:]) for part in parts]
-    return torch.cat(grouped, dim=1).flatten(0, 1)
+class Rows(NamedTuple):
+    """`count` rows of the Hugging Face tensor number `part` of a mapping, from `first` on."""
+
+    part: int
+    first: int
+    count: int
+
+
+def segments(mapping: Mapping, spec: ModelSpec) -> list[Rows]:
+    """The rows of the Megatron tensor, in its order."""
+    if not mapping.by_group:
+        return [Rows(part, 0, shape[0]) for part, shape in enumerate(mapping.shapes)]
+    counts = [shape[0] // spec.num_query_groups for shape in mapping.shapes]
+    return [
+        Rows(part, group * count, count) for group in range(spec.num_query_groups) for part, count in enumerate(counts)
+    ]
+
+
+def pieces(mapping: Mapping, spec: ModelSpec, first: int, count: int) -> Iterator[Rows]:
+    """What the Megatron rows [first, first + count) are, in their order."""
+    start = 0
+    for rows in segments(mapping, spec):
+        low, high = max(first, start), min(first + count, start + rows.count)
+        if low < high:
+            yield Rows(rows.part, rows.first + low - start, high - low)
+        start += rows.count
+
+
+def locate(mapping: Mapping, spec: ModelSpec, wanted: Rows) -> Iterator[tuple[int, int]]:
+    """(first, count) of the Megatron rows that hold `wanted`, in the order of `wanted`."""
+    start = 0
+    for rows in segments(mapping, spec):
+        low, high = max(wanted.first, rows.first), min(wanted.first + wanted.count, rows.first + rows.count)
+        if rows.part == wanted.part and low < high:
+            yield start + low - rows.first, high - low
+        start += rows.count
 
 
 def split(mapping: Mapping, tensor: Tensor, spec: ModelSpec) -> list[Tensor]:
-    """Inverse of `join`; the results are contiguous."""
-    if mapping.kind == "copy":
+    """A whole Megatron tensor -> the Hugging Face tensors of the mapping."""
+    if len(mapping.shapes) == 1:
         return [tensor]
-    if mapping.kind == "gate_up":
-        return list(tensor.chunk(2))
-    grouped = tensor.reshape(spec.num_query_groups, -1, *tensor.shape[1:])
-    heads_per_group = spec.num_heads // spec.num_query_groups
-    sizes = [heads_per_group * spec.head_dim, spec.head_dim, spec.head_dim]
-    return [part.flatten(0, 1).contiguous() for part in grouped.split(sizes, dim=1)]
+    order = segments(mapping, spec)
+    parts: list[list[Tensor]] = [[] for _ in mapping.shapes]
+    for rows, block in zip(order, tensor.split([rows.count for rows in order]), strict=True):
+        parts[rows.part].append(block)
+    return [torch.cat(blocks) for blocks in parts]

@@ -1,4 +1,4 @@
-"""NeMo LoRA checkpoints: only the adapters are stored, with the path of the base checkpoint beside them."""
+"""NeMo's LoRA checkpoints: only the adapters are stored, with the path of the base checkpoint beside them."""
 
 import json
 from pathlib import Path
@@ -6,48 +6,66 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from conversion import layout
+from conversion.families import Mapping, ModelSpec, mappings
 from conversion.torch_dist import TorchDistReader
 
 _ADAPTER = ".adapter."
+_FACTORS = {"linear_in.weight", "linear_out.weight"}
+_DEFAULTS = {"dim": 32, "alpha": 32, "dropout": 0.0}  # of nemo.collections.llm.peft.LoRA
 
 
-class MergedReader:
-    """A `TorchDistReader` of the base whose weights include the adapters: W + alpha / dim * out @ in.
+class Adapters:
+    """The LoRA factors of a checkpoint, by the name of the Hugging Face weight that each pair changes.
 
-    The product is computed in fp32 and rounded once to the dtype of the base weight.
+    A fused weight of Megatron has one pair: all its parts share A, and each has its own rows of B.
     """
 
-    def __init__(self, base: TorchDistReader, adapters: TorchDistReader, scale: float):
-        """Raises: ValueError when an adapter does not belong to a weight of the base."""
-        self.directory = adapters.directory
-        self._base, self._adapters, self._scale = base, adapters, scale
-        self._adapted = {key.split(_ADAPTER)[0] + ".weight" for key in adapters}
-        for key in sorted(self._adapted):
-            if key not in base:
-                raise ValueError(f"{adapters.directory}: an adapter for {key}, which {base.directory} does not have")
+    def __init__(self, reader: TorchDistReader, spec: ModelSpec):
+        """Raises: ValueError when an adapter is not NeMo's LoRA or does not belong to a weight of the model."""
+        settings = _lora_settings(reader.directory.parent / "context" / "io.json")
+        self.dim, self.alpha, self.dropout = (settings[name] for name in _DEFAULTS)
+        self._reader, self._spec = reader, spec
+        self._home: dict[str, tuple[Mapping, int | None, int]] = {}
+        for mapping in _adapted(reader, spec):
+            for layer in range(spec.num_layers) if mapping.layered else [None]:
+                for part, name in enumerate(mapping.hf):
+                    self._home[name.format(layer)] = mapping, layer, part
+            self._check_shapes(mapping)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._home
 
     def __iter__(self):
-        return iter(self._base)
+        return iter(self._home)
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._base.shape(key)
+    @property
+    def num_bytes(self) -> int:
+        """Of the factors of all weights, A counted for each that shares it."""
+        sizes = ((mapping.shapes[part], mapping) for mapping, _, part in self._home.values())
+        return sum(self.dim * sum(shape) * self._reader.dtype(_keys(mapping)[0]).itemsize for shape, mapping in sizes)
 
-    def dtype(self, key: str) -> torch.dtype:
-        return self._base.dtype(key)
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """A [dim, columns] and B [rows, dim] of the weight `name`: W changes by alpha / dim * B @ A."""
+        mapping, layer, part = self._home[name]
+        key_in, key_out = _keys(mapping)
+        fused = self._reader.read(key_out, layer, 0, mapping.shape[0])
+        return self._reader.read(key_in, layer, 0, self.dim), layout.split(mapping, fused, self._spec)[part]
 
-    def read(self, key: str, layer: int | None = None, num_rows: int | None = None) -> Tensor:
-        weight = self._base.read(key, layer, num_rows)
-        if key not in self._adapted:
-            return weight
-        stem = key.removesuffix(".weight") + _ADAPTER
-        linear_in, linear_out = (
-            self._adapters.read(f"{stem}linear_{end}.weight", layer).float() for end in ("in", "out")
-        )
-        if (linear_out.shape[0], linear_in.shape[1]) != weight.shape:
-            raise ValueError(
-                f"{self.directory}: the adapter of {key} has shapes {tuple(linear_in.shape)}, {tuple(linear_out.shape)}"
-            )
-        return torch.addmm(weight.float(), linear_out, linear_in, alpha=self._scale).to(weight.dtype)
+    def merge(self, name: str, first: int, rows: Tensor) -> Tensor:
+        """Rows of the weight `name` from `first` on, with its adapter; fp32, rounded once."""
+        a, b = (factor.float() for factor in self.factors(name))
+        return torch.addmm(rows.float(), b[first : first + len(rows)], a, alpha=self.alpha / self.dim).to(rows.dtype)
+
+    def _check_shapes(self, mapping: Mapping) -> None:
+        layers = [self._spec.num_layers] if mapping.layered else []
+        rows, columns = mapping.shape
+        for key, shape in zip(_keys(mapping), ([*layers, self.dim, columns], [*layers, rows, self.dim]), strict=True):
+            if self._reader.shape(key) != tuple(shape):
+                raise ValueError(
+                    f"{self._reader.directory}: {key} has shape {self._reader.shape(key)}, a LoRA of dim {self.dim} "
+                    f"on this model has {tuple(shape)}"
+                )
 
 
 def is_lora(reader: TorchDistReader) -> bool:
@@ -57,9 +75,12 @@ def is_lora(reader: TorchDistReader) -> bool:
 def base_checkpoint(weights: Path) -> Path:
     """The checkpoint the adapters were trained on, as NeMo noted it. Raises: ValueError when it is not there."""
     note = weights / "adapter_metadata.json"
-    if not note.exists():
-        raise ValueError(f"{note}: missing; the checkpoint holds LoRA adapters but does not say for which base")
-    path = Path(json.loads(note.read_text(encoding="utf-8"))["model_ckpt_path"])
+    try:
+        path = Path(json.loads(note.read_text(encoding="utf-8"))["model_ckpt_path"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{note}: missing; give the imported base checkpoint as base (--base)") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{note}: damaged; give the imported base checkpoint as base (--base)") from error
     if not path.exists():
         raise ValueError(
             f"{path}: the base of the LoRA checkpoint is gone; give the imported base checkpoint as base (--base)"
@@ -67,26 +88,49 @@ def base_checkpoint(weights: Path) -> Path:
     return path
 
 
-def lora_scale(checkpoint: Path) -> float:
-    """alpha / dim from the LoRA settings that NeMo keeps in context/io.json."""
-    file = checkpoint / "context" / "io.json"
+def _keys(mapping: Mapping) -> tuple[str, str]:
+    stem = mapping.megatron.removesuffix(".weight") + _ADAPTER
+    return f"{stem}linear_in.weight", f"{stem}linear_out.weight"
+
+
+def _adapted(reader: TorchDistReader, spec: ModelSpec) -> list[Mapping]:
+    table = {mapping.megatron: mapping for mapping in mappings(spec)}
+    found: dict[str, set[str]] = {}
+    for key in reader:
+        weight, _, factor = key.partition(_ADAPTER)
+        found.setdefault(f"{weight}.weight", set()).add(factor)
+    for weight, factors in sorted(found.items()):
+        if factors != _FACTORS:
+            # CanonicalLoRA adds q, k and v to the fused output one after the other, not by query group as the weights
+            # are (LoRALinearSplitQKV.forward): no adapter of q_proj, k_proj and v_proj computes the same.
+            raise ValueError(
+                f"{reader.directory}: {weight} has adapter tensors {', '.join(sorted(factors))}; only "
+                "nemo.collections.llm.peft.LoRA is supported, not CanonicalLoRA, DoRA or mixed checkpoints"
+            )
+        if weight not in table or len(table[weight].shapes[0]) != 2:
+            raise ValueError(f"{reader.directory}: an adapter for {weight}, which the model does not have")
+    return [table[weight] for weight in found]
+
+
+def _lora_settings(file: Path) -> dict:
+    """dim, alpha and dropout from NeMo's description of the run, a Fiddle tree in JSON (see conversion/context.py)."""
     try:
         objects = json.loads(file.read_text(encoding="utf-8"))["objects"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError) as error:
+        found = [entry for entry in objects.values() if _class_name(objects, entry) == "LoRA"]
+        items = [
+            {path.split("'")[1]: value["value"] for path, value in entry["items"] if value["type"] == "leaf"}
+            for entry in found
+        ]
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{file}: missing or damaged; it holds alpha and dim of the LoRA adapters") from error
-    settings = _lora_settings(objects)
-    if settings is None:
+    if not items:
         raise ValueError(f"{file}: no LoRA settings; alpha and dim of the adapters are unknown")
-    return settings.get("alpha", 32) / settings.get("dim", 32)  # 32: the defaults of nemo.collections.llm.peft.LoRA
+    return _DEFAULTS | items[0]
 
 
-def _lora_settings(objects: dict) -> dict | None:
-    for entry in objects.values():
-        metadata = entry.get("metadata")
-        if not isinstance(metadata, dict) or metadata.get("type") != "ref":
-            continue
-        target = objects[metadata["key"]]["items"][0][1]
-        if isinstance(target, dict) and target.get("name") == "LoRA":
-            items = ((path.split("'")[1], value) for path, value in entry["items"] if path.startswith("Attr("))
-            return {name: value["value"] for name, value in items if value.get("type") == "leaf"}
-    return None
+def _class_name(objects: dict, entry: dict) -> str | None:
+    metadata = entry.get("metadata")
+    if not isinstance(metadata, dict) or metadata.get("type") != "ref":
+        return None
+    target = objects[metadata["key"]]["items"][0][1]
+    return target.get("name") if isinstance(target, dict) else None

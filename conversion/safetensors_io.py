@@ -32,6 +32,10 @@ class TensorInfo:
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
 
 def read_index(directory: Path) -> dict[str, TensorInfo]:
     """All tensors of a model directory, by name.
@@ -87,22 +91,22 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def read_tensor(info: TensorInfo) -> Tensor:
-    """One tensor, in its own memory."""
-    data = torch.empty(info.num_bytes, dtype=torch.uint8)
+def read_rows(info: TensorInfo, first: int, count: int) -> Tensor:
+    """Rows [first, first + count) of one tensor, in their own memory."""
+    data = torch.empty(count * info.row_bytes, dtype=torch.uint8)
     with info.file.open("rb", buffering=0) as stream:
-        stream.seek(info.offset)
+        stream.seek(info.offset + first * info.row_bytes)
         view = memoryview(data.numpy())
         while len(view):
-            count = stream.readinto(view[: 1 << 30])
-            if not count:
+            num_bytes = stream.readinto(view[: 1 << 30])
+            if not num_bytes:
                 raise ValueError(f"{info.file}: ends inside a tensor; it changed while it was being read")
-            view = view[count:]
-    return data.view(info.dtype).reshape(info.shape)
+            view = view[num_bytes:]
+    return data.view(info.dtype).reshape(count, *info.shape[1:])
 
 
 class ShardedWriter:
-    """Files for tensors whose names, dtypes and shapes are known beforehand; tensors may come in any order."""
+    """Files for tensors whose names, dtypes and shapes are known beforehand; rows may come in any order."""
 
     def __init__(self, directory: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], shard_bytes: int):
         """`tensors` in the order of the model's state dict, which decides the shards."""
@@ -116,20 +120,21 @@ class ShardedWriter:
         if len(shards) > 1:
             _write_index(directory / INDEX, tensors, self._places)
         self._streams = {name: (directory / name).open("r+b", buffering=0) for name in names}
-        self._missing = set(tensors)
+        self._missing = {name: shape[0] for name, (_, shape) in tensors.items()}
 
-    def write(self, name: str, tensor: Tensor) -> None:
+    def write(self, name: str, first: int, rows: Tensor) -> None:
+        """Store `rows` as those of tensor `name` from `first` on."""
         place = self._places[name]
-        assert (tensor.dtype, tuple(tensor.shape)) == (place.dtype, place.shape), name
+        assert (rows.dtype, tuple(rows.shape[1:])) == (place.dtype, place.shape[1:]), name
         stream = self._streams[place.file.name]
-        stream.seek(place.offset)
-        view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        stream.seek(place.offset + first * place.row_bytes)
+        view = memoryview(rows.contiguous().reshape(-1).view(torch.uint8).numpy())
         while len(view):
             view = view[stream.write(view[: 1 << 30]) :]
-        self._missing.remove(name)
+        self._missing[name] -= len(rows)
 
     def close(self) -> None:
-        assert not self._missing, sorted(self._missing)
+        assert not any(self._missing.values()), self._missing
         for stream in self._streams.values():
             stream.close()
 

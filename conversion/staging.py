@@ -1,4 +1,4 @@
-"""Write a directory so that it appears complete or not at all."""
+"""Write a directory so that it appears complete or not at all, and notice when a source changes meanwhile."""
 
 import errno
 import fcntl
@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -18,13 +20,12 @@ def staged_directory(target: Path, num_bytes: int) -> Iterator[Path]:
     """
     if os.path.lexists(target):
         raise ValueError(f"{target}: exists already and is never overwritten; remove it or choose another target")
-    _make_parent(target)
-    free = shutil.disk_usage(target.parent).free
-    if num_bytes > free:
-        raise ValueError(f"{target.parent}: {free:,} bytes free, {num_bytes:,} needed")
     partial = target.parent / f".{target.name}.partial"
-    with _exclusive(target.parent / f".{target.name}.lock", target):
+    with _parent(target), _exclusive(target.parent / f".{target.name}.lock", target):
         shutil.rmtree(partial, ignore_errors=True)
+        free = shutil.disk_usage(target.parent).free
+        if num_bytes > free:
+            raise ValueError(f"{target.parent}: {free:,} bytes free, {num_bytes:,} needed")
         partial.mkdir()
         try:
             yield partial
@@ -32,7 +33,7 @@ def staged_directory(target: Path, num_bytes: int) -> Iterator[Path]:
                 raise ValueError(f"{target}: appeared while it was being written here; nothing was changed")
             partial.rename(target)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in _NO_SPACE:
                 raise ValueError(f"{target.parent}: no space left; {num_bytes:,} bytes are needed") from error
             raise
         finally:
@@ -52,14 +53,28 @@ def existing_directory(path: Path) -> Path:
     return resolved
 
 
+class Snapshot:
+    """The state of the files in some directories, to be compared at the end of reading them."""
+
+    def __init__(self, *directories: Path):
+        files = (file for directory in directories for file in directory.iterdir() if file.is_file())
+        self._before = {file: _state(file) for file in files}
+
+    def check(self) -> None:
+        """Raises: ValueError when one of the files was changed since."""
+        for file, state in self._before.items():
+            if _state(file) != state:
+                raise ValueError(f"{file}: changed while it was being read; run the conversion again")
+
+
 @contextmanager
-def unchanged(files: list[Path]) -> Iterator[None]:
-    """Raises: ValueError at the end of the block when one of the files was changed meanwhile."""
-    before = {file: _state(file) for file in files}
-    yield
-    for file, state in before.items():
-        if _state(file) != state:
-            raise ValueError(f"{file}: changed while it was being read; run the conversion again")
+def system_errors_in_one_line() -> Iterator[None]:
+    """Raises: ValueError for what the operating system refuses, with the file and the reason."""
+    try:
+        yield
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        raise ValueError(f"{name}{error.strerror or error}") from error
 
 
 def _state(file: Path) -> tuple[int, int, int] | None:
@@ -70,23 +85,35 @@ def _state(file: Path) -> tuple[int, int, int] | None:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _make_parent(target: Path) -> None:
+@contextmanager
+def _parent(target: Path) -> Iterator[None]:
+    """Make the directories above `target`; those that are new and still empty at the end are removed."""
+    new = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{target.parent}: cannot be created: {error.strerror}") from error
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{target.parent}: no permission to write")
+        yield
+    finally:
+        for parent in new:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
 
 
 @contextmanager
 def _exclusive(lock: Path, target: Path) -> Iterator[None]:
     """Hold `lock`; the kernel drops it with the process, so a stale file does not block."""
-    with lock.open("w") as stream:
+    try:
+        stream = lock.open("w")
+    except PermissionError as error:
+        raise ValueError(f"{lock.parent}: no permission to write; choose another target") from error
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{target}: another conversion is writing it right now") from error
+            # Whoever held it may have removed the file between our open and our lock; then the lock is nobody's.
+            held = os.fstat(stream.fileno()).st_ino == os.stat(lock).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise ValueError(f"{target}: another conversion is writing it right now")
         try:
             yield
         finally:

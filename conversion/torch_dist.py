@@ -8,9 +8,11 @@ concatenated `torch.save` payloads, and Megatron's `common.pt` and `metadata.jso
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 FILE_BYTES = 4 << 30
-CHUNK_BYTES = 256 << 20  # large tensors are stored in row blocks, so that reading one needs little memory
+_OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
 
 
 class TorchDistWriter:
@@ -39,54 +41,48 @@ class TorchDistWriter:
         self._num_files = 0
         self._stream = self._next_file()
 
-    def add_tensor(self, key: str, tensor: Tensor, global_shape: tuple[int, ...], layer: int | None = None) -> None:
-        """Store `tensor` as the whole of `key`, or as its slice `layer` along the stacked dimension."""
+    def add_rows(
+        self, key: str, rows: Tensor, first: int, global_shape: tuple[int, ...], layer: int | None = None
+    ) -> None:
+        """Store `rows` as one chunk: the rows of `key` from `first` on, or those of its slice `layer`."""
         entry = self._entries.setdefault(
-            key, TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(global_shape), [])
+            key, TensorStorageMetadata(TensorProperties(dtype=rows.dtype), torch.Size(global_shape), [])
         )
-        if entry.properties.dtype != tensor.dtype:
-            raise ValueError(
-                f"{key}: layers of different dtypes, {entry.properties.dtype} and {tensor.dtype}; give a dtype"
-            )
-        row_bytes = tensor[0].numel() * tensor.element_size()
-        rows_per_chunk = max(1, CHUNK_BYTES // row_bytes)
-        for first_row, rows in zip(range(0, len(tensor), rows_per_chunk), tensor.split(rows_per_chunk), strict=True):
-            offset = (first_row, *[0] * (tensor.dim() - 1))
-            if layer is not None:
-                rows, offset = rows[None], (layer, *offset)
-            # clone: torch.save writes the whole storage behind a view
-            payload = rows if rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
-            start = self._stream.tell()
-            torch.save(payload, self._stream)
-            index = MetadataIndex(key, offset, len(entry.chunks))
-            entry.chunks.append(ChunkStorageMetadata(torch.Size(offset), rows.shape))
-            self._storage[index] = _StorageInfo(Path(self._stream.name).name, start, self._stream.tell() - start)
-            if self._stream.tell() > FILE_BYTES:
-                self._stream.close()
-                self._stream = self._next_file()
+        assert entry.properties.dtype == rows.dtype, key
+        offset = (first, *[0] * (rows.dim() - 1))
+        if layer is not None:
+            rows, offset = rows[None], (layer, *offset)
+        if rows.untyped_storage().nbytes() != rows.nbytes:
+            rows = rows.clone()  # torch.save writes the whole storage behind a view
+        index = MetadataIndex(key, offset, len(entry.chunks))
+        entry.chunks.append(ChunkStorageMetadata(torch.Size(offset), rows.shape))
+        self._storage[index] = self._save(rows)
+        if self._stream.tell() > FILE_BYTES:
+            self._stream.close()
+            self._stream = self._next_file()
 
     def add_object(self, key: str, value: Any) -> None:
         """Store one shard of a Megatron `ShardedObject`; `key` ends with its `/shard_{offset}_{shape}`."""
-        start = self._stream.tell()
-        buffer = io.BytesIO()
-        torch.save([value], buffer)  # Megatron wraps the local shards of an object in a list
-        self._stream.write(buffer.getbuffer())
         self._entries[key] = BytesStorageMetadata()
-        self._storage[MetadataIndex(key)] = _StorageInfo(
-            Path(self._stream.name).name, start, self._stream.tell() - start
-        )
+        self._storage[MetadataIndex(key)] = self._save([value])  # a list: Megatron's form of the local shards
 
     def close(self, common: dict) -> None:
         """Write the index. `common`: the unsharded state that Megatron loads on every rank."""
         self._stream.close()
         metadata = Metadata(self._entries, planner_data={}, storage_data=self._storage, storage_meta=StorageMeta())
         (self._directory / ".metadata").write_bytes(pickle.dumps(metadata))
-        torch.save(common, self._directory / "common.pt")
+        with (self._directory / "common.pt").open("wb") as stream:
+            _save(common, stream)
         formats = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
         formats |= {"common_backend": "torch", "common_backend_version": 1}
         (self._directory / "metadata.json").write_text(json.dumps(formats), encoding="utf-8")
 
-    def _next_file(self):
+    def _save(self, value: Any) -> _StorageInfo:
+        start = self._stream.tell()
+        _save(value, self._stream)
+        return _StorageInfo(Path(self._stream.name).name, start, self._stream.tell() - start)
+
+    def _next_file(self) -> BinaryIO:
         self._num_files += 1
         return (self._directory / f"__0_{self._num_files - 1}.distcp").open("wb")
 
@@ -95,18 +91,16 @@ class TorchDistReader:
     """The tensors of a checkpoint, by Megatron key without the `module.` prefixes of the training wrappers."""
 
     def __init__(self, directory: Path):
-        """Raises: ValueError when the directory is not a complete torch_dist checkpoint."""
+        """Raises: ValueError when the directory is not a complete torch_dist checkpoint of a model."""
         self.directory = directory
         _check_format(directory)
         metadata = _load_metadata(directory / ".metadata")
         self._storage = metadata.storage_data
         entries = metadata.state_dict_metadata
-        self._stored_key = {_strip(key): key for key in entries if _strip(key) is not None}
-        self._tensors: dict[str, TensorStorageMetadata] = {
-            short: entries[key]
-            for short, key in self._stored_key.items()
-            if isinstance(entries[key], TensorStorageMetadata)
-        }
+        tensors = {key for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+        self._stored_key = {_strip(key): key for key in tensors if not _OPTIMIZER.match(key)}
+        self._tensors: dict[str, TensorStorageMetadata] = {key: entries[own] for key, own in self._stored_key.items()}
+        self._recent: dict[tuple, Tensor] = {}
         self._check_files()
 
     def __iter__(self) -> Iterator[str]:
@@ -121,49 +115,76 @@ class TorchDistReader:
     def dtype(self, key: str) -> torch.dtype:
         return self._tensors[key].properties.dtype
 
-    def read(self, key: str, layer: int | None = None, num_rows: int | None = None) -> Tensor:
-        """The tensor, or its slice `layer` along dimension 0; of that the first `num_rows` rows.
+    def row_blocks(self, key: str, layer: int | None, num_rows: int) -> list[tuple[int, int]]:
+        """(first, count) of blocks that cover the first `num_rows` rows, cut where the stored chunks end."""
+        axis = 0 if layer is None else 1
+        chunks = [
+            c for c in self._tensors[key].chunks if layer is None or c.offsets[0] <= layer < c.offsets[0] + c.sizes[0]
+        ]
+        edges = {0, num_rows}
+        for chunk in chunks:
+            first = chunk.offsets[axis]
+            edges |= {min(first, num_rows), min(first + chunk.sizes[axis], num_rows)}
+        return [(low, high - low) for low, high in pairwise(sorted(edges))]
 
-        Cost: memory of the result plus one stored chunk. Raises: ValueError when the chunks do not cover it.
+    def read(self, key: str, layer: int | None, first: int, count: int) -> Tensor:
+        """Rows [first, first + count) of the tensor, or of its slice `layer` along dimension 0.
+
+        Cost: memory of the result plus the stored chunks that hold it. Raises: ValueError when none does.
         """
         entry = self._tensors[key]
         start, size = [0] * len(entry.size), list(entry.size)
         if layer is not None:
             start[0], size[0] = layer, 1
-        if num_rows is not None:
-            size[layer is not None] = num_rows
-        for chunk in entry.chunks:
-            if list(chunk.offsets) == start and list(chunk.sizes) == size:
-                whole = self._read_chunk(key, chunk)
-                return whole if layer is None else whole[0]
+        axis = 0 if layer is None else 1
+        start[axis], size[axis] = first, count
+        found = [(chunk, overlap) for chunk in entry.chunks if (overlap := _overlap(start, size, chunk))]
+        wanted = {(key, tuple(chunk.offsets)) for chunk, _ in found}
+        self._recent = {place: tensor for place, tensor in self._recent.items() if place in wanted}
+        if len(found) == 1 and (whole := self._chunk(key, found[0][0])[found[0][1][1]]).shape == torch.Size(size):
+            return whole if layer is None else whole[0]
         result = torch.empty(size, dtype=entry.properties.dtype)
         filled = 0
-        for chunk in entry.chunks:
-            overlap = _overlap(start, size, chunk)
-            if overlap:
-                to, source = overlap
-                part = self._read_chunk(key, chunk)[source]
-                result[to] = part
-                filled += part.numel()
+        for chunk, (to, source) in found:
+            part = self._chunk(key, chunk)[source]
+            result[to] = part
+            filled += part.numel()
         if filled != result.numel():
             raise ValueError(f"{self.directory}: the stored chunks of {key} hold {filled} of {result.numel()} numbers")
         return result if layer is None else result[0]
 
-    def _read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
-        info = self._storage[MetadataIndex(self._stored_key[key], chunk.offsets)]
-        with (self.directory / info.relative_path).open("rb") as stream:
+    def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        """The chunks of the last call of `read` are kept: calls for neighbouring rows come in a row."""
+        place = key, tuple(chunk.offsets)
+        if place not in self._recent:
+            self._recent[place] = self._load_chunk(key, chunk)
+        return self._recent[place]
+
+    def filled_extra_state(self) -> str | None:
+        """The first `_extra_state` that is not empty: Transformer Engine unpickles those when it loads the model."""
+        for index, info in self._storage.items():
+            if "._extra_state" in index.fqn:
+                states = self._load(info, index.fqn)
+                if not all(state is None or (isinstance(state, Tensor) and not state.numel()) for state in states):
+                    return index.fqn
+        return None
+
+    def _load(self, info: _StorageInfo, key: str) -> Any:
+        file = self.directory / info.relative_path
+        with file.open("rb") as stream:
             stream.seek(info.offset)
             data = stream.read(info.length)
         try:
-            tensor = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(
-                f"{self.directory / info.relative_path}: {key} is damaged: {_first_line(error)}"
-            ) from error
-        if tensor.shape != chunk.sizes:
-            raise ValueError(
-                f"{self.directory}: a chunk of {key} has shape {tuple(tensor.shape)}, not {tuple(chunk.sizes)}"
-            )
+            raise ValueError(f"{file}: {key} is damaged: {_first_line(error)}") from error
+
+    def _load_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+        info = self._storage[MetadataIndex(self._stored_key[key], chunk.offsets)]
+        file = self.directory / info.relative_path
+        tensor = self._load(info, key)
+        if not isinstance(tensor, Tensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, self.dtype(key)):
+            raise ValueError(f"{file}: a chunk of {key} is not the tensor that the index describes")
         return tensor
 
     def _check_files(self) -> None:
@@ -187,12 +208,28 @@ def global_shape(shape: tuple[int, ...], num_layers: int | None) -> tuple[int, .
     return shape if num_layers is None else (num_layers, *shape)
 
 
-def _strip(key: str) -> str | None:
-    """Model key without wrapper prefixes; None for what is not a model tensor (optimizer state, TE extra state)."""
+def _strip(key: str) -> str:
+    """`key` without the prefixes of the training wrappers."""
     while key.startswith("module."):
         key = key.removeprefix("module.")
-    is_model = key.startswith(("embedding.", "decoder.", "output_layer.")) and "._extra_state" not in key
-    return key if is_model else None
+    return key
+
+
+def _save(value: Any, stream: BinaryIO) -> None:
+    """`torch.save` without checksums, which `torch.load` does not look at and which take half of the time.
+
+    Raises: OSError of the stream, which torch hides behind a RuntimeError of its own.
+    """
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(value, stream)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def _overlap(start: list[int], size: list[int], chunk: ChunkStorageMetadata) -> tuple[tuple, tuple] | None:

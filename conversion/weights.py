@@ -1,7 +1,7 @@
-"""Two sources of a model's tensors with one face: Hugging Face names, read one at a time.
+"""Two sources of a model's tensors with one face: Hugging Face names, read in blocks of rows.
 
-`tensors`: name -> (dtype, shape), in the order that reads each file once; `files`: what is being read;
-`read(name)`: the tensor, checked to be finite.
+`tensors`: name -> (dtype, shape), in the order that reads each file once; `blocks()`: every row once, as (name, first
+row, rows), in the cheapest order; `read(name, first, count)`: any rows. What is read is checked to be finite.
 """
 
 import json
@@ -18,21 +18,24 @@ from torch import Tensor
 
 from conversion import layout
 from conversion.families import Mapping, ModelSpec, mappings
-from conversion.lora import MergedReader
-from conversion.safetensors_io import DTYPES, read_index, read_tensor
+from conversion.lora import Adapters
+from conversion.safetensors_io import DTYPES, read_index, read_rows
 from conversion.torch_dist import TorchDistReader, global_shape
 
 Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+BLOCK_BYTES = 64 << 20
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 # A buffer that old transformers versions saved; it is computed from config.json.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_PICKLED = ("pytorch_model*.bin", "pytorch_model*.pt", "model*.bin", "model*.pt")
 
 
 class Weights(Protocol):
     tensors: Tensors
-    files: list[Path]
 
-    def read(self, name: str) -> Tensor: ...
+    def blocks(self) -> Iterator[tuple[str, int, Tensor]]: ...
+
+    def read(self, name: str, first: int, count: int) -> Tensor: ...
 
 
 class HFWeights:
@@ -40,33 +43,36 @@ class HFWeights:
 
     def __init__(self, directory: Path, spec: ModelSpec, allow_pickle: bool = False):
         """Raises: ValueError when weights are missing, damaged, pickled (unless allowed) or not those of `spec`."""
-        pickled = sorted(directory.glob("pytorch_model*.bin"))
+        pickled = sorted(file for pattern in _PICKLED for file in directory.glob(pattern))
         if pickled and not list(directory.glob("*.safetensors")):
             if not allow_pickle:
                 raise ValueError(
                     f"{pickled[0]}: pickled weights are refused; convert them to safetensors, or allow them "
                     "(allow_pickle=True, --allow-pickle): they are then read with weights_only=True"
                 )
-            self.files = pickled
             loaded = {name: tensor for file in pickled for name, tensor in _load_pickled(file).items()}
-            self._load = loaded.__getitem__
+            self._load = lambda name, first, count: loaded[name][first : first + count]
             tensors = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in loaded.items()}
         else:
             infos = read_index(directory)
-            self.files = sorted({info.file for info in infos.values()})
-            self._load = lambda name: read_tensor(infos[name])
+            self._load = lambda name, first, count: read_rows(infos[name], first, count)
             tensors = {name: (info.dtype, info.shape) for name, info in infos.items()}
         self._directory = directory
         self.tensors = self._check(tensors, spec)
 
-    def read(self, name: str) -> Tensor:
-        return _finite(self._load(name), f"{self._directory}: {name}")
+    def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
+        for name, (dtype, shape) in self.tensors.items():
+            for first, count in row_blocks(dtype, shape):
+                yield name, first, self.read(name, first, count)
+
+    def read(self, name: str, first: int, count: int) -> Tensor:
+        return _finite(self._load(name, first, count), f"{self._directory}: {name}")
 
     def _check(self, tensors: Tensors, spec: ModelSpec) -> Tensors:
         """`tensors` in the order of `groups`; those that the model computes by itself are left out, with a warning."""
         expected = {name: shape for mapping, layer in groups(spec) for name, shape in named_shapes(mapping, layer)}
         unexpected = sorted(tensors.keys() - expected.keys())
-        redundant = [name for name in unexpected if _DERIVED.fullmatch(name) or self._is_tied_copy(name, spec)]
+        redundant = [name for name in unexpected if _DERIVED.fullmatch(name) or self._is_tied_copy(name, tensors, spec)]
         if redundant:
             warnings.warn(
                 f"{self._directory}: {', '.join(redundant)} repeat what the model computes; left out", stacklevel=2
@@ -83,20 +89,20 @@ class HFWeights:
                 f"e.g. {unexpected[0]}"
             )
         for name, shape in expected.items():
-            if tensors[name][0] not in DTYPES.values():
-                raise ValueError(
-                    f"{self._directory}: {name} has dtype {tensors[name][0]}; supported: {', '.join(DTYPES)}"
-                )
+            _check_dtype(f"{self._directory}: {name}", tensors[name][0])
             if tensors[name][1] != shape:
                 raise ValueError(
                     f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}"
                 )
         return {name: tensors[name] for name in expected}
 
-    def _is_tied_copy(self, name: str, spec: ModelSpec) -> bool:
-        if name != "lm_head.weight" or not spec.tied:
+    def _is_tied_copy(self, name: str, tensors: Tensors, spec: ModelSpec) -> bool:
+        embedding = "model.embed_tokens.weight"
+        if name != "lm_head.weight" or not spec.tied or embedding not in tensors:
             return False
-        if torch.equal(self._load(name), self._load("model.embed_tokens.weight")):
+        if tensors[name] == tensors[embedding] and all(
+            torch.equal(self._load(name, *rows), self._load(embedding, *rows)) for rows in row_blocks(*tensors[name])
+        ):
             return True
         raise ValueError(
             f"{self._directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
@@ -104,30 +110,48 @@ class HFWeights:
 
 
 class NeMoWeights:
-    """The tensors of a NeMo 2 checkpoint under their Hugging Face names, without the padding of the vocabulary."""
+    """The tensors of a NeMo 2 checkpoint under their Hugging Face names, without the padding of the vocabulary.
 
-    def __init__(self, reader: TorchDistReader | MergedReader, spec: ModelSpec):
+    With `adapters`, each weight that has one is W + scale * B @ A, computed in fp32 and rounded once to W's dtype.
+    """
+
+    def __init__(self, reader: TorchDistReader, spec: ModelSpec, adapters: Adapters | None = None):
         """Raises: ValueError when the checkpoint does not hold exactly the tensors of `spec`."""
-        self._reader, self._spec = reader, spec
+        self._reader, self._spec, self._adapters = reader, spec, adapters
         self._check()
-        self.files = sorted(file for file in reader.directory.iterdir() if file.is_file())
-        self._home = {name: (mapping, layer) for mapping, layer in groups(spec) for name in hf_names(mapping, layer)}
-        self._group: tuple[Mapping, int | None] | None = None
-        self._parts: dict[str, Tensor] = {}
+        self._home = {
+            name: (mapping, layer, part)
+            for mapping, layer in groups(spec)
+            for part, name in enumerate(hf_names(mapping, layer))
+        }
         self.tensors = {
             name: (reader.dtype(mapping.megatron), shape)
             for mapping, layer in groups(spec)
             for name, shape in named_shapes(mapping, layer)
         }
 
-    def read(self, name: str) -> Tensor:
-        """Tensors that Megatron stores fused are read together, so reading in the order of `tensors` is cheapest."""
-        if self._group != self._home[name]:
-            self._parts.clear()
-            mapping, layer = self._group = self._home[name]
-            fused = self._reader.read(mapping.megatron, layer, mapping.shape[0])
-            self._parts = dict(zip(hf_names(mapping, layer), layout.split(mapping, fused, self._spec), strict=True))
-        return _finite(self._parts[name], f"{self._reader.directory}: {name}")
+    def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
+        for mapping, layer in groups(self._spec):
+            names = hf_names(mapping, layer)
+            for first, count in self._reader.row_blocks(mapping.megatron, layer, mapping.shape[0]):
+                block = self._reader.read(mapping.megatron, layer, first, count)
+                wanted = list(layout.pieces(mapping, self._spec, first, count))
+                for (part, own_first, _), rows in zip(wanted, block.split([w.count for w in wanted]), strict=True):
+                    yield names[part], own_first, self._finish(names[part], own_first, rows)
+
+    def read(self, name: str, first: int, count: int) -> Tensor:
+        mapping, layer, part = self._home[name]
+        found = [
+            self._reader.read(mapping.megatron, layer, *rows)
+            for rows in layout.locate(mapping, self._spec, layout.Rows(part, first, count))
+        ]
+        return self._finish(name, first, found[0] if len(found) == 1 else torch.cat(found))
+
+    def _finish(self, name: str, first: int, rows: Tensor) -> Tensor:
+        rows = _finite(rows, f"{self._reader.directory}: {name}")
+        if self._adapters is None or name not in self._adapters:
+            return rows
+        return _finite(self._adapters.merge(name, first, rows), f"{name}, merged with its adapter,")
 
     def _check(self) -> None:
         reader, spec = self._reader, self._spec
@@ -139,6 +163,7 @@ class NeMoWeights:
                 f"{reader.directory}: {problem}; the checkpoint does not fit this config.json ({spec.model_type})"
             )
         for key, shape in expected.items():
+            _check_dtype(f"{reader.directory}: {key}", reader.dtype(key))
             stored = reader.shape(key)
             if key in _VOCABULARY and stored[0] > shape[0]:
                 stored = (shape[0], *stored[1:])
@@ -178,6 +203,12 @@ def state_dict_order(tensors: Tensors) -> Tensors:
     return ordered
 
 
+def row_blocks(dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(first, count) of blocks of rows of at most BLOCK_BYTES, which bounds the memory whatever the model."""
+    count = max(1, BLOCK_BYTES // (math.prod(shape[1:]) * dtype.itemsize))
+    return ((first, min(count, shape[0] - first)) for first in range(0, shape[0], count))
+
+
 def num_bytes(tensors: Tensors) -> int:
     return sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
 
@@ -206,6 +237,11 @@ def _finite(tensor: Tensor, label: str) -> Tensor:
     if not is_finite(tensor):
         raise ValueError(f"{label} holds NaN or infinite numbers; the weights are damaged or their training diverged")
     return tensor
+
+
+def _check_dtype(label: str, dtype: torch.dtype) -> None:
+    if dtype not in DTYPES.values():
+        raise ValueError(f"{label} has dtype {dtype}; supported: {', '.join(DTYPES)}")
 
 
 def _load_pickled(file: Path) -> dict[str, Tensor]:

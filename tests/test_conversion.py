@@ -1,19 +1,22 @@
 """Hugging Face -> NeMo -> Hugging Face: every byte comes back; the Megatron layout is the documented one."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conversion import export_hf, import_hf, main, verify
 from conversion.families import mappings, model_spec
-from conversion.layout import join, split
+from conversion.layout import Rows, locate, pieces, segments, split
 from conversion.torch_dist import TorchDistReader, TorchDistWriter
+from nemo_probsft import config, plan
 from tests.conversion_models import FAMILIES, make_hf
 
 
@@ -62,10 +65,15 @@ def test_qkv_rows_are_interleaved_by_query_group():
     q = torch.tensor([[100 + head] * 32 for head in range(4)]).flatten()
     k = torch.tensor([[200 + head] * 32 for head in range(2)]).flatten()
     v = torch.tensor([[300 + head] * 32 for head in range(2)]).flatten()
-    fused = join(mapping, [q, k, v], spec)
+    fused = torch.cat([(q, k, v)[part][first : first + count] for part, first, count in segments(mapping, spec)])
     assert fused[::32].tolist() == [100, 101, 200, 300, 102, 103, 201, 301]
     assert not torch.equal(fused, torch.cat([q, k, v]))  # the plain concatenation is the classic mistake
     assert all(torch.equal(x, y) for x, y in zip(split(mapping, fused, spec), (q, k, v), strict=True))
+    for first, count in ((0, 256), (50, 100), (63, 2), (255, 1)):
+        found = [(q, k, v)[part][low : low + size] for part, low, size in pieces(mapping, spec, first, count)]
+        assert torch.equal(torch.cat(found), fused[first : first + count])
+    found = [fused[low : low + size] for low, size in locate(mapping, spec, Rows(0, 30, 90))]
+    assert torch.equal(torch.cat(found), q[30:120])
 
 
 def test_keys_and_shapes_are_those_of_transformer_engine_layers(tmp_path):
@@ -170,27 +178,30 @@ def test_one_wrong_bit_is_found_even_where_numbers_compare_equal(tmp_path):
     assert [d.name for d in verify(source, tmp_path / "nemo").differences] == ["model.norm.weight"]
 
 
-def test_model_card_names_the_origin(tmp_path):
-    import_hf(make_hf(tmp_path / "hf", "qwen2-tied-301"), tmp_path / "nemo")
-    run = {
-        "hf_id": "Qwen/Qwen2.5-Math-1.5B",
-        "objective": "GeneralFamily-10",
-        "formula": "(1 - p^10)/10",
-        "data": {"train": "train.jsonl"},
-        "versions": {"torch": "2.13.0"},
+def test_export_of_a_run_names_the_origin(tmp_path):
+    """Without being told: the run.yaml of the run directory that the checkpoint lies in."""
+    recipe = {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"path": "Qwen/Qwen2.5-Math-1.5B", "revision": "4a83ca6e4526a4f2da3aa259ec36c259f66b2ab2"},
+        "data": {"train": "train.jsonl", "max_length": 64, "global_batch_size": 8, "micro_batch_size": 2},
+        "objective": {"name": "power", "alpha": 10, "denominator": "kept", "keep": {"min_p": 0.2}},
     }
-    export_hf(tmp_path / "nemo", tmp_path / "back", provenance=run)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    record = plan.run_yaml(config.load(str(tmp_path / "recipe.yaml"), []), tmp_path / "hf")
+    import_hf(make_hf(tmp_path / "hf", "qwen2-tied-301"), tmp_path / "run" / "checkpoints" / "step=7")
+    (tmp_path / "run" / "run.yaml").write_text(yaml.safe_dump(record))
+    export_hf(tmp_path / "run" / "checkpoints" / "step=7", tmp_path / "back")
     card = (tmp_path / "back" / "README.md").read_text()
-    assert card.startswith("---\n")
-    for text in (
-        "base_model: Qwen/Qwen2.5-Math-1.5B",
-        "GeneralFamily-10",
-        "(1 - p^10)/10",
-        "train.jsonl",
-        "torch 2.13.0",
-    ):
-        assert text in card
-    assert "objective: GeneralFamily-10" in (tmp_path / "back" / "run.yaml").read_text()
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "Qwen/Qwen2.5-Math-1.5B"
+    rows = dict(re.findall(r"^\| (.+?) \| (.*) \|$", card, re.MULTILINE))
+    objective, versions = record["objective"], record["versions"]
+    assert (rows["Objective"], rows["f(p)"]) == (objective["key"], objective["formula"].replace("|", "\\|"))
+    assert (rows["Denominator"], rows["Training data"], rows["Checkpoint"]) == ("kept", "train.jsonl", "step=7")
+    assert rows["Revision"] == recipe["model"]["revision"]
+    assert f"megatron-core {versions['megatron-core']}" in rows["Versions"]
+    assert yaml.safe_load((tmp_path / "back" / "run.yaml").read_text()) == record
+    export_hf(tmp_path / "run" / "checkpoints" / "step=7", tmp_path / "told", provenance={"objective": "p"})
+    assert "| Objective | p |" in (tmp_path / "told" / "README.md").read_text()
 
 
 def test_command_line(tmp_path, capsys):
@@ -237,7 +248,7 @@ def save_lora(checkpoint: Path, base: Path, adapters: dict[str, torch.Tensor], d
     writer = TorchDistWriter(checkpoint / "weights")
     for key, stacked in adapters.items():
         for layer, tensor in enumerate(stacked):
-            writer.add_tensor(f"module.{key}", tensor, tuple(stacked.shape), layer)
+            writer.add_rows(f"module.{key}", tensor, 0, tuple(stacked.shape), layer)
     writer.close({})
     (checkpoint / "weights" / "adapter_metadata.json").write_text(
         json.dumps({"model_ckpt_path": str(base / "weights")})
