@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
 
+    data = commands.add_parser("data", help="make the training sets of the paper's domains")
+    _add_data_prepare(data.add_subparsers(title="commands", required=True, metavar="COMMAND"))
+
     demo = commands.add_parser("demo", help="the paper's continuum on this machine: two tasks, two objectives, vLLM")
     demo.set_defaults(run=_demo)
     return parser
@@ -68,6 +71,24 @@ def _parser() -> argparse.ArgumentParser:
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example objective=p optim.lr=1e-5")
+
+
+def _add_data_prepare(commands: argparse._SubParsersAction) -> None:
+    prepare = commands.add_parser("prepare", help="a domain's training set as JSON lines, with a manifest")
+    prepare.add_argument(
+        "domain",
+        metavar="DOMAIN",
+        help="math, medical, figfont, instruction, coding, low_resource, openbookqa, openbookqa_noisy",
+    )
+    prepare.add_argument("--output", required=True, metavar="DIR", help="new directory")
+    prepare.add_argument("--source", metavar="FILE|DIR|NAME", help="local copy or hub data set, see docs/data.md")
+    prepare.add_argument("--revision", metavar="REV", help="of the hub data set")
+    prepare.add_argument("--seed", type=int, default=42, help="of what is drawn at random (default 42, the paper's)")
+    prepare.add_argument("--limit", type=int, metavar="N", help="records of each part, to try it out")
+    prepare.add_argument(
+        "--tokenizer", action="append", default=[], metavar="DIR|NAME", help="that measures rows (instruction only)"
+    )
+    prepare.set_defaults(run=_prepare_data)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -91,6 +112,32 @@ def _report(options: argparse.Namespace) -> None:
     results = [path for directory in options.results for path in sorted(Path(directory).rglob("results.json"))]
     diagnoses = [path for run in runs for path in [run / "diagnose" / "diagnose.json"] if path.exists()]
     print(write_report(runs, results, diagnoses, Path(options.output)))
+
+
+def _prepare_data(options: argparse.Namespace) -> int:
+    import signal
+    from pathlib import Path
+
+    from nemo_probsft.domains.prepare import prepare
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written goes, as with Ctrl-C
+    try:
+        manifest = prepare(
+            options.domain,
+            Path(options.output),
+            source=options.source,
+            revision=options.revision,
+            seed=options.seed,
+            limit=options.limit,
+            tokenizers=options.tokenizer,
+        )
+    except KeyboardInterrupt:
+        print(f"nemo-probsft: interrupted; {options.output} was not written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(manifest)
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> None:
