@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _evaluate(arguments[1:])
         options = _parser().parse_args(arguments)
         return options.run(options) or 0
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:  # OSError: a full disk, a file without permission
         if _is_rank():
             raise  # torchrun records the traceback of the rank that failed
         print(f"nemo-probsft: {error}", file=sys.stderr)

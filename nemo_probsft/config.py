@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from nemo_probsft import strictyaml
+from nemo_probsft import recipe_objective, strictyaml
 from nemo_probsft.strictyaml import Bound, Node
+from nemo_probsft.substitution import MIXED, REFUSED_KEYS
 
 if TYPE_CHECKING:
     from nemo_probsft.objectives import Objective
 
-Size = Annotated[int, Bound("of at least 1", lambda n: n >= 1)]
+MAX_BYTES = 1 << 20  # of a recipe
+MAX_INT32 = 2**31 - 1  # Megatron counts tokens and steps in it
+Size = Annotated[int, Bound("from 1 to 2**31 - 1", lambda n: 1 <= n <= MAX_INT32)]
+AtLeast2 = Annotated[int, Bound("from 2 to 2**31 - 1", lambda n: 2 <= n <= MAX_INT32)]
 NonNegative = Annotated[float, Bound("of at least 0", lambda x: x >= 0)]
 Positive = Annotated[float, Bound("above 0", lambda x: x > 0)]
 Fraction = Annotated[float, Bound("in [0, 1]", lambda x: 0 <= x <= 1)]
@@ -41,7 +44,7 @@ class ModelConfig:
 class DataConfig:
     train: str = field(metadata={"give": "a .jsonl or .parquet file, or the name of a Hugging Face data set"})
     split: str = "train"  # of a Hugging Face data set
-    max_length: Annotated[int, Bound("of at least 2", lambda n: n >= 2)] = 2048  # tokens, prompt and response
+    max_length: AtLeast2 = 2048  # tokens, prompt and response
     global_batch_size: Size = 256  # sequences per optimizer step
     micro_batch_size: Size = 1  # sequences per forward pass of one data-parallel rank
     long_prompts: Literal["error", "skip"] = "error"  # a prompt that leaves no room for the response
@@ -74,7 +77,7 @@ class ObjectiveConfig:
 class ParallelConfig:
     tensor_model_parallel_size: Size = 1
     pipeline_model_parallel_size: Size = 1
-    virtual_pipeline_model_parallel_size: Annotated[int, Bound("of at least 2", lambda n: n >= 2)] | None = None
+    virtual_pipeline_model_parallel_size: AtLeast2 | None = None
     context_parallel_size: Size = 1
     sequence_parallel: bool = False
 
@@ -178,10 +181,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for text in _once_each(overrides):
         tree = strictyaml.override(tree, text)
     tree = _with_defaults(tree, Path(path))
-    recipe = dataclasses.replace(strictyaml.build(Recipe, tree), tree=tree)
+    _refuse_mixture(tree)
+    recipe = dataclasses.replace(strictyaml.build(Recipe, tree, REFUSED_KEYS), tree=tree)
+    _refuse_paths(recipe)
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
-    _refuse_objective(recipe)
+    # A diagnosis need not exist yet, `nemo-probsft diagnose` may be about to write it: any rising stand-in will do.
+    recipe_objective.parse(recipe, lambda keep, percentile, key: percentile / 100)
     return recipe
 
 
@@ -192,7 +198,8 @@ def dump(recipe: Recipe) -> dict[str, Any]:
     objective, denominator = resolve_objective(recipe)
     plain["objective"] = objective.key
     if isinstance(recipe.objective, ObjectiveConfig) and denominator != "target":
-        plain["objective"] = {**_objective_spec(recipe.objective, _probability_at), "denominator": denominator}
+        spec = recipe_objective.specification(recipe.objective, recipe_objective.probability_at)
+        plain["objective"] = {**spec, "denominator": denominator}
     return plain
 
 
@@ -201,12 +208,16 @@ def resolve_objective(recipe: Recipe) -> tuple[Objective, str]:
 
     Raises ValueError when a percentile's diagnosis is missing or lacks it.
     """
-    return _parse_objective(recipe, _probability_at)
+    return recipe_objective.parse(recipe, recipe_objective.probability_at)
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"{path}: is longer than {MAX_BYTES} bytes; name a recipe, which is a page")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8 text") from None
     except IsADirectoryError:
@@ -245,11 +256,37 @@ def _with_defaults(tree: Node, path: Path) -> Node:
     return tree
 
 
+def _refuse_mixture(tree: Node) -> None:
+    objective = tree.value.get("objective") if isinstance(tree.value, dict) else None
+    if objective is not None and isinstance(objective.value, list):
+        raise ValueError(f"{objective.where}: objective: {strictyaml.show(objective)}: {MIXED}")
+
+
+def _refuse_paths(recipe: Recipe) -> None:
+    paths = {"run_dir": recipe.run_dir, "model.path": recipe.model.path, "data.train": recipe.data.train}
+    paths["diagnose.output"] = recipe.diagnose.output or "."
+    if isinstance(recipe.objective, ObjectiveConfig) and recipe.objective.keep is not None:
+        paths["objective.keep.diagnosis"] = recipe.objective.keep.diagnosis or "."
+    for key, text in paths.items():
+        # 255 bytes a name and 4096 a path are what Linux takes; a run's own files need some of the latter.
+        fits = len(text.encode()) <= 2048 and all(len(part.encode()) <= 255 for part in Path(text).parts)
+        if not text.isprintable() or not fits:
+            raise recipe.error(key, f"{strictyaml.show(text)} is not a usable path; name one")
+        if text.startswith("~"):
+            raise recipe.error(key, f"{strictyaml.show(text)}: ~ is not expanded; write the directory itself")
+
+
 def _refuse_what_cannot_train(recipe: Recipe) -> None:
     data, optim, trainer, export = recipe.data, recipe.optim, recipe.trainer, recipe.export
-    for key, text in {"run_dir": recipe.run_dir, "model.path": recipe.model.path, "data.train": data.train}.items():
-        if not text.strip() or not text.isprintable():
-            raise recipe.error(key, f"{strictyaml.show(text)} is not a usable path; name one")
+    if data.prompt_key == data.response_key:
+        problem = f"{strictyaml.show(data.response_key)} is data.prompt_key, too; name the field that holds the answer"
+        raise recipe.error("data.response_key", problem, "data.prompt_key")
+    if data.global_batch_size * data.max_length > MAX_INT32:
+        problem = (
+            f"{data.global_batch_size} x data.max_length {data.max_length} tokens are more than Megatron counts in "
+            "int32, 2**31 - 1; lower one of them"
+        )
+        raise recipe.error("data.global_batch_size", problem, "data.max_length")
     if trainer.epochs is not None and trainer.max_steps is not None:
         problem = f"{trainer.max_steps} contradicts trainer.epochs {trainer.epochs}; set one of them to null"
         raise recipe.error("trainer.max_steps", problem, "trainer.epochs")
@@ -296,68 +333,3 @@ def _refuse_layout(recipe: Recipe) -> None:
             f"pipeline_model_parallel_size {pp}; change data.micro_batch_size or set this to null"
         )
         raise recipe.error(key, problem, "data.micro_batch_size", sizes[1])
-
-
-def _refuse_objective(recipe: Recipe) -> None:
-    """A diagnosis need not exist yet, `nemo-probsft diagnose` may be about to write it: any rising stand-in will do."""
-    _parse_objective(recipe, lambda keep, percentile, key: percentile / 100)
-
-
-Percentiles = Callable[[KeepConfig, float, str], float]  # (keep, percentile, key for errors) -> probability
-
-
-def _parse_objective(recipe: Recipe, percentiles: Percentiles) -> tuple[Objective, str]:
-    from nemo_probsft.objectives import parse_objective  # imports torch, which `config` must not
-
-    objective = recipe.objective
-    try:
-        if isinstance(objective, str):
-            return parse_objective(objective), "target"
-        return parse_objective(_objective_spec(objective, percentiles)), objective.denominator
-    except ValueError as error:
-        key, _, problem = str(error).partition(" ")
-        if not key.startswith("objective"):
-            key, problem = "objective", str(error)
-        raise recipe.error(key.rstrip(":"), problem, "objective") from None
-
-
-def _objective_spec(objective: ObjectiveConfig, percentiles: Percentiles) -> dict[str, Any]:
-    """What `parse_objective` takes: name, parameter and thresholds as probabilities."""
-    given = {key: getattr(objective, key) for key in ("name", "alpha", "gamma")}
-    spec = {key: value for key, value in given.items() if value is not None}
-    if objective.keep is not None:
-        spec["keep"] = _keep_spec(objective.keep, percentiles)
-    return spec
-
-
-def _keep_spec(keep: KeepConfig, percentiles: Percentiles) -> dict[str, float]:
-    spec = {}
-    for bound in ("min", "max"):
-        p, percentile = getattr(keep, f"{bound}_p"), getattr(keep, f"{bound}_percentile")
-        key = f"objective.keep.{bound}_percentile"
-        if p is not None and percentile is not None:
-            raise ValueError(f"{key}: {percentile:g} and {bound}_p {p:g} are both given; remove one")
-        if percentile is not None and keep.diagnosis is None:
-            remedy = "run `nemo-probsft diagnose RECIPE` and name its JSON file in objective.keep.diagnosis"
-            raise ValueError(f"{key}: {percentile:g} needs the model's probabilities; {remedy}")
-        if p is not None or percentile is not None:
-            spec[f"{bound}_p"] = p if percentile is None else percentiles(keep, percentile, key)
-    if keep.diagnosis is not None and keep.min_percentile is None and keep.max_percentile is None:
-        problem = "has no effect without min_percentile or max_percentile; remove it"
-        raise ValueError(f"objective.keep.diagnosis: {strictyaml.show(keep.diagnosis)} {problem}")
-    return spec
-
-
-def _probability_at(keep: KeepConfig, percentile: float, key: str) -> float:
-    """The probability below which `percentile` % of the target tokens lie, by the diagnosis."""
-    path, remedy = Path(str(keep.diagnosis)), "make it with `nemo-probsft diagnose RECIPE`"
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))["percentiles"]
-        known = {float(name): float(p) for name, p in table.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else "is not a diagnosis"
-        raise ValueError(f"objective.keep.diagnosis: {path} {reason}; {remedy}") from None
-    if percentile not in known:
-        choices = ", ".join(f"{q:g}" for q in sorted(known))
-        raise ValueError(f"{key}: {percentile:g} is not in {path}; choose from {choices}, or {remedy}")
-    return known[percentile]

@@ -21,9 +21,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nemo_probsft import rows as rows_module
+from nemo_probsft.bounded import bounded
 from nemo_probsft.rows import Row, read_rows, source_digest
 
 LONG_PROMPTS = ("error", "skip")
+# A template is a program that comes with a model or a recipe.
+TEMPLATE_SECONDS = 10.0
+TEMPLATE_BYTES = 1 << 31
+MAX_CHARACTERS = 1 << 26  # of a rendered row
 ARRAYS = ("input_ids", "loss_mask", "offsets")
 
 
@@ -134,6 +139,21 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
         raise ValueError(
             f"{name}: has {num_ids} token ids but the model's vocabulary has {vocab_size}: "
             "take the model's own tokenizer, or resize the model's embeddings"
+        )
+
+
+def check_ids(dataset: TokenizedDataset, vocab_size: int) -> None:
+    """Raise ValueError if an id, and so a label, lies outside of [0, vocab_size). Cost: one pass over the ids.
+
+    It is checked here because on CUDA the loss cannot look without a synchronisation: there such a label gives NaN.
+    """
+    outside = (dataset.input_ids < 0) | (dataset.input_ids >= vocab_size)
+    if outside.any():
+        position = int(outside.argmax())
+        example = int(np.searchsorted(dataset.offsets, position, side="right")) - 1
+        raise ValueError(
+            f"example {example} holds the token id {dataset.input_ids[position]}, outside of the model's vocabulary of "
+            f"{vocab_size}: remove the directory data of the run, and check the tokenizer"
         )
 
 
@@ -282,12 +302,16 @@ def _rendered_spans(tokenizer: Any, messages: list[dict[str, str]], where: str) 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], where: str, *, add_generation_prompt: bool) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        with bounded(TEMPLATE_SECONDS, TEMPLATE_BYTES):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template is the user's program, which raises what it likes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or "without a reason").splitlines()[0]
         raise ValueError(
             f"{where}: the chat template raised {type(error).__name__} ({reason}): mend row or template"
         ) from error
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"{where}: the chat template wrote {len(text)} characters: mend row or template")
+    return text
 
 
 def _check_prefix(shorter: str, longer: str, turn: str, where: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nemo_probsft import __version__
 from nemo_probsft.config import Recipe, dump, resolve_objective
-from nemo_probsft.preflight import Decision
+from nemo_probsft.model_files import Decision
 
 LOG_WIDTH = 140  # columns, where the output is no terminal
 PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets")
@@ -20,16 +20,22 @@ def show(decisions: list[Decision]) -> None:
     """One row a decision: key, value, reason."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="What will be done", title_justify="left", show_lines=False)
     for heading in ("key", "value", "why"):
         table.add_column(heading, overflow="fold")
     for decision in decisions:
-        table.add_row(decision.key, decision.value, decision.reason)
+        # Text: what stands in the data is no markup, and moves no cursor.
+        table.add_row(*(Text(_printable(part)) for part in (decision.key, decision.value, decision.reason)))
     console = Console()
     if not console.is_terminal:
         console.width = LOG_WIDTH
     console.print(table)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def run_yaml(recipe: Recipe, source: Path) -> dict[str, Any]:

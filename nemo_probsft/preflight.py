@@ -8,48 +8,29 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nemo_probsft.checkpoints import is_nemo
+from nemo_probsft import strictyaml
 from nemo_probsft.config import Recipe, dump, resolve_objective
+from nemo_probsft.model_files import Decision, check_model
 from nemo_probsft.rows import FORMATS, HUB_NAME
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Keys that do not change what is learnt: a run may be continued with others.
 LAYOUT = ("parallel", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.recompute")
 REPORTING = ("checkpoint", "log", "export", "diagnose")
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Something the recipe left open or that follows from several keys, with the reason."""
-
-    key: str
-    value: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What tensor and pipeline parallelism divide, as read from `source`; context_length 0 is unknown."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    ffn_size: int
-    context_length: int
-    source: Path
-
-
 def check(recipe: Recipe) -> list[Decision]:
     """Refuse what cannot start. Raises ValueError in one line that names key, value, file and remedy."""
-    return [*_objective(recipe), *_layout(recipe), *_model(recipe), _data(recipe), _run_dir(recipe)]
+    _refuse_missing_wandb(recipe)
+    return [*_objective(recipe), *_layout(recipe), *check_model(recipe), _data(recipe), _run_dir(recipe)]
+
+
+def _refuse_missing_wandb(recipe: Recipe) -> None:
+    if recipe.log.wandb is not None and importlib.util.find_spec("wandb") is None:
+        project = strictyaml.show(recipe.log.wandb.project)
+        raise recipe.error("log.wandb", f"project {project} needs the package wandb; install it, or remove the key")
 
 
 def _objective(recipe: Recipe) -> list[Decision]:
@@ -101,134 +82,6 @@ def _refuse_missing_gpus(recipe: Recipe) -> None:
         raise recipe.error("trainer.devices", problem)
 
 
-def _model(recipe: Recipe) -> list[Decision]:
-    name = recipe.model.path
-    path = Path(name)
-    if path.is_dir():
-        if recipe.model.revision is not None:
-            problem = f"{recipe.model.revision} has no effect, model.path {name} is a directory; remove it"
-            raise recipe.error("model.revision", problem, "model.path")
-        return check_model_directory(recipe, path)
-    # A hub name's first part is an organisation; a first part that is a directory here is a path with a typo.
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or Path(path.parts[0]).exists():
-        problem = f"{name} is not a directory; name a Hugging Face model, its directory, or a NeMo checkpoint"
-        raise recipe.error("model.path", problem)
-    revision = recipe.model.revision or "the newest revision"
-    return [Decision("model.path", name, f"no such directory, so {revision} of that model on the Hugging Face hub")]
-
-
-def check_model_directory(recipe: Recipe, path: Path) -> list[Decision]:
-    """A Hugging Face directory (also one just downloaded) or a NeMo checkpoint, and the layout against its shape."""
-    if (path / "config.json").is_file():
-        shape, kind = _huggingface_shape(recipe, path), "Hugging Face directory"
-    elif is_nemo(path):
-        found = _nemo_shape(path / "context" / "model.yaml")
-        if found is None:
-            return [Decision("model.path", str(path), "NeMo checkpoint; its shape is not known before it is loaded")]
-        shape, kind = found, "NeMo checkpoint"
-    else:
-        problem = (
-            f"{path} has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo); name a model"
-        )
-        raise recipe.error("model.path", problem)
-    _refuse_shape(recipe, shape)
-    decisions = [Decision("model.path", str(path), kind)]
-    if 0 < shape.context_length < recipe.data.max_length:
-        reason = f"longer than the {shape.context_length} positions of {shape.source}: positions beyond are untrained"
-        decisions.append(Decision("data.max_length", str(recipe.data.max_length), reason))
-    return decisions
-
-
-def _huggingface_shape(recipe: Recipe, path: Path) -> Shape:
-    source = path / "config.json"
-    try:
-        config = json.loads(source.read_text(encoding="utf-8"))
-        names = config.get("architectures") or ["none"]
-        shape = Shape(
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=int(config["num_attention_heads"]),
-            num_kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-            ffn_size=int(config["intermediate_size"]),
-            context_length=int(config.get("max_position_embeddings", 0)),
-            source=source,
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = f"{source} is not a model's configuration ({type(error).__name__}: {error}); restore it"
-        raise recipe.error("model.path", problem.replace("\n", " ")) from None
-    if names[0] not in ARCHITECTURES:
-        problem = f"{source} has architecture {names[0]}; use one of {', '.join(ARCHITECTURES)}"
-        raise recipe.error("model.path", problem)
-    if unsupported := _unsupported(names[0], config):
-        raise recipe.error("model.path", f"{source} sets {unsupported}, which NeMo would ignore; use another model")
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        problem = f"{path} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
-        raise recipe.error("model.path", problem)
-    _refuse_weights(recipe, path)
-    return shape
-
-
-def _unsupported(architecture: str, config: dict[str, Any]) -> str | None:
-    """A setting that changes the model's function and that NeMo's importers (2.7) do not read."""
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default" and (architecture, kind) != ("LlamaForCausalLM", "llama3"):
-        return f"rope_scaling {kind}"
-    if "rope_parameters" in config and "rope_theta" not in config:
-        return "rope_parameters without rope_theta (the format of transformers 5)"
-    flags = ["use_sliding_window"] if architecture != "LlamaForCausalLM" else ["attention_bias", "mlp_bias"]
-    return next((f"{flag}: true" for flag in flags if config.get(flag)), None)
-
-
-def _refuse_weights(recipe: Recipe, path: Path) -> None:
-    if not any(path.glob("*.safetensors")):
-        problem = f"{path} has no .safetensors weights; convert it (other formats can run code when they are loaded)"
-        raise recipe.error("model.path", problem)
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise recipe.error("model.path", f"{index} is not an index of weights; download the model again") from None
-    if missing := sorted(str(shard) for shard in shards if not (path / str(shard)).is_file()):
-        raise recipe.error("model.path", f"{path} lacks {missing[0]}, which its index names; download the model again")
-
-
-def _nemo_shape(source: Path) -> Shape | None:
-    """None for a checkpoint whose model.yaml is missing or was written by something else than NeMo 2.x."""
-    try:
-        config = yaml.safe_load(source.read_text(encoding="utf-8"))["config"]
-        return Shape(
-            num_layers=int(config["num_layers"]),
-            num_heads=int(config["num_attention_heads"]),
-            num_kv_heads=int(config.get("num_query_groups") or config["num_attention_heads"]),
-            ffn_size=int(config["ffn_hidden_size"]),
-            context_length=0,  # seq_length there is that of its training run
-            source=source,
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
-        return None
-
-
-def _refuse_shape(recipe: Recipe, shape: Shape) -> None:
-    tp, pp, _ = recipe.model_parallel_sizes
-    divided = {"attention heads": shape.num_heads, "key-value heads": shape.num_kv_heads, "ffn units": shape.ffn_size}
-    limit = min(shape.num_heads, shape.num_kv_heads)
-    fits = [str(n) for n in range(1, limit + 1) if all(count % n == 0 for count in divided.values())]
-    for name, count in divided.items():
-        if count % tp:
-            problem = f"{tp} does not divide the {count} {name} of {shape.source}; use one of {', '.join(fits)}"
-            raise recipe.error("parallel.tensor_model_parallel_size", problem)
-    vp = recipe.parallel.virtual_pipeline_model_parallel_size or 1
-    if shape.num_layers % (pp * vp):
-        stages = f"{pp}" if vp == 1 else f"{pp} x virtual {vp}"
-        key, other = "parallel.pipeline_model_parallel_size", "parallel.virtual_pipeline_model_parallel_size"
-        fits = [str(n) for n in range(1, shape.num_layers // vp + 1) if shape.num_layers % (n * vp) == 0]
-        remedy = f"use one of {', '.join(fits)}" if fits else f"set {other} to null"
-        problem = f"{stages} does not divide the {shape.num_layers} layers of {shape.source}; {remedy}"
-        raise recipe.error(key, problem, other)
-
-
 def _data(recipe: Recipe) -> Decision:
     name, path = recipe.data.train, Path(recipe.data.train)
     if path.is_file():
@@ -262,7 +115,10 @@ def _run_dir(recipe: Recipe) -> Decision:
     path = Path(recipe.run_dir)
     if resumable(path, recipe):
         return Decision("run_dir", str(path), "holds this run already: continues it")
-    existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    upwards = [path, *path.absolute().parents]
+    if dangling := next((parent for parent in upwards if parent.is_symlink() and not parent.exists()), None):
+        raise recipe.error("run_dir", f"{path}: {dangling} is a link to nothing; name another")
+    existing = next(parent for parent in upwards if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise recipe.error("run_dir", f"{path}: {existing} is not a writable directory; name another")
     return Decision("run_dir", str(path), "new run")
@@ -279,9 +135,9 @@ def resumable(run_dir: str | Path, recipe: Recipe) -> bool:
     source = run_dir / "run.yaml"
     remedy = "choose another, for example run_dir=" + str(run_dir) + "-2"
     try:
-        saved = yaml.safe_load(source.read_text(encoding="utf-8"))["recipe"]
+        saved = strictyaml.plain(strictyaml.parse(source.read_text(encoding="utf-8"), str))["recipe"]
         then = _flat(saved)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise recipe.error("run_dir", f"{run_dir} is not empty and holds no readable run.yaml; {remedy}") from None
     now = _flat(dump(recipe))
     free = (*LAYOUT, *REPORTING, "run_dir")

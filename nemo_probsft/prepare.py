@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nemo_probsft import batches, config, data, plan, preflight
+from nemo_probsft import batches, config, data, model_files, plan, preflight, strictyaml
 from nemo_probsft.checkpoints import is_nemo, last_checkpoint
 from nemo_probsft.config import Recipe
-from nemo_probsft.preflight import Decision
+from nemo_probsft.model_files import Decision
 from nemo_probsft.runlog import write_atomically
 
 PREPARED = "prepared.json"
@@ -41,18 +39,27 @@ class Prepared:
 def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
     """Fill the run directory with what the ranks need, and say what was decided and why.
 
-    A run directory that is new here is removed when something fails. Raises ValueError for the user.
+    What is new in the run directory is removed again when something fails. Raises ValueError for the user.
     """
     decisions = preflight.check(recipe)
     run_dir = Path(recipe.run_dir)
-    new = not run_dir.exists()
+    missing = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    before = set() if missing else set(run_dir.iterdir())
     try:
         prepared, found = _fill(recipe, run_dir)
     except BaseException:
-        if new:
-            shutil.rmtree(run_dir, ignore_errors=True)
+        _remove_new(run_dir, before, missing)
         raise
     return prepared, decisions + found
+
+
+def _remove_new(run_dir: Path, before: set[Path], missing: list[Path]) -> None:
+    """Leave `run_dir` with what was in it `before`, and none of the `missing` directories that nobody else uses."""
+    for path in set(run_dir.iterdir()) - before if run_dir.exists() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for directory in missing:
+        if directory.exists() and not any(directory.iterdir()):
+            directory.rmdir()
 
 
 def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
@@ -76,6 +83,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         long_prompts=recipe.data.long_prompts,
     )
     dataset = data.TokenizedDataset.load(examples)
+    data.check_ids(dataset, settings["vocab_size"])
     if len(dataset) < recipe.data.global_batch_size:
         size, found = recipe.data.global_batch_size, f"the {len(dataset)} examples of {recipe.data.train}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
@@ -166,7 +174,7 @@ def local_model(recipe: Recipe) -> Path:
         raise ValueError(
             f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
         ) from error
-    preflight.check_model_directory(recipe, downloaded)
+    model_files.check_model_directory(recipe, downloaded)
     return downloaded
 
 
@@ -174,7 +182,7 @@ def _hugging_face_files(source: Path) -> Path:
     """Where config.json and the tokenizer of a model are; a NeMo checkpoint carries them in its context."""
     if not is_nemo(source):
         return source
-    from conversion.convert import model_files_directory
+    from conversion.checkpoint import model_files_directory
 
     return model_files_directory(source, None)
 
@@ -182,7 +190,12 @@ def _hugging_face_files(source: Path) -> Path:
 def _tokenizer(recipe: Recipe, hf: Path) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"
+        raise recipe.error("model.path", problem) from error
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = recipe.data.chat_template
     return tokenizer
@@ -190,7 +203,7 @@ def _tokenizer(recipe: Recipe, hf: Path) -> Any:
 
 def _write_run_yaml(recipe: Recipe, source: Path, target: Path) -> None:
     if not target.exists():
-        write_atomically(target, yaml.safe_dump(plan.run_yaml(recipe, source), sort_keys=False))
+        write_atomically(target, strictyaml.dump(plan.run_yaml(recipe, source)))
 
 
 def _fingerprint(recipe: Recipe) -> str:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 FORMATS = {".jsonl": "JSON lines", ".parquet": "parquet"}
 ROLES = ("system", "user", "assistant")
+MAX_LINE_BYTES = 1 << 26
+DEFAULT_KEYS = ("prompt", "response")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -64,6 +66,11 @@ def parse_row(record: Any, where: str, *, prompt_key: str = "prompt", response_k
         if response_key in record:
             raise ValueError(
                 f"{where}: has both messages and {response_key}: keep one, they are two ways to say the answer"
+            )
+        if (prompt_key, response_key) != DEFAULT_KEYS:
+            raise ValueError(
+                f"{where}: has messages, so data.prompt_key {prompt_key!r} and data.response_key {response_key!r} "
+                "would mean nothing: remove the keys from the recipe, or messages from the row"
             )
         return Row(_messages(record["messages"], where), where)
     prompt = _text(_field(record, prompt_key, where), prompt_key, where)
@@ -155,22 +162,35 @@ def _records(source: str | Path, split: str) -> Iterator[tuple[Any, str]]:
 
 def _json_records(path: Path) -> Iterator[tuple[Any, str]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             where = f"{path} line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8: save the file as UTF-8") from None
-            except RecursionError:
-                raise ValueError(f"{where}: is nested too deeply: a row is a flat object") from None
-            except json.JSONDecodeError as error:
-                reason = f"{error.msg} at character {error.pos + 1}"
-                raise ValueError(f"{where}: is not JSON ({reason}): write one object a line") from None
-            except ValueError as error:  # a number of thousands of digits
-                raise ValueError(f"{where}: is not JSON ({error}): write one object a line") from None
-            yield record, where
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{where}: is longer than {MAX_LINE_BYTES} bytes: write one object a line")
+            if line.strip():
+                yield _json_record(line, where, first=number == 1), where
+
+
+def _json_record(line: bytes, where: str, *, first: bool) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig" if first else "utf-8"), object_pairs_hook=_fields_once)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8: save the file as UTF-8") from None
+    except RecursionError:
+        raise ValueError(f"{where}: is nested too deeply: a row is a flat object") from None
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.pos + 1}"
+        raise ValueError(f"{where}: is not JSON ({reason}): write one object a line") from None
+    except ValueError as error:  # a number of thousands of digits, a field given twice
+        raise ValueError(f"{where}: is not JSON ({error}): write one object a line") from None
+
+
+def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} is given twice")
+    return fields
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[Any, str]]:

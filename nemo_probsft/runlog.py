@@ -99,7 +99,7 @@ class Progress:
         counts = [MofNCompleteColumn()] if num_steps else []
         left = [TextColumn("left"), TimeRemainingColumn()] if num_steps else []
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             *counts,
             TimeElapsedColumn(),
@@ -125,4 +125,4 @@ class Progress:
         self.bar.update(self.task, completed=row["step"], note=note)
         if not self.bar.console.is_terminal and time.monotonic() - self.printed > 30:
             self.printed = time.monotonic()
-            self.bar.console.print(f"{self.title}: step {row['step']} of {self.num_steps}  {note}")
+            self.bar.console.print(f"{self.title}: step {row['step']} of {self.num_steps}  {note}", markup=False)

@@ -1,8 +1,8 @@
 """Strict YAML: dataclasses are the schema, every value keeps its place, nothing is converted or executed.
 
-`parse` turns text into a tree of `Node`, `override` puts a `key=value` into it, `build` makes the dataclass. Only
-PyYAML's event parser is used: its constructors and OmegaConf convert in silence ("4" -> 4, 1e-5 -> "1e-5", the last of
-two equal keys wins) or lose the line numbers.
+`parse` turns text into a tree of `Node`, `override` puts a `key=value` into it, `build` makes the dataclass, `dump` is
+the way back to text. Only PyYAML's event parser is used: its constructors and OmegaConf convert in silence ("4" -> 4,
+1e-5 -> "1e-5", the last of two equal keys wins) or lose the line numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, Union
@@ -68,19 +68,29 @@ def plain(node: Node) -> Any:
 def parse(text: str, place: Callable[[int], str]) -> Node:
     """Text -> tree; `place` names the location of a line (from 1). Raises ValueError, in one line."""
     try:
-        events: list[Any] = list(yaml.parse(text, Loader=yaml.SafeLoader))
+        content = _content(yaml.parse(text, Loader=yaml.SafeLoader), place)
+        first = next(content, None)
+        tree = Node(None, place(1)) if first is None else _node(first, content, place, depth=0)
+        next(content, None)  # to the end of the file: what follows the first document is an error, too
+        return tree
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
         raise ValueError(f"{place(mark.line + 1 if mark else 1)}: not valid YAML: {problem}; correct it") from None
-    starts: list[Any] = [event.start_mark for event in events if isinstance(event, yaml.DocumentStartEvent)]
-    if len(starts) > 1:
-        raise ValueError(
-            f"{place(starts[1].line + 1)}: a second YAML document starts here; keep one document in a file"
-        )
-    content = (e for e in events if isinstance(e, (yaml.NodeEvent, yaml.CollectionEndEvent)))
-    first = next(content, None)
-    return Node(None, place(1)) if first is None else _node(first, content, place, depth=0)
+    except OverflowError:  # "\UFFFFFFFF"
+        raise ValueError(f"{place(1)}: not valid YAML: an escaped character does not exist; correct it") from None
+
+
+def _content(events: Iterator[Any], place: Callable[[int], str]) -> Iterator[Any]:
+    """The events of the only document, as they are parsed: what is nested too deeply is never read to its end."""
+    num_documents = 0
+    for event in events:
+        num_documents += isinstance(event, yaml.DocumentStartEvent)
+        if num_documents > 1:
+            where = place(event.start_mark.line + 1)
+            raise ValueError(f"{where}: a second YAML document starts here; keep one document in a file")
+        if isinstance(event, (yaml.NodeEvent, yaml.CollectionEndEvent)):
+            yield event
 
 
 def _node(event: Any, events: Iterator[Any], place: Callable[[int], str], depth: int) -> Node:
@@ -117,8 +127,13 @@ def _scalar(event: yaml.ScalarEvent, where: str) -> bool | int | float | str | N
     text = event.value
     if "${" in text:
         raise ValueError(f"{where}: {show(text)}: interpolation is not supported; write the value itself")
-    if not event.implicit[0]:
-        return text
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{where}: {show(text)}: half a surrogate pair is no character; remove it")
+    return _plain_scalar(text) if event.implicit[0] else text
+
+
+def _plain_scalar(text: str) -> bool | int | float | str | None:
+    """What a text without quotes means."""
     if text in NULLS:
         return None
     if text in BOOLS:
@@ -126,6 +141,26 @@ def _scalar(event: yaml.ScalarEvent, where: str) -> bool | int | float | str | N
     if INTEGER.fullmatch(text):
         return int(text)
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan")) if FLOAT.fullmatch(text) else text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `parse` would take for something else, and writes no anchors, which it refuses."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(_plain_scalar(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump(plain: Mapping[str, Any]) -> str:
+    """Plain data -> YAML text that `parse` turns back into it."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False)
 
 
 def override_place(text: str) -> str:
@@ -138,6 +173,8 @@ def override(tree: Node, text: str) -> Node:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ValueError(f"{where}: expected key=value, for example optim.lr=1e-5")
+    if key.count(".") > MAX_DEPTH:
+        raise ValueError(f"{where}: nested more than {MAX_DEPTH} levels deep; no key is that deep")
     return put(tree, key, parse(value, lambda line: where))
 
 
@@ -177,9 +214,12 @@ def schema(cls: type) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(cls) if item.metadata.get("key", True)}
 
 
-def build(cls: type, tree: Node) -> Any:
-    """Tree -> instance of the dataclass `cls`. Raises ValueError for an unknown, missing or mistyped key."""
-    return _Builder(_all_keys(cls)).section(cls, tree, "")
+def build(cls: type, tree: Node, refused: Mapping[str, str]) -> Any:
+    """Tree -> instance of the dataclass `cls`. Raises ValueError for an unknown, missing or mistyped key.
+
+    refused: unknown key, at any level -> what to say of it.
+    """
+    return _Builder(_all_keys(cls), refused).section(cls, tree, "")
 
 
 def _all_keys(cls: type, prefix: str = "") -> list[str]:
@@ -198,6 +238,7 @@ def _sections(hints: Iterable[Any]) -> list[type]:
 @dataclass(frozen=True)
 class _Builder:
     all_keys: list[str]  # dotted, for suggestions
+    refused: Mapping[str, str]
 
     def section(self, cls: type, tree: Node, key: str) -> Any:
         known, prefix = schema(cls), f"{key}." if key else ""
@@ -216,8 +257,8 @@ class _Builder:
         return cls(**values)
 
     def unknown(self, name: str, prefix: str, known: list[str]) -> str:
-        if name == "_target_":
-            return "recipes are data, they cannot name code to run; remove it"
+        if name in self.refused:
+            return self.refused[name]
         elsewhere = [key for key in self.all_keys if key.rpartition(".")[2] == name]
         beside = [prefix + close for close in difflib.get_close_matches(name.lower(), known, n=1)]
         if suggestions := elsewhere + beside:
@@ -263,6 +304,8 @@ def _exact(expected: type, node: Node, key: str) -> Any:
     value = node.value
     if expected is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
+    if expected is str and isinstance(value, str) and not value.strip():
+        raise ValueError(f"{node.where}: {key}: {show(node)} is empty; write something, or remove the key")
     if expected is not float and type(value) is expected:
         return value
     if expected is str and type(value) in (int, float, bool):

@@ -94,16 +94,16 @@ BAD_RECIPES = {
         "r.yaml:4: optim.weight_decay: -1 is out of range; use a number of at least 0"
     ),
     SMALLEST + "optim: {clip_grad: -1}\n": "r.yaml:4: optim.clip_grad: -1 is out of range; use a number of at least 0",
-    SMALLEST + "trainer: {devices: 0}\n": "r.yaml:4: trainer.devices: 0 is out of range; use a number of at least 1",
+    SMALLEST + "trainer: {devices: 0}\n": "r.yaml:4: trainer.devices: 0 is out of range; use a number from 1 to 2**31 - 1",
     SMALLEST
-    + "trainer: {max_steps: 0}\n": "r.yaml:4: trainer.max_steps: 0 is out of range; use a number of at least 1",
+    + "trainer: {max_steps: 0}\n": "r.yaml:4: trainer.max_steps: 0 is out of range; use a number from 1 to 2**31 - 1",
     SMALLEST + "trainer: {seed: -1}\n": "r.yaml:4: trainer.seed: -1 is out of range; use a number from 0 to 2**32 - 1",
     SMALLEST + "parallel: {virtual_pipeline_model_parallel_size: 1}\n": (
-        "r.yaml:4: parallel.virtual_pipeline_model_parallel_size: 1 is out of range; use a number of at least 2"
+        "r.yaml:4: parallel.virtual_pipeline_model_parallel_size: 1 is out of range; use a number from 2 to 2**31 - 1"
     ),
-    "model: {path: ''}\ndata: {train: t}\nobjective: p\n": 'r.yaml:1: model.path: "" is not a usable path; name one',
+    "model: {path: ''}\ndata: {train: t}\nobjective: p\n": 'r.yaml:1: model.path: "" is empty; write something, or remove the key',
     "model: {path: a}\ndata: {train: t, max_length: 1}\nobjective: p\n": (
-        "r.yaml:2: data.max_length: 1 is out of range; use a number of at least 2"
+        "r.yaml:2: data.max_length: 1 is out of range; use a number from 2 to 2**31 - 1"
     ),
     # combinations
     SMALLEST + "trainer: {devices: 3}\nparallel: {tensor_model_parallel_size: 2}\n": (

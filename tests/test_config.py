@@ -172,7 +172,10 @@ def test_bad_recipe(text, message):
 BAD_OBJECTIVES = {
     "5": 'objective: 5 is not text; put it in quotes: "5"',
     "null": "objective: null is not allowed; expected text or a mapping",
-    "[p]": 'objective: ["p"] is not allowed; expected text or a mapping',
+    "[p, original]": (
+        'objective: ["p", "original"]: a mixture has no single f(p), so no key says what was trained; name one objective '
+        "in `objective`"
+    ),
     "{}": "objective.name: missing; give the objective's name, for example power",
     "{name: power, alpha: ten}": 'objective.alpha: "ten" is not allowed; expected a finite number',
     "{name: power, beta: 1}": "objective.beta: unknown key; choose from name, alpha, gamma, keep, denominator",

@@ -16,6 +16,7 @@ from nemo_probsft.loss import token_loss
 from nemo_probsft.objectives import Objective
 from nemo_probsft.ops import target_logprob
 from nemo_probsft.quantiles import NUM_BINS, QUANTILES, logit_counts, quantile
+from nemo_probsft.substitution import MODEL_SETTINGS, SET_BY_THE_TRAINER, refused_setting
 
 REPORT = ("objective", "nll", "p", "kept_fraction")
 # One fp32 vector a micro-batch: [sum, count] of each of REPORT, then the histogram of p.
@@ -30,16 +31,9 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def check_config(config: TransformerConfig) -> None:
-    """Refuse settings under which Megatron would optimise something else. Raises ValueError."""
-    if not config.calculate_per_token_loss:
-        raise ValueError(
-            "calculate_per_token_loss=False makes Megatron optimise the mean of micro-batch means; "
-            "set it to True for the token mean"
-        )
-    if not config.parallel_output:
-        raise ValueError(
-            "parallel_output=False gathers the logits and counts every vocabulary shard tp times; set it to True"
-        )
+    """Refuse a built model under whose settings Megatron would optimise something else than f(p). Raises ValueError."""
+    if reason := refused_setting(vars(config), SET_BY_THE_TRAINER + MODEL_SETTINGS):
+        raise ValueError(f"the model was built with {reason}; docs/exactness.md lists what is exact")
 
 
 def install_target_logprob(

@@ -1,0 +1,438 @@
+"""Mutations of good recipes, data and models, each with a seed of its own: accepted, or refused in one line.
+
+`python -m tests.fuzz 10000` is the campaign of docs/bad-input.md; tests/test_fuzz.py runs its first cases.
+A case is a pure function of (SEED, kind, number), so a failure is repeated by its number.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import io
+import json
+import os
+import random
+import shutil
+import string
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_probsft import config, model_files, prepare, rows, strictyaml
+from nemo_probsft.__main__ import main
+from nemo_probsft.demo_data import write_random_base, write_tokenizer
+from tests.model_directories import huggingface, nemo
+
+SEED = 20261125
+ROWS = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(8)]
+GOOD = [
+    {
+        "run_dir": "runs/r",
+        "model": {"path": "model"},
+        "data": {"train": "train.jsonl", "max_length": 32, "global_batch_size": 4, "micro_batch_size": 2},
+        "objective": "GeneralFamily-10",
+        "parallel": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "optim": {"lr": 5e-5, "weight_decay": 0.01, "betas": [0.9, 0.95], "warmup_ratio": 0.1, "schedule": "cosine"},
+        "trainer": {"devices": 2, "max_steps": 1, "precision": "fp32", "seed": 0},
+        "checkpoint": {"every_steps": 1, "keep_last": 2},
+        "log": {"every_steps": 1},
+        "export": {"at_end": True, "dtype": "bf16"},
+        "diagnose": {"max_tokens": 100, "output": "d"},
+    },
+    {
+        "model": {"path": "model"},
+        "data": {"train": "train.jsonl", "global_batch_size": 8, "max_length": 64, "long_prompts": "skip"},
+        "objective": {"name": "nll", "keep": {"min_percentile": 10, "diagnosis": "d.json"}, "denominator": "kept"},
+        "optim": {"min_lr": 1e-6, "clip_grad": 0.0, "eps": 1e-6},
+        "trainer": {"epochs": 2, "recompute": "full"},
+    },
+    {
+        "model": {"path": "nemo"},
+        "data": {"train": "train.jsonl", "global_batch_size": 2, "prompt_key": "prompt", "response_key": "response"},
+        "objective": {"name": "power", "alpha": 0.5, "keep": {"min_p": 0.1, "max_p": 0.9}},
+        "parallel": {"pipeline_model_parallel_size": 1},
+        "trainer": {"devices": 1},
+    },
+]
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, 2, 3, 4, 8, -1, 7, 10**6, 2**31 - 1, 2**31, 2**63, 10**17, 10**30),
+    *(0.0, -0.0, 0.5, 1.0, 1.5, 1e-5, 5e-324, 1e308, float("inf"), float("-inf"), float("nan")),
+    *("", " ", "p", "0", "1", "1e-5", "1e999", "true", "yes", "null", "~", "~/runs", ".", "..", "../x", "/", "a/b"),
+    *("a" * 300, "a/" * 3000, "\x00", "\n", "\x1b[2J", "[/b]", "${x}", "{{ x }}", "%s%n", "é", "\U0001f600", "\ud800"),
+    *("no/such", "train.jsonl", "model", "nemo", "d.json", "empty.jsonl", "link", "loop", "file/x", "bf16", "cosine"),
+    *("kept", "GeneralFamily--1", "OnlyTopP-0.5", "focal-2@0.1..0.9", "p+original", "OnlyTopP-nan", "1_000", "0x10"),
+    *([], [1], [0.9, 0.95, 0.99], ["p"], {}, {"_target_": "os.system"}, {"a": 1}, {"path": "model"}, [[[[[]]]]]),
+]
+# Changes that leave a recipe good, each alone and most of them together.
+SOUND: list[tuple[str, Any]] = [
+    *(
+        ("objective", key)
+        for key in ("original", "p", "OnlyTopLogP-0.2", "focal-2@0.1..0.9", "trsft-0.1", "convexity--1")
+    ),
+    *(("objective", {"name": "power", "alpha": alpha, "denominator": "kept"}) for alpha in (0, -1, 1e30, 0.5)),
+    *(("objective", {"name": "unlikelihood", "keep": {"max_p": q}}) for q in (0, 1, 0.5, 5e-324)),
+    *(("optim.lr", lr) for lr in (1, 1e-5, 5e-324, 1e308)),
+    *(("optim.schedule", schedule) for schedule in ("linear", "cosine")),
+    *(("optim.betas", betas) for betas in ([0, 0], [0.9, 0.999999])),
+    *(("optim.warmup_ratio", ratio) for ratio in (0, 1, 0.5)),
+    *(("trainer.precision", precision) for precision in ("bf16", "fp32")),
+    *(("trainer.recompute", recompute) for recompute in ("none", "selective", "full")),
+    *(("trainer.seed", seed) for seed in (1, 2**32 - 1)),
+    *(("checkpoint.keep_last", keep) for keep in (1, 2**31 - 1)),
+    *(("data.max_length", length) for length in (20, 1024, 2048)),
+    *(("data.micro_batch_size", size) for size in (1, 2)),
+    *(("data.long_prompts", choice) for choice in ("error", "skip")),
+    *(("run_dir", name) for name in ("new", "./a/../b", "é", "1e5", "yes", "a b", "[/b]", "null", "x" * 250)),
+    *(("log.wandb", {"project": project}) for project in ("p", "1e5", "[/b]")),
+    ("model.trust_remote_code", False),
+    ("data.chat_template", "{% for m in messages %}{{ m.content }}<|endoftext|>\n{% endfor %}"),
+]
+KEYS = [
+    "_target_",
+    "label_smoothing",
+    "lr",
+    "path",
+    "seed",
+    "tree",
+    "x",
+    "",
+    "name",
+    "calculate_per_token_loss",
+    "é",
+    "a.b",
+]
+LETTERS = string.printable + "\x00\x1b\ufeff\u2028é\U0001f600"
+
+
+class Failure(Exception):
+    """A traceback, more than one line, something left behind, or a key without effect."""
+
+
+def workspace(directory: Path) -> None:
+    """What the good recipes name, and some things that are in the way, in an empty working directory."""
+    write_tokenizer(directory / "model")
+    write_random_base(directory / "model", seed=0)
+    os.chdir(directory)
+    import conversion
+
+    conversion.import_hf(Path("model"), Path("nemo"))
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("d.json").write_text('{"percentiles": {"10": 0.175, "90": 0.9}, "model": "base", "data": "t"}')
+    Path("empty.jsonl").touch()
+    Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+
+
+def one_line(error: Exception) -> str:
+    text = str(error)
+    if "\n" in text or "\r" in text or not text.strip():
+        raise Failure(f"not one line: {text!r}")
+    return text
+
+
+# Recipes
+
+
+def places(tree: dict, path: tuple = ()) -> Iterator[tuple]:
+    for key, value in tree.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+def parent_of(tree: dict, path: tuple) -> dict:
+    for key in path[:-1]:
+        tree = tree[key]
+    return tree
+
+
+def change_soundly(tree: dict, rng: random.Random) -> None:
+    path, value = rng.choice(SOUND)
+    section, _, key = path.rpartition(".")
+    (tree.setdefault(section, {}) if section else tree)[key] = copy.deepcopy(value)
+
+
+def mutate_tree(tree: dict, rng: random.Random) -> None:
+    path = rng.choice(list(places(tree)))
+    parent, key = parent_of(tree, path), path[-1]
+    other = rng.choice(list(places(tree)))
+    kind = rng.randrange(8)
+    if kind < 3:
+        parent[key] = copy.deepcopy(rng.choice(VALUES))
+    elif kind == 3:
+        del parent[key]
+    elif kind == 4:
+        parent[misspelt(key, rng)] = parent.pop(key)
+    elif kind == 5:
+        parent[rng.choice(KEYS)] = copy.deepcopy(rng.choice(VALUES))
+    elif kind == 6:
+        parent[key] = copy.deepcopy(parent_of(tree, other)[other[-1]])
+    elif isinstance(parent[key], (int, float)) and not isinstance(parent[key], bool):
+        parent[key] = type(parent[key])(parent[key] * rng.choice([0, 0.5, 2, 3, 10, -1]))
+    else:
+        parent[key] = rng.choice([[parent[key]], {"x": parent[key]}, json.dumps(parent[key])])
+
+
+def misspelt(key: str, rng: random.Random) -> str:
+    at = rng.randrange(len(key) + 1)
+    return rng.choice([key.upper(), key + "s", key[:at] + key[at + 1 :], key[:at] + rng.choice(LETTERS) + key[at:]])
+
+
+def mutate_text(text: str, rng: random.Random) -> str:
+    lines = text.splitlines(keepends=True)
+    at, line = rng.randrange(len(text) + 1), rng.randrange(max(1, len(lines)))
+    kind = rng.randrange(7)
+    if kind == 0:
+        return text[:at] + rng.choice(LETTERS) + text[at:]
+    if kind == 1:
+        return text[:at] + text[at + rng.randrange(1, 10) :]
+    if kind == 2:
+        return text[:at]
+    if kind == 3:
+        return "".join([*lines[:line], *lines[line : line + 1] * 2, *lines[line + 1 :]])
+    if kind == 4:
+        return "".join(
+            [*lines[:line], rng.choice([" ", "\t", "- ", "? ", "&a ", "*a ", "!!x ", "<<: "]), *lines[line:]]
+        )
+    if kind == 5:
+        return (
+            text[:at]
+            + rng.choice(["[" * 50, "{" * 3000, "'", '"', ": ", "---\n", "...\n", "%YAML 1.9\n", "\\U"])
+            + text[at:]
+        )
+    return text.replace("\n", rng.choice(["\r\n", "\r", "\n\n", "\u2028"]))
+
+
+def recipe_case(rng: random.Random) -> tuple[bytes, list[str]]:
+    tree = copy.deepcopy(rng.choice(GOOD))
+    for _ in range(rng.randrange(4)):
+        change_soundly(tree, rng)
+    for _ in range(rng.choice([0, 0, 1, 1, 1, 2, 3])):
+        mutate_tree(tree, rng)
+        if not tree:
+            break
+    write = rng.choice([lambda t: yaml.safe_dump(t, sort_keys=False), json.dumps, strictyaml.dump])
+    try:
+        text = write(tree)
+    except (TypeError, ValueError):  # nothing that a YAML file could say
+        text = repr(tree)
+    for _ in range(rng.choice([0, 0, 0, 0, 1, 2])):
+        text = mutate_text(text, rng)
+    overrides = []
+    for _ in range(rng.choice([0, 0, 0, 0, 1, 2])):
+        key = ".".join(rng.choice(list(places(rng.choice(GOOD)))))
+        value = rng.choice(VALUES)
+        shown = value if isinstance(value, str) else json.dumps(value)
+        overrides.append(rng.choice([f"{key}={shown}", f"{misspelt(key, rng)}={shown}", f"{key}", f"{key}.x={shown}"]))
+    overrides = [text for text in overrides if not text.startswith("-")]  # argparse's own refusal
+    return text.encode("utf-8", "surrogatepass"), overrides
+
+
+def check_recipe(rng: random.Random) -> str:
+    content, overrides = recipe_case(rng)
+    Path("r.yaml").write_bytes(content)
+    try:
+        recipe = config.load("r.yaml", overrides)
+        dumped = config.dump(recipe)
+    except ValueError as error:
+        line = one_line(error)
+        if not line.startswith(("r.yaml", "override ")):
+            raise Failure(f"no place named: {line}") from error
+        check_exit(overrides, line)
+        return "refused by its keys and values"
+    check_effect(content, recipe)
+    Path("again.yaml").write_text(strictyaml.dump(dumped), encoding="utf-8")
+    if config.dump(config.load("again.yaml")) != dumped:
+        raise Failure("dump and load is no fixed point")
+    return check_front_half(recipe, overrides)
+
+
+def check_exit(overrides: list[str], expected: str) -> None:
+    """The command line says the same in one line, with exit code 2."""
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        code = main(["train", "r.yaml", *overrides])
+    found = [line for line in error.getvalue().split("\n") if line]
+    if code != 2 or found != [f"nemo-probsft: {expected}"]:
+        raise Failure(f"exit code {code}, {found}")
+
+
+def check_effect(content: bytes, recipe: config.Recipe) -> None:
+    """Every key that stands in the file is in the recipe, and everything in the recipe's tree has arrived."""
+    given = list(mapping_keys(yaml.compose(content.decode("utf-8-sig"))))
+    if len(given) != len(set(given)):
+        raise Failure("a key given twice was accepted")
+    tree = strictyaml.plain(recipe.tree)
+    for path in given:
+        value = tree
+        for key in path:
+            value = value[key] if isinstance(value, dict) and key in value else {}
+    for path in places(tree):
+        value: Any = recipe
+        for key in path:
+            value = getattr(value, key)
+        wanted = parent_of(tree, path)[path[-1]]
+        if not isinstance(wanted, dict) and (list(value) if isinstance(value, tuple) else value) != wanted:
+            raise Failure(f"{'.'.join(path)} is {value!r}, not {wanted!r}")
+
+
+def mapping_keys(node: Any, path: tuple = ()) -> Iterator[tuple]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*path, key.value)
+            yield from mapping_keys(value, (*path, key.value))
+
+
+def check_front_half(recipe: config.Recipe, overrides: list[str]) -> str:
+    """What `train` does before any rank starts. Nothing is left behind when it refuses."""
+    before = listing()
+    try:
+        prepare.prepare(recipe)
+    except (ValueError, OSError) as error:
+        line = one_line(error)
+        if listing() != before:
+            raise Failure(f"left behind: {sorted(listing() ^ before)[:3]} after {line}") from error
+        return "refused by its files"
+    for path in sorted((Path(name) for name in listing() - before), reverse=True):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return "ready to train"
+
+
+def listing() -> set[str]:
+    return {str(path) for path in Path().rglob("*")} | {str(path) for path in Path("..").iterdir()}
+
+
+# Data
+
+
+def check_data(rng: random.Random) -> str:
+    row = copy.deepcopy(
+        rng.choice([*ROWS, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
+    )
+    for _ in range(rng.choice([0, 1, 1, 2])):
+        mutate_tree(row, rng)
+        if not row:
+            break
+    text = json.dumps(row) + "\n"
+    for _ in range(rng.choice([0, 0, 1, 2])):
+        text = mutate_text(text, rng)
+    content = text.encode(rng.choice(["utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig"]), "surrogatepass")
+    Path("mutated.jsonl").write_bytes(json.dumps(ROWS[0]).encode() + b"\n" + content)
+    try:
+        found = list(rows.read_rows("mutated.jsonl"))
+    except ValueError as error:
+        if not one_line(error).startswith("mutated.jsonl line "):
+            raise Failure(f"no line named: {error}") from error
+        return "refused with its line"
+    if not all(isinstance(turn["content"], str) for row in found for turn in row.messages):
+        raise Failure("a turn without text")
+    return "read"
+
+
+# Models
+
+
+def check_model(rng: random.Random) -> str:
+    """A mutated config.json, io.json, index or weights."""
+    source = rng.choice(
+        [
+            "hf/config.json",
+            "nemo-hf/context/io.json",
+            "nemo-hf/hf/config.json",
+            "nemo-hf/weights/.metadata",
+            "hf/model.safetensors",
+        ]
+    )
+    path = Path(source)
+    original = path.read_bytes()
+    try:
+        path.write_bytes(mutated_model_file(original, path, rng))
+        recipe = config.load("model.yaml", [f"model.path={path.parts[0]}"])
+        model_files.check_model(recipe)
+        return "accepted"
+    except ValueError as error:
+        if not one_line(error).startswith(("model.yaml", "override ")):
+            raise Failure(f"no place named: {error}") from error
+        return "refused"
+    finally:
+        path.write_bytes(original)
+
+
+def mutated_model_file(original: bytes, path: Path, rng: random.Random) -> bytes:
+    if path.suffix != ".json" or rng.random() < 0.3:
+        at = rng.randrange(len(original))
+        return original[:at] + bytes([rng.randrange(256)]) * rng.randrange(3) + original[at + rng.randrange(4) :]
+    tree = json.loads(original)
+    branch = tree
+    while rng.random() < 0.6 and (inner := [value for value in walk(branch) if value]):
+        branch = rng.choice(inner)
+    mutate_tree(branch if branch else tree, rng)
+    return json.dumps(tree).encode("utf-8", "surrogatepass")
+
+
+def walk(tree: Any) -> Iterator[dict]:
+    for value in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(value, dict):
+            yield value
+        elif isinstance(value, list):
+            yield from walk(value)
+
+
+KINDS: dict[str, Callable[[random.Random], str]] = {"recipe": check_recipe, "data": check_data, "model": check_model}
+
+
+def run(kind: str, numbers: range) -> tuple[collections.Counter, list[str]]:
+    """Outcomes by their number, and what failed; in a prepared working directory."""
+    counts: collections.Counter = collections.Counter()
+    failures = []
+    for number in numbers:
+        try:
+            counts[KINDS[kind](random.Random(f"{SEED}-{kind}-{number}"))] += 1
+        except Exception as error:  # what the campaign looks for
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            failures.append(
+                f"{kind} {number}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            )
+    return counts, failures
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    home = Path.cwd()
+    with tempfile.TemporaryDirectory() as directory:
+        inside = Path(directory, "work")
+        inside.mkdir()
+        workspace(inside)
+        huggingface("hf")
+        nemo("nemo-hf")
+        shutil.rmtree("nemo-hf-source")
+        Path("model.yaml").write_text(
+            "model: {path: hf}\ndata: {train: t.jsonl, global_batch_size: 24}\nobjective: p\n"
+        )
+        try:
+            yield
+        finally:
+            os.chdir(home)
+
+
+def campaign(num_recipes: int) -> int:
+    with prepared():
+        for kind, share in (("recipe", 1), ("data", 1), ("model", 5)):
+            counts, failures = run(kind, range(num_recipes // share))
+            print(
+                f"{kind}: {sum(counts.values()) + len(failures)} cases,",
+                *(f"{n} {what}," for what, n in counts.items()),
+            )
+            print(f"{kind}: {len(failures)} failures", *failures[:40], sep="\n  ")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(campaign(int(sys.argv[1])))
