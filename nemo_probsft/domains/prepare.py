@@ -206,8 +206,10 @@ def _length_check(names: Sequence[str], max_tokens: int) -> Callable[[Row], bool
 
 def _progress(part: Part, source: Source, chosen: Chosen) -> Chosen:
     """Pass the records on, and say every few seconds how far they are."""
-    start = last = time.monotonic()
+    start = last = 0.0
     for item in chosen:
+        start = start or time.monotonic()  # not before the first record: it waits for imports
+        last = last or start
         yield item
         now, num_done = time.monotonic(), item[0] + 1
         if now - last > SECONDS_BETWEEN_NEWS:
