@@ -28,6 +28,7 @@ Size = Annotated[int, Bound("from 1 to 2**31 - 1", lambda n: 1 <= n <= MAX_INT32
 AtLeast2 = Annotated[int, Bound("from 2 to 2**31 - 1", lambda n: 2 <= n <= MAX_INT32)]
 NonNegative = Annotated[float, Bound("of at least 0", lambda x: x >= 0)]
 Positive = Annotated[float, Bound("above 0", lambda x: x > 0)]
+Share = Annotated[float, Bound("in [0, 1)", lambda x: 0 <= x < 1)]
 Fraction = Annotated[float, Bound("in [0, 1]", lambda x: 0 <= x <= 1)]
 Beta = Annotated[float, Bound("in [0, 1)", lambda x: 0 <= x < 1)]
 Percentile = Annotated[float, Bound("in (0, 100)", lambda x: 0 < x < 100)]
@@ -106,6 +107,13 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    skip_rows: bool = True  # rows without a loss or without a gradient never enter the LM head's products
+    chunk_tokens: Size | None = None  # logits of so many tokens at a time, made again in the backward pass
+    skip_below: Share = 0.0  # rows of smallest weight left out of the backward pass, up to this share of all weight
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     every_steps: Size = 100
     keep_last: Size = 2
@@ -144,6 +152,7 @@ class Recipe:
     parallel: ParallelConfig = ParallelConfig()
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
+    head: HeadConfig = HeadConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     export: ExportConfig = ExportConfig()
@@ -186,6 +195,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _refuse_paths(recipe)
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
+    _refuse_head(recipe)
     # A diagnosis need not exist yet, `nemo-probsft diagnose` may be about to write it: any rising stand-in will do.
     recipe_objective.parse(recipe, lambda keep, percentile, key: percentile / 100)
     return recipe
@@ -299,6 +309,16 @@ def _refuse_what_cannot_train(recipe: Recipe) -> None:
     if export.dtype is not None and not export.at_end:
         problem = f"{export.dtype} has no effect without export.at_end; set export.at_end: true"
         raise recipe.error("export.dtype", problem, "export.at_end")
+
+
+def _refuse_head(recipe: Recipe) -> None:
+    head = recipe.head
+    if head.skip_rows:
+        return
+    for key, value in {"chunk_tokens": head.chunk_tokens, "skip_below": head.skip_below}.items():
+        if value:
+            problem = f"{value} has no effect, head.skip_rows is false; remove one of them"
+            raise recipe.error(f"head.{key}", problem, "head.skip_rows")
 
 
 def _refuse_layout(recipe: Recipe) -> None:

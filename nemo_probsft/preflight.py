@@ -17,14 +17,17 @@ from nemo_probsft.model_files import Decision, check_model
 from nemo_probsft.rows import FORMATS, HUB_NAME
 
 # Keys that do not change what is learnt: a run may be continued with others.
-LAYOUT = ("parallel", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.recompute")
+LAYOUT = (
+    *("parallel", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.recompute"),
+    *("head.skip_rows", "head.chunk_tokens"),
+)
 REPORTING = ("checkpoint", "log", "export", "diagnose")
 
 
 def check(recipe: Recipe) -> list[Decision]:
     """Refuse what cannot start. Raises ValueError in one line that names key, value, file and remedy."""
     _refuse_missing_wandb(recipe)
-    return [*_objective(recipe), *_layout(recipe), *check_model(recipe), _data(recipe), _run_dir(recipe)]
+    return [*_objective(recipe), _head(recipe), *_layout(recipe), *check_model(recipe), _data(recipe), _run_dir(recipe)]
 
 
 def _refuse_missing_wandb(recipe: Recipe) -> None:
@@ -49,6 +52,20 @@ def _objective(recipe: Recipe) -> list[Decision]:
                 value = f"{percentile:g} is p = {p:g}"
                 decisions.append(Decision(f"objective.keep.{bound}_percentile", value, f"by {source}"))
     return decisions
+
+
+def _head(recipe: Recipe) -> Decision:
+    head = recipe.head
+    if not head.skip_rows:
+        return Decision("head", "every row", "head.skip_rows is false")
+    value = "only rows with a loss; backward, only rows with a gradient"
+    reason = "exact: what is skipped is zero"
+    if head.skip_below:
+        value += f" above the smallest {head.skip_below:g} of all weight"
+        reason = "NOT exact: head.skip_below asks for it; the share left out is logged as skipped_weight"
+    if head.chunk_tokens:
+        value += f"; logits of {head.chunk_tokens} tokens at a time, made again in the backward pass"
+    return Decision("head", value, reason)
 
 
 def _layout(recipe: Recipe) -> list[Decision]:

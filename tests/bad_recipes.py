@@ -37,7 +37,7 @@ BAD_RECIPES = {
     ),
     SMALLEST + "tree: {}\n": (
         "r.yaml:4: tree: unknown key; choose from model, data, objective, run_dir, parallel, optim, trainer, "
-        "checkpoint, log, export, diagnose"
+        "head, checkpoint, log, export, diagnose"
     ),
     "data: {train: t}\nobjective: p\n": "r.yaml:1: model: missing; give model: {path: ...}",
     "model: {}\ndata: {train: t}\nobjective: p\n": (
@@ -141,5 +141,12 @@ BAD_RECIPES = {
     ),
     SMALLEST + "export: {dtype: fp32}\n": (
         "r.yaml:4: export.dtype: fp32 has no effect without export.at_end; set export.at_end: true"
+    ),
+    SMALLEST + "head: {skip_below: 1}\n": "r.yaml:4: head.skip_below: 1 is out of range; use a number in [0, 1)",
+    SMALLEST + "head: {skip_rows: false, chunk_tokens: 64}\n": (
+        "r.yaml:4: head.chunk_tokens: 64 has no effect, head.skip_rows is false; remove one of them"
+    ),
+    SMALLEST + "head: {skip_rows: false, skip_below: 0.1}\n": (
+        "r.yaml:4: head.skip_below: 0.1 has no effect, head.skip_rows is false; remove one of them"
     ),
 }

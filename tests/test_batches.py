@@ -62,7 +62,7 @@ def test_bad_batch_sizes():
 def test_collate_shifts_labels_and_pads_on_the_right():
     batch = collate([example([5, 6, 7, 8], 2), example([5, 9], 1)], pad_id=0, pad_to_multiple_of=4)
     assert batch["tokens"].tolist() == [[5, 6, 7, 0], [5, 0, 0, 0]]
-    assert batch["labels"].tolist() == [[6, 7, 8, 0], [9, 0, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 7, 8, -100], [9, -100, -100, -100]]
     assert batch["loss_mask"].tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3]] * 2
     assert batch["attention_mask"].tolist() == [

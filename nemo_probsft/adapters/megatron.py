@@ -12,15 +12,17 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from torch import nn
 
+from nemo_probsft.adapters import head
+from nemo_probsft.config import HeadConfig
 from nemo_probsft.loss import token_loss
 from nemo_probsft.objectives import Objective
-from nemo_probsft.ops import target_logprob
+from nemo_probsft.ops import HeadReport, target_logprob
 from nemo_probsft.quantiles import NUM_BINS, QUANTILES, logit_counts, quantile
 from nemo_probsft.substitution import MODEL_SETTINGS, SET_BY_THE_TRAINER, refused_setting
 
 REPORT = ("objective", "nll", "p", "kept_fraction")
-# One fp32 vector a micro-batch: [sum, count] of each of REPORT, then the histogram of p.
-STATISTICS_LENGTH = 2 * len(REPORT) + NUM_BINS
+# One fp32 vector a micro-batch: [sum, count] of each of REPORT, the histogram of p, [skipped, total] of the weights.
+STATISTICS_LENGTH = 2 * len(REPORT) + NUM_BINS + 2
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -37,18 +39,29 @@ def check_config(config: TransformerConfig) -> None:
 
 
 def install_target_logprob(
-    chunks: Iterable[nn.Module], vocab_size: int, tp_group: torch.distributed.ProcessGroup | None
-) -> int:
-    """Make the last pipeline stage return -log p of each target, [b, s] fp32, from `ops.target_logprob`.
+    chunks: Iterable[nn.Module],
+    vocab_size: int,
+    tp_group: torch.distributed.ProcessGroup | None,
+    settings: HeadConfig,
+    report: HeadReport,
+) -> str | None:
+    """Make the last pipeline stage return -log p of each target, [b, s] fp32, from `ops`.
 
-    An instance attribute, not a subclass: NeMo's inference asks for exactly `GPTModel`. Returns how many were changed.
+    Instance attributes, not a subclass: NeMo's inference asks for exactly `GPTModel`. Returns in words whether the head
+    skips rows and why not; None on the other stages.
     """
-    changed = 0
+    said = None
     for chunk in map(unwrap, chunks):
-        if chunk.post_process:
+        if not chunk.post_process:
+            continue
+        reason = head.why_not(chunk) if settings.skip_rows else "head.skip_rows is false"
+        if reason is None:
+            head.RowSparseHead(chunk, settings, vocab_size, report)
+            said = "on: rows without a loss skip all its products, rows without a gradient the two of the backward pass"
+        else:
             vars(chunk)["compute_language_model_loss"] = _TargetNLL(vocab_size, tp_group)
-            changed += 1
-    return changed
+            said = f"off: {reason}"
+    return said
 
 
 class _TargetNLL:
@@ -78,8 +91,15 @@ def loss_function(
     """
     logp = -nll
     loss_sum, num_tokens, report = token_loss(objective, logp, loss_mask, denominator=denominator)
-    statistics = torch.cat([*(report[name] for name in REPORT), logit_counts(logp, loss_mask)])
+    weights = logp.new_zeros(2)  # known after the backward pass: see `add_weights`
+    statistics = torch.cat([*(report[name] for name in REPORT), logit_counts(logp, loss_mask), weights])
     return loss_sum, num_tokens.to(torch.int32), statistics
+
+
+def add_weights(statistics: torch.Tensor, report: HeadReport) -> None:
+    """Adds what `skip_below` left out of the step's backward passes, and empties the report for the next step."""
+    statistics[-2:] += statistics.new_tensor([report.skipped_weight, report.total_weight])
+    vars(report).update(vars(HeadReport()))
 
 
 def summarise(statistics: torch.Tensor) -> dict[str, float]:
@@ -90,6 +110,9 @@ def summarise(statistics: torch.Tensor) -> dict[str, float]:
         total, count = values[2 * i], values[2 * i + 1]
         metrics[name] = float(total / count) if count else 0.0
     metrics["num_tokens"] = int(values[2 * REPORT.index("nll") + 1])
-    counts = values[2 * len(REPORT) :]
+    skipped, total = values[-2:]
+    if total:
+        metrics["skipped_weight"] = float(skipped / total)
+    counts = values[2 * len(REPORT) : -2]
     metrics.update({f"p_quantile_{round(100 * q)}": quantile(counts, q) for q in QUANTILES})
     return metrics

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,17 +32,21 @@ from nemo.collections import llm
 from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
+from nemo_probsft import in_use
+from nemo_probsft.adapters import guards
 from nemo_probsft.adapters.megatron import (
     STATISTICS_LENGTH,
+    add_weights,
     check_config,
     install_target_logprob,
     loss_function,
     summarise,
 )
-from nemo_probsft.adapters.nemo_data import forward_data, round_up, training_data
+from nemo_probsft.adapters.nemo_data import SFTData, forward_data, round_up, training_data
 from nemo_probsft.checkpoints import last_checkpoint
-from nemo_probsft.config import Recipe
+from nemo_probsft.config import HeadConfig, Recipe
 from nemo_probsft.objectives import Objective
+from nemo_probsft.ops import HeadReport
 from nemo_probsft.prepare import Prepared
 from nemo_probsft.runlog import RunLog
 
@@ -49,11 +54,15 @@ from nemo_probsft.runlog import RunLog
 class ObjectiveReduction(MaskedTokenLossReduction):
     """NeMo's loss reduction with f(p) for -log p; `statistics` holds the last step's sums over the global batch."""
 
-    def __init__(self, objective: Objective, denominator: str) -> None:
+    def __init__(self, objective: Objective, denominator: str, data: SFTData) -> None:
         super().__init__()
+        self.data = data
         self.objective = objective
         self.denominator = denominator
         self.statistics = torch.zeros(STATISTICS_LENGTH)
+        self.head = HeadReport()
+        self.step = self.micro_batch = 0  # the one being trained and how many of its micro-batches were seen
+        self.measured: dict[str, Any] | None = None
 
     def forward(
         self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
@@ -62,11 +71,19 @@ class ObjectiveReduction(MaskedTokenLossReduction):
         loss_sum, num_tokens, statistics = loss_function(
             self.objective, self.denominator, forward_out, batch["loss_mask"]
         )
+        self.micro_batch += 1
+        if not guards.finite(loss_sum, forward_out, batch["loss_mask"]):
+            examples = self.data.examples(self.step - 1, self.micro_batch - 1).tolist()
+            place = f"step {self.step}, rank {torch.distributed.get_rank()}, micro-batch {self.micro_batch}"
+            raise FloatingPointError(f"{place}: {guards.describe(loss_sum, forward_out, batch['loss_mask'], examples)}")
+        if self.measured is None:
+            self.measured = guards.measure(self.objective, self.denominator, forward_out.device)
         return loss_sum, num_tokens, {"statistics": statistics}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         """The step's mean objective. One all-reduce over data and context parallel ranks, in place of NeMo's own."""
         self.statistics = torch.stack([out["statistics"] for out in losses_reduced_per_micro_batch]).sum(0)
+        add_weights(self.statistics, self.head)
         torch.distributed.all_reduce(
             self.statistics, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
         )
@@ -79,6 +96,7 @@ class CollectLogp(MaskedTokenLossReduction):
     def __init__(self) -> None:
         super().__init__(validation_step=True)
         self.logp: list[torch.Tensor] = []
+        self.head = HeadReport()
 
     def forward(
         self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
@@ -97,8 +115,8 @@ class InstallObjective(pl.Callback):
     NeMo makes virtual pipeline stages itself, each with a reduction of its own: -log p, unless it is replaced here.
     """
 
-    def __init__(self, vocab_size: int, reduction: ObjectiveReduction | CollectLogp) -> None:
-        self.vocab_size, self.reduction = vocab_size, reduction
+    def __init__(self, vocab_size: int, reduction: ObjectiveReduction | CollectLogp, head: HeadConfig) -> None:
+        self.vocab_size, self.reduction, self.head = vocab_size, reduction, head
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_training_loss_reduction")
@@ -111,7 +129,10 @@ class InstallObjective(pl.Callback):
         for chunk in chunks:
             check_config(chunk.config)
             setattr(chunk, attribute, self.reduction)
-        install_target_logprob(chunks, self.vocab_size, parallel_state.get_tensor_model_parallel_group())
+        tp_group = parallel_state.get_tensor_model_parallel_group()
+        said = install_target_logprob(chunks, self.vocab_size, tp_group, self.head, self.reduction.head)
+        if said is not None and holds_the_loss():
+            print(f"row skipping in the LM head is {said}", flush=True)
 
 
 class WriteMetrics(pl.Callback):
@@ -120,6 +141,7 @@ class WriteMetrics(pl.Callback):
     def __init__(self, run_dir: Path, recipe: Recipe, reduction: ObjectiveReduction) -> None:
         self.run_dir, self.recipe, self.reduction = run_dir, recipe, reduction
         self.runlog: RunLog | None = None
+        self.recorded = False
         self.lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,6 +154,7 @@ class WriteMetrics(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        self.reduction.step, self.reduction.micro_batch = trainer.global_step + 1, 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,6 +162,13 @@ class WriteMetrics(pl.Callback):
         step = trainer.global_step
         # Checkpoints are named by this number; NeMo's own "step" is one behind.
         pl_module.log("trained_steps", float(step))
+        if self.runlog is not None:
+            seen, expected = self.reduction.micro_batch, self.recipe.num_micro_batches
+            assert seen == expected, f"{seen} of {expected} micro-batches went through the objective"
+            if not self.recorded:
+                assert self.reduction.measured is not None
+                in_use.record(self.run_dir, self.reduction.measured)
+                self.recorded = True
         if self.runlog is None or (step % self.recipe.log.every_steps and step != trainer.max_steps):
             return
         row = {"step": step, **summarise(self.reduction.statistics)}
@@ -173,25 +203,34 @@ def fit(
     quiet()
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
-    reduction = ObjectiveReduction(objective, denominator)
+    data = training_data(recipe, prepared)
+    reduction = ObjectiveReduction(objective, denominator, data)
     trainer = make_trainer(recipe, max_steps=num_steps)
-    trainer.callbacks += [InstallObjective(prepared.vocab_size, reduction), WriteMetrics(run_dir, recipe, reduction)]
+    trainer.callbacks += [
+        InstallObjective(prepared.vocab_size, reduction, recipe.head),
+        WriteMetrics(run_dir, recipe, reduction),
+    ]
     trainer.callbacks += callbacks
     directory = run_dir / "checkpoints"
     # Checkpoints come last: a step's metrics are on disk before its checkpoint, which is named by a number they log.
     trainer.callbacks.append(_checkpoint(directory, recipe.checkpoint.every_steps, recipe.checkpoint.keep_last))
     if num_steps % recipe.checkpoint.every_steps:
         trainer.callbacks.append(_checkpoint(directory, num_steps, keep=1))
-    last, rank = last_checkpoint(directory), os.environ["RANK"]
+    last = last_checkpoint(directory)
     llm.train(
         model,
-        training_data(recipe, prepared),
+        data,
         trainer,
-        # A directory a rank: rank 0 moves what lies in its own aside, which must not be a log that another rank writes.
-        log=nl.NeMoLogger(explicit_log_dir=str(run_dir / "nemo" / f"rank-{rank}"), update_logger_directory=False),
+        log=nl.NeMoLogger(explicit_log_dir=str(_nemo_log_dir(run_dir)), update_logger_directory=False),
         resume=nl.AutoResume(resume_from_path=str(last)) if last else _weights_of(base),
         optim=_optimizer(recipe, num_steps),
     )
+
+
+def _nemo_log_dir(run_dir: Path) -> Path:
+    """A new one for each rank and start: NeMo moves what it finds in rank 0's aside, be it a log that another rank
+    writes, and once for each of two checkpoint callbacks, the second time without finding it."""
+    return run_dir / "nemo" / f"{time.strftime('%Y%m%d-%H%M%S')}-rank-{os.environ['RANK']}-{os.getpid()}"
 
 
 def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
@@ -200,7 +239,7 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     model = load_model(recipe, prepared)
     reduction = CollectLogp()
     trainer = make_trainer(recipe, max_steps=1, forward_only=True)
-    trainer.callbacks.append(InstallObjective(prepared.vocab_size, reduction))
+    trainer.callbacks.append(InstallObjective(prepared.vocab_size, reduction, recipe.head))
     _weights_of(prepared.base).setup(trainer, model)
     trainer.validate(model, forward_data(recipe, prepared), verbose=False)
     first_of_tensor_parallel = parallel_state.get_tensor_model_parallel_rank() == 0
@@ -238,8 +277,8 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
         # which a dense model's configuration has, too.
         settings |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
     if recipe.parallel.virtual_pipeline_model_parallel_size is not None:
-        # Megatron-LM's arguments.py demands this at pp 2, Megatron-Core and NeMo do not: in a batch of sends and receives
-        # between only two stages, which are each other's previous and next, an activation is taken for a gradient.
+        # Megatron-LM's arguments.py demands this at pp 2, Megatron-Core and NeMo do not: in one batch of sends between
+        # two stages, which are each other's previous and next, an activation is taken for a gradient.
         settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     if recipe.trainer.recompute != "none":
         settings["recompute_granularity"] = recipe.trainer.recompute
@@ -247,6 +286,9 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
         settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
     if not torch.cuda.is_available():
         settings |= dict.fromkeys(cpu.FUSIONS_THAT_NEED_CUDA, False)
+        # Megatron frees an output once its sending has begun. A CUDA stream keeps the memory until it has been sent;
+        # gloo would send what comes to lie there next.
+        settings["deallocate_pipeline_outputs"] = False
     return settings
 
 

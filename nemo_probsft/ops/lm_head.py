@@ -22,7 +22,7 @@ _NONE_IGNORED = torch.iinfo(torch.int64).min
 
 @dataclass
 class HeadReport:
-    """What the last call and its backward did; counts of rows, and sums of |dlogp| for `skip_below`."""
+    """What the calls that got it and their backwards did: counts of rows, and sums of |dlogp| for `skip_below`."""
 
     num_tokens: int = 0
     num_forward: int = 0
@@ -92,7 +92,8 @@ class _LmHead(torch.autograd.Function):
         saved = () if options.chunk_tokens or not len(rows) else (logits,)
         ctx.save_for_backward(kept, weight, rows, column, stats[0].clone(), scale, logp, *saved)
         ctx.shard, ctx.options, ctx.report, ctx.shape = shard, options, report, hidden.shape
-        report.num_tokens, report.num_forward = labels.numel(), len(rows)
+        report.num_tokens += labels.numel()
+        report.num_forward += len(rows)
         return torch.zeros(labels.numel(), device=logp.device).index_copy(0, rows, logp).view(labels.shape)
 
     @staticmethod
@@ -139,8 +140,10 @@ class _WeightGradient:
         total = self.total[: self.valid]
         if total.dtype == hidden.dtype:
             total.addmm_(dlogits.t(), hidden)
+        elif hidden.is_cuda:
+            total.add_(torch.mm(dlogits.t(), hidden, out_dtype=torch.float32))  # not rounded to bf16 in between
         else:
-            total.add_(dlogits.t() @ hidden)
+            total.addmm_(dlogits.t().float(), hidden.float())
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
@@ -159,16 +162,14 @@ def _active_rows(dlogp: Tensor, skip_below: float, report: HeadReport) -> Tensor
     """[A] int64, ascending: rows whose |dlogp| is not 0, less the smallest ones up to a share skip_below of the sum."""
     weight = dlogp.abs()
     active = weight.nonzero().squeeze(1)  # NaN counts as nonzero
-    report.num_backward, report.skipped_weight = len(active), 0.0
     if skip_below > 0 and len(active):
         order = weight.argsort(stable=True)  # the same on every rank, ties included
         cumulative = weight[order].double().cumsum(0)
-        report.total_weight = cumulative[-1].item()
-        if cumulative[-1].isfinite():
-            num_skipped = int((cumulative <= skip_below * cumulative[-1]).sum())
-            active = order[num_skipped:].sort().values
-            report.num_backward = len(active)
-            report.skipped_weight = cumulative[num_skipped - 1].item() if num_skipped else 0.0
+        num_skipped = int((cumulative <= skip_below * cumulative[-1]).sum()) if cumulative[-1].isfinite() else 0
+        active = order[num_skipped:].sort().values
+        report.total_weight += cumulative[-1].item()
+        report.skipped_weight += cumulative[num_skipped - 1].item() if num_skipped else 0.0
+    report.num_backward += len(active)
     return active
 
 
