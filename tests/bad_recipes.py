@@ -20,6 +20,15 @@ BAD_RECIPES = {
     ),
     SMALLEST + "? {a: 1}\n: 2\n": "r.yaml:4: a mapping, list or alias is used as a key; use a plain word",
     SMALLEST + "optim: " + "[" * 40 + "]" * 40: "r.yaml:4: nested more than 16 levels deep; no key is that deep",
+    SMALLEST + "optim: " + "[" * 100_000: "r.yaml:4: nested more than 16 levels deep; no key is that deep",
+    SMALLEST + 'run_dir: "\\UFFFFFFFF"\n': "r.yaml:1: not valid YAML: an escaped character does not exist; correct it",
+    SMALLEST + 'run_dir: "\\ud800"\n': 'r.yaml:4: "\\ud800": half a surrogate pair is no character; remove it',
+    SMALLEST
+    + "%YAML 9.9\n---\n": "r.yaml:4: not valid YAML: found incompatible YAML document (version 1.* is required); correct it",
+    SMALLEST + "#" * 2**20: "r.yaml: is longer than 1048576 bytes; name a recipe, which is a page",
+    SMALLEST + "\tseed: 1\n": (
+        "r.yaml:4: not valid YAML: found character '\\t' that cannot start any token; correct it"
+    ),
     # keys
     SMALLEST + "optim: {leaning_rate: 1}\n": (f"r.yaml:4: optim.leaning_rate: unknown key; choose from {OPTIM_KEYS}"),
     SMALLEST + "optim: {wait_decay: 1}\n": "r.yaml:4: optim.wait_decay: unknown key; did you mean optim.weight_decay?",
@@ -94,18 +103,43 @@ BAD_RECIPES = {
         "r.yaml:4: optim.weight_decay: -1 is out of range; use a number of at least 0"
     ),
     SMALLEST + "optim: {clip_grad: -1}\n": "r.yaml:4: optim.clip_grad: -1 is out of range; use a number of at least 0",
-    SMALLEST + "trainer: {devices: 0}\n": "r.yaml:4: trainer.devices: 0 is out of range; use a number from 1 to 2**31 - 1",
+    SMALLEST
+    + "trainer: {devices: 0}\n": "r.yaml:4: trainer.devices: 0 is out of range; use a number from 1 to 2**31 - 1",
     SMALLEST
     + "trainer: {max_steps: 0}\n": "r.yaml:4: trainer.max_steps: 0 is out of range; use a number from 1 to 2**31 - 1",
     SMALLEST + "trainer: {seed: -1}\n": "r.yaml:4: trainer.seed: -1 is out of range; use a number from 0 to 2**32 - 1",
     SMALLEST + "parallel: {virtual_pipeline_model_parallel_size: 1}\n": (
         "r.yaml:4: parallel.virtual_pipeline_model_parallel_size: 1 is out of range; use a number from 2 to 2**31 - 1"
     ),
-    "model: {path: ''}\ndata: {train: t}\nobjective: p\n": 'r.yaml:1: model.path: "" is empty; write something, or remove the key',
+    "model: {path: ''}\ndata: {train: t}\nobjective: p\n": (
+        'r.yaml:1: model.path: "" is empty; write something, or remove the key'
+    ),
     "model: {path: a}\ndata: {train: t, max_length: 1}\nobjective: p\n": (
         "r.yaml:2: data.max_length: 1 is out of range; use a number from 2 to 2**31 - 1"
     ),
+    SMALLEST + "trainer: {devices: 2147483648}\n": (
+        "r.yaml:4: trainer.devices: 2147483648 is out of range; use a number from 1 to 2**31 - 1"
+    ),
+    SMALLEST + "trainer: {epochs: 99999999999999999999}\n": (
+        "r.yaml:4: trainer.epochs: 1e+20 is not allowed; expected a whole number"
+    ),
+    SMALLEST + "optim: {lr: 1e-400}\n": "r.yaml:4: optim.lr: 0.0 is out of range; use a number above 0",
+    SMALLEST + "optim: {lr: .nan}\n": "r.yaml:4: optim.lr: NaN is not allowed; expected a finite number",
+    SMALLEST + "run_dir: ' '\n": 'r.yaml:4: run_dir: " " is empty; write something, or remove the key',
+    SMALLEST + 'run_dir: "a\\0b"\n': 'r.yaml:4: run_dir: "a\\u0000b" is not a usable path; name one',
+    SMALLEST + f"run_dir: {'a' * 256}\n": f'r.yaml:4: run_dir: "{"a" * 56}... is not a usable path; name one',
+    SMALLEST + "run_dir: ~/runs\n": 'r.yaml:4: run_dir: "~/runs": ~ is not expanded; write the directory itself',
+    SMALLEST + "diagnose: {output: ~root/x}\n": (
+        'r.yaml:4: diagnose.output: "~root/x": ~ is not expanded; write the directory itself'
+    ),
     # combinations
+    "model: {path: a}\ndata: {train: t, prompt_key: text, response_key: text}\nobjective: p\n": (
+        'r.yaml:2: data.response_key: "text" is data.prompt_key, too; name the field that holds the answer'
+    ),
+    "model: {path: a}\ndata: {train: t, max_length: 8388608}\nobjective: p\n": (
+        "r.yaml:2: data.global_batch_size: 256 x data.max_length 8388608 tokens are more than Megatron counts in "
+        "int32, 2**31 - 1; lower one of them"
+    ),
     SMALLEST + "trainer: {devices: 3}\nparallel: {tensor_model_parallel_size: 2}\n": (
         "r.yaml:4: trainer.devices: 3 x num_nodes 1 is not a multiple of the 2 devices of one model copy "
         "(tensor 2 x pipeline 1 x context 1); change one of them"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_probsft import config
+from nemo_probsft import config, strictyaml
 from nemo_probsft.objectives import parse_objective
 from tests.bad_recipes import BAD_RECIPES, SMALLEST
 
@@ -118,6 +118,15 @@ def test_dump_loads_to_the_same_recipe(objective):
     assert dataclasses.replace(again, objective="p") == dataclasses.replace(recipe, objective="p")
 
 
+@pytest.mark.parametrize(
+    "text", ["1e5", "null", "~x", "yes", "0123", "2026-01-01", ".inf", "a: b", "- a", "#", "é", "%"]
+)
+def test_a_text_that_looks_like_something_else_is_dumped_as_text(text):
+    recipe = load(SMALLEST, f"log.wandb.project={json.dumps(text)}")
+    assert load(strictyaml.dump(config.dump(recipe))) == recipe
+    assert yaml.safe_load(strictyaml.dump({"a": text})) == {"a": text}
+
+
 def test_equal_objectives_dump_equally():
     mapping = load(SMALLEST, "objective={name: power, alpha: 10}")
     assert config.dump(mapping) == config.dump(load(SMALLEST, "objective=GeneralFamily-10"))
@@ -146,6 +155,10 @@ def test_percentile_becomes_the_probability_of_the_diagnosis():
         (None, "objective.keep.diagnosis: d.json does not exist; make it with `nemo-probsft diagnose RECIPE`"),
         ("{", "objective.keep.diagnosis: d.json is not a diagnosis; make it with `nemo-probsft diagnose RECIPE`"),
         ("[]", "objective.keep.diagnosis: d.json is not a diagnosis; make it with `nemo-probsft diagnose RECIPE`"),
+        (
+            "[" * 100_000,
+            "objective.keep.diagnosis: d.json is not a diagnosis; make it with `nemo-probsft diagnose RECIPE`",
+        ),
         ({"percentiles": {"x": 1}}, "objective.keep.diagnosis: d.json is not a diagnosis; make it with "),
         (
             {"percentiles": {"5": 0.1, "20": 0.5}},
@@ -173,8 +186,8 @@ BAD_OBJECTIVES = {
     "5": 'objective: 5 is not text; put it in quotes: "5"',
     "null": "objective: null is not allowed; expected text or a mapping",
     "[p, original]": (
-        'objective: ["p", "original"]: a mixture has no single f(p), so no key says what was trained; name one objective '
-        "in `objective`"
+        'objective: ["p", "original"]: a mixture has no single f(p), so no key says what was trained; name one '
+        "objective in `objective`"
     ),
     "{}": "objective.name: missing; give the objective's name, for example power",
     "{name: power, alpha: ten}": 'objective.alpha: "ten" is not allowed; expected a finite number',
@@ -241,6 +254,7 @@ BAD_OVERRIDES = {
         "override optim={lr: 1}: optim is a section; override its keys one by one, for example optim.KEY=VALUE"
     ),
     ("optim.lr=1", "optim.lr=2"): 'override optim.lr=2: "optim.lr" is overridden twice; keep one',
+    ("a." * 100_000 + "x=1",): f"override {'a.' * 28}a...: nested more than 16 levels deep; no key is that deep",
     ("optim.lr.x=1",): (
         "override optim.lr.x=1: optim.lr is 5e-05, not a mapping, so it has no x; override it as a whole: "
         "optim.lr={x: ...}"

@@ -1,6 +1,7 @@
 """Checks before any process group starts: files of every kind of wrongness, layouts against the model's shape."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,14 @@ def test_context_parallelism_needs_transformer_engine():
         )
 
 
+def test_wandb_must_be_there_to_log_to(monkeypatch):
+    assert decided("log.wandb.project=x")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what Python does for a package that is not installed
+    assert refusal("log.wandb.project=x").endswith(
+        'log.wandb: project "x" needs the package wandb; install it, or remove the key'
+    )
+
+
 @pytest.mark.gpu
 def test_more_devices_than_gpus_are_refused():
     count = torch.cuda.device_count()
@@ -230,7 +239,7 @@ def test_diagnosis_that_changed_makes_it_another_run():
         resumable(run_dir, recipe)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "recipe: 3", "other: {}", "- 1", "\x00"])
+@pytest.mark.parametrize("content", [None, "", "{", "[" * 1000, "a: &a [*a]", "recipe: 3", "other: {}", "- 1", "\x00"])
 def test_directory_with_something_else_is_never_overwritten(content):
     Path("out").mkdir()
     assert decided("run_dir=out")["run_dir"].reason == "new run"

@@ -58,6 +58,14 @@ def test_prompt_and_response_keys_may_be_dotted(tmp_path):
     )
 
 
+def test_named_fields_that_a_row_of_messages_would_ignore_are_refused(tmp_path):
+    path = jsonl(tmp_path, json.dumps({"messages": QA}))
+    assert error(path, prompt_key="question", response_key="answer") == (
+        f"{path} line 1: has messages, so data.prompt_key 'question' and data.response_key 'answer' would mean "
+        "nothing: remove the keys from the recipe, or messages from the row"
+    )
+
+
 def test_parquet_holds_both_forms(tmp_path):
     plain, chat = tmp_path / "plain.parquet", tmp_path / "chat.parquet"
     parquet.write_table(pa.table({"prompt": ["2+2="] * 3000, "response": ["4"] * 3000}), plain, row_group_size=100)
@@ -81,6 +89,10 @@ def test_saved_data_sets(tmp_path):
 
 LINES = [
     ("{", "is not JSON (Expecting property name enclosed in double quotes at character 3): write one object a line"),
+    (
+        '{"prompt": "a", "response": "b", "x": {"y": 1, "y": 2}}',
+        "is not JSON (field 'y' is given twice): write one object a line",
+    ),
     ("{} {}", "is not JSON (Extra data at character 4): write one object a line"),
     (
         "9" * 5000,
