@@ -23,8 +23,9 @@ BAD_RECIPES = {
     SMALLEST + "optim: " + "[" * 100_000: "r.yaml:4: nested more than 16 levels deep; no key is that deep",
     SMALLEST + 'run_dir: "\\UFFFFFFFF"\n': "r.yaml:1: not valid YAML: an escaped character does not exist; correct it",
     SMALLEST + 'run_dir: "\\ud800"\n': 'r.yaml:4: "\\ud800": half a surrogate pair is no character; remove it',
-    SMALLEST
-    + "%YAML 9.9\n---\n": "r.yaml:4: not valid YAML: found incompatible YAML document (version 1.* is required); correct it",
+    SMALLEST + "%YAML 9.9\n---\n": (
+        "r.yaml:4: not valid YAML: found incompatible YAML document (version 1.* is required); correct it"
+    ),
     SMALLEST + "#" * 2**20: "r.yaml: is longer than 1048576 bytes; name a recipe, which is a page",
     SMALLEST + "\tseed: 1\n": (
         "r.yaml:4: not valid YAML: found character '\\t' that cannot start any token; correct it"
