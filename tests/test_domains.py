@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from nemo_probsft.demo_data import write_tokenizer
 from nemo_probsft.domains import DOMAINS, Part, figfont, records, sources
 from nemo_probsft.domains import prepare as domains_prepare
 from nemo_probsft.domains.prepare import MANIFEST, prepare
-from tests import published_sets
+from tests import local_hub, published_sets
 
 ROOT = Path(__file__).parents[1]
 
@@ -288,13 +289,53 @@ def test_other_mistakes_are_refused_in_one_line(here, capsys, copies):
     assert "limit is 0" in refused(capsys, "coding", "--output", "out", "--source", copies["coding"], "--limit", 0)
 
 
-def test_a_hub_data_set_that_cannot_be_had_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "nemo_probsft", "data", "prepare", "coding", "--output", tmp_path / "a" / "out"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def from_hub(tmp_path_factory, copies):
+    """Runs `data prepare` with a hub that has MURI-IT, with its configurations, and nothing else."""
+    root = tmp_path_factory.mktemp("hub")
+    repository = root / "hub" / "akoksal" / "muri-it-language-split"
+    shutil.copytree(copies["low_resource"], repository)
+    configs = [
+        {"config_name": code, "data_files": [{"split": "train", "path": f"{code}/train-*"}]}
+        for code in published_sets.LANGUAGES
+    ]
+    (repository / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    with local_hub.serve(root / "hub") as address:
+        environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(root / "home")}
+        environment |= {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+
+        def run(*arguments) -> subprocess.CompletedProcess:
+            command = [sys.executable, "-m", "nemo_probsft", "data", "prepare", *map(str, arguments)]
+            return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+        yield run
+
+
+def test_a_hub_data_set_gives_the_rows_of_its_copy_and_its_commit(from_hub, prepared, tmp_path):
+    done = from_hub("low_resource", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out/train.jsonl") == read(prepared["low_resource"] / "train.jsonl")
+    sources = json.loads((tmp_path / "out" / MANIFEST).read_text())["sources"]
+    assert [(part["config"], part["revision"]) for part in sources] == [
+        (code, local_hub.COMMIT) for code in published_sets.LANGUAGES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("UCSC-VLAA/m23k-tokenized", ["medical"]),
+        ("akoksal/muri-it-language-split", ["low_resource", "--revision", "v7"]),
+        ("akoksal/muri-it-language-split", ["low_resource", "--revision", "f" * 40]),
+        ("akoksal/muri-it-language-split", ["openbookqa", "--source", "akoksal/muri-it-language-split"]),
+    ],
+    ids=["no such set", "no such tag", "no such commit", "no such configuration"],
+)
+def test_a_hub_data_set_that_cannot_be_had_is_one_line(from_hub, name, arguments, tmp_path):
+    done = from_hub(*arguments, "--output", tmp_path / "a" / "out")
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("nemo-probsft: ise-uiuc/Magicoder-OSS-Instruct-75K: split 'train' could not be loaded")
+    line = done.stderr.splitlines()[-1]  # above it, `datasets` may say what it found in the cache instead
+    assert line.startswith(f"nemo-probsft: {name}: split 'train' could not be loaded (")
     assert "local copy" in line
     assert not (tmp_path / "a").exists()
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def prepare(
     tokenizers = tokenizers or domain.tokenizers
     is_long = None if domain.max_tokens is None else _length_check(tokenizers, domain.max_tokens)
     num_bytes = sum(file.stat().st_size for each in sources for file in each.files)
-    with _no_new_parents(output), staged_directory(output, num_bytes) as directory, ExitStack() as stack:
+    with staged_directory(output, num_bytes) as directory, ExitStack() as stack:
         files: dict[str, RowFile] = {}
         parts = []
         for part, origin in zip(domain.parts, sources, strict=True):
@@ -216,19 +216,6 @@ def _progress(part: Part, source: Source, chosen: Chosen) -> Chosen:
             last = now
             left = (now - start) * (source.num_records - num_done) / num_done
             _say(f"  {part.name}: {num_done:,} of {source.num_records:,} records, {left:.0f} s left")
-
-
-@contextmanager
-def _no_new_parents(output: Path) -> Iterator[None]:
-    """Take parent directories away again that a failed preparation made."""
-    new = [parent for parent in output.absolute().parents if not parent.exists()]
-    try:
-        yield
-    except BaseException:
-        for parent in new:
-            with suppress(OSError):
-                parent.rmdir()
-        raise
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from nemo_probsft.domains import Part
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet")
 SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves behind
 BETWEEN = re.compile(r"[\s,]*")  # the objects of a JSON list
@@ -67,16 +68,29 @@ def _generated(part: Part, generate: Callable[[], Iterator[dict[str, str]]]) -> 
 
 
 def _hub(part: Part, name: str, revision: str | None) -> Source:
+    """Without a revision the newest commit or, out of reach of the hub, the one in the cache: it is recorded."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        builder = datasets.load_dataset_builder(name, part.config, revision=revision)
+        commit = None if revision is None else _commit(name, revision)
+        builder = datasets.load_dataset_builder(name, part.config, revision=commit)
+        if commit is not None and builder.hash != commit:  # datasets takes what the cache has where it finds no other
+            raise ValueError(f"only commit {builder.hash} could be had, and revision {revision} is {commit}")
         data = datasets.load_dataset(name, part.config, split=part.split, revision=builder.hash)
     except (OSError, ValueError, datasets.exceptions.DatasetsError, HfHubHTTPError) as error:
         reason = f"split {part.split!r} could not be loaded ({_first_line(error)})"
         raise ValueError(f"{name}: {reason}: check the name, or give a local copy") from None
     return Source(name, len(data), lambda: _numbered(data, name), revision=builder.hash)
+
+
+def _commit(name: str, revision: str) -> str | None:
+    """Of a branch or tag, which `datasets` would otherwise replace by the cached commit when it does not exist."""
+    if COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(name, revision=revision).sha
 
 
 def _directory(directory: Path, part: Part) -> Source:
