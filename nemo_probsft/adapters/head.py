@@ -14,15 +14,15 @@ import inspect
 from typing import Any
 
 import torch
+from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
-from torch import nn
 
 from nemo_probsft.batches import IGNORED
 from nemo_probsft.config import HeadConfig
 from nemo_probsft.ops import HeadReport, lm_head_logprob
 
 
-def why_not(chunk: nn.Module) -> str | None:
+def why_not(chunk: GPTModel) -> str | None:
     """Why rows of this model's head cannot be skipped exactly; None where they can."""
     layer = chunk.output_layer
     if type(layer) is not ColumnParallelLinear:
@@ -45,7 +45,7 @@ def why_not(chunk: nn.Module) -> str | None:
 class RowSparseHead:
     """Takes over the output layer and the loss of one last pipeline stage; `report` sums up what was computed."""
 
-    def __init__(self, chunk: nn.Module, settings: HeadConfig, vocab_size: int, report: HeadReport) -> None:
+    def __init__(self, chunk: GPTModel, settings: HeadConfig, vocab_size: int, report: HeadReport) -> None:
         assert why_not(chunk) is None
         self.layer: ColumnParallelLinear = chunk.output_layer
         self.settings, self.vocab_size, self.report = settings, vocab_size, report
@@ -56,7 +56,7 @@ class RowSparseHead:
         vars(self.layer)["forward"] = self._pass_through
         vars(chunk)["compute_language_model_loss"] = self._nll
 
-    def _see_labels(self, chunk: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _see_labels(self, chunk: GPTModel, args: tuple, kwargs: dict[str, Any]) -> None:
         self.has_labels = inspect.signature(chunk.forward).bind(*args, **kwargs).arguments.get("labels") is not None
 
     def _pass_through(
@@ -71,6 +71,7 @@ class RowSparseHead:
         """labels [b, s] int64, hidden [s, b, H], or [s/tp, b, H] with sequence parallelism -> -log p, [b, s] fp32."""
         rows = labels.transpose(0, 1)
         weight, self.weight = self.weight, None
+        assert weight is not None
         logp = lm_head_logprob(
             hidden,
             weight,
