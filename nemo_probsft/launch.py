@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from nemo_probsft.config import Recipe
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def inside_ranks() -> bool:
     """True under torchrun or srun: this process is a rank and must not start others."""
     return "RANK" in os.environ
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the one that started it is gone.
+
+    torchrun gives every rank a session of its own: after a `kill -9` of what started them they would go on, and write
+    into the run directory beside the run that continues it.
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
+
+
+def hold(run_dir: Path) -> IO[str]:
+    """Keep every other process out of the run directory until this one ends, or the file is closed.
+
+    Raises ValueError when one is at work there.
+    """
+    file = (run_dir / "lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        problem = "is in use by another run of this recipe; wait for it, stop it, or choose another run_dir"
+        raise ValueError(f"run_dir: {run_dir} {problem}") from None
+    return file
 
 
 def refuse_many_nodes(recipe: Recipe) -> None:
@@ -39,7 +71,13 @@ def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Cal
         *(f"--log-dir={attempt}", "--redirects=3", "-m", "nemo_probsft", *arguments),
     ]
     with (attempt / "torchrun.log").open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment(num_ranks))
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(num_ranks),
+            preexec_fn=die_with_parent,
+        )
         try:
             while process.poll() is None:
                 tick()

@@ -19,7 +19,7 @@ def logit_counts(logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """Counts of supervised tokens by bin, fp32 [NUM_BINS]; logp fp32 [...], loss_mask [...] of the same shape."""
     supervised = logp.detach()[loss_mask > 0]
     logit = supervised - torch.log(-torch.expm1(supervised))  # p = 1 gives +inf, the last bin
-    bins = ((logit + LIMIT) * (NUM_BINS / (2 * LIMIT))).clamp(0, NUM_BINS - 1).long()
+    bins = ((logit + LIMIT) * (NUM_BINS / (2 * LIMIT))).clamp(0, NUM_BINS - 1).nan_to_num().long()
     return torch.bincount(bins, minlength=NUM_BINS).float()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from nemo_probsft import config, launch, plan, prepare, runlog
+from nemo_probsft import config, in_use, launch, plan, prepare, runlog
 from nemo_probsft.checkpoints import last_checkpoint
 from nemo_probsft.config import Recipe
 from nemo_probsft.prepare import Prepared
@@ -25,9 +26,14 @@ def train(path: str, overrides: Sequence[str] = ()) -> Path:
     prepared, decisions = prepare.prepare(recipe)
     plan.show(decisions)
     if not finished(run_dir, prepared):
+        launch.hold(run_dir).close()
         with runlog.Progress(f"train {run_dir}", run_dir, prepared.num_steps) as progress:
-            launch.run_ranks(["train", path, *overrides], recipe.trainer.devices, run_dir / "logs", progress)
+            try:
+                launch.run_ranks(["train", path, *overrides], recipe.trainer.devices, run_dir / "logs", progress)
+            except RuntimeError as error:
+                raise RuntimeError(f"{error}; {_where_it_goes_on(run_dir)}") from None
         assert finished(run_dir, prepared), f"the ranks ended without checkpoint {prepared.num_steps} in {run_dir}"
+    in_use.check(run_dir, *config.resolve_objective(recipe))
     if recipe.export.at_end:
         print(f"exported: {export(recipe, prepared)}")
     return run_dir
@@ -37,15 +43,24 @@ def finished(run_dir: Path, prepared: Prepared) -> bool:
     return last_checkpoint(run_dir / "checkpoints") == run_dir / "checkpoints" / f"step={prepared.num_steps}"
 
 
+def _where_it_goes_on(run_dir: Path) -> str:
+    last = last_checkpoint(run_dir / "checkpoints")
+    return f"the same command goes on from {last}" if last else "no checkpoint was complete: it would start anew"
+
+
 def _train_rank(recipe: Recipe) -> None:
+    launch.die_with_parent()
     if os.environ["RANK"] == "0" and prepare.already(recipe) is None:  # started by hand under torchrun or srun
         plan.show(prepare.prepare(recipe)[1])
     prepared = prepare.wait_for(recipe)
-
-    from nemo_probsft.adapters import nemo
-
+    run_dir = Path(recipe.run_dir)
     objective, denominator = config.resolve_objective(recipe)
-    nemo.fit(recipe, prepared, objective, denominator)
+    with launch.hold(run_dir) if os.environ["RANK"] == "0" else contextlib.nullcontext():
+        from nemo_probsft.adapters import nemo
+
+        nemo.fit(recipe, prepared, objective, denominator)
+        if os.environ["RANK"] == "0":
+            in_use.check(run_dir, objective, denominator)
 
 
 def export(recipe: Recipe, prepared: Prepared) -> Path:

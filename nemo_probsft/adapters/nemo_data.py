@@ -63,6 +63,10 @@ class SFTData(pl.LightningDataModule):
         self.global_batch_size, self.micro_batch_size = recipe.data.global_batch_size, recipe.data.micro_batch_size
         self.data_sampler = _Sampler(indices, num_steps, self.seq_length, self.micro_batch_size, self.global_batch_size)
 
+    def examples(self, step: int, micro_batch: int) -> np.ndarray:
+        """[b] of the data set: this data-parallel rank's micro-batch of a step; both count from 0."""
+        return self.data_sampler.micro_batches(step)[micro_batch]
+
     def setup(self, stage: str) -> None:
         # NeMo's count of consumed samples, and Megatron's micro-batch calculator, go on from the resumed step.
         assert self.trainer is not None
@@ -83,15 +87,17 @@ class _Sampler(MegatronDataSampler):
         super().__init__(seq_length, micro_batch_size, global_batch_size, dataloader_type="single")
         self.indices, self.num_steps = indices, num_steps
 
-    def transform_dataloader(self, dataloader: DataLoader, consumed_samples: int = 0) -> DataLoader:
+    def micro_batches(self, step: int) -> np.ndarray:
+        """[num_micro_batches, micro_batch_size]: this data-parallel rank's share of a step."""
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        share = functools.partial(
-            batches.rank_micro_batches, micro_batch_size=self.micro_batch_size, dp_rank=rank, dp_size=size
-        )
+        return batches.rank_micro_batches(self.indices(step), self.micro_batch_size, rank, size)
+
+    def transform_dataloader(self, dataloader: DataLoader, consumed_samples: int = 0) -> DataLoader:
+        size = parallel_state.get_data_parallel_world_size()
         steps = range(self.trainer.global_step, self.num_steps)
         num_batches = self.num_steps * self.global_batch_size // (self.micro_batch_size * size)
         micro_batches = _MicroBatches(
-            (micro_batch for step in steps for micro_batch in share(self.indices(step))), num_batches
+            (micro_batch for step in steps for micro_batch in self.micro_batches(step)), num_batches
         )
         return DataLoader(dataloader.dataset, batch_sampler=micro_batches, collate_fn=dataloader.collate_fn)
 
