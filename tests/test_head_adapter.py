@@ -56,7 +56,7 @@ def _batch():
     return tokens, torch.arange(S).expand(B, S), mask, labels, weights
 
 
-def _run(model, skip_rows):
+def _run(model, **settings):
     """(nll, logits without labels, {name: gradient}, report, what was said)."""
     from megatron.core import parallel_state
 
@@ -65,7 +65,7 @@ def _run(model, skip_rows):
     from nemo_probsft.ops import HeadReport
 
     report, group = HeadReport(), parallel_state.get_tensor_model_parallel_group()
-    said = install_target_logprob([model], V, group, HeadConfig(skip_rows=skip_rows), report)
+    said = install_target_logprob([model], V, group, HeadConfig(**settings), report)
     *inputs, labels, weights = _batch()
     nll = model(*inputs, labels=labels)
     (nll * weights).sum().backward()
@@ -85,9 +85,18 @@ def _cases():
     for tp, sequence_parallel, tied in CASES:
         parallel_state.destroy_model_parallel()
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tp)
-        runs = [_run(_gpt(tp, sequence_parallel, tied), skip_rows) for skip_rows in (True, False)]
-        results.append(runs)
-    return results, _reasons()
+        results.append([_run(_gpt(tp, sequence_parallel, tied), skip_rows=skip) for skip in (True, False)])
+    return results, _reasons(), _opted_in()
+
+
+def _opted_in():
+    """Statistics of a step with `skip_below` and `chunk_tokens`, the report they are from, and what it is afterwards."""
+    from nemo_probsft.adapters.megatron import STATISTICS_LENGTH, add_weights, summarise
+
+    report = _run(_gpt(2, True, False), skip_below=0.2, chunk_tokens=3)[3]
+    statistics, before = torch.zeros(STATISTICS_LENGTH), (report.skipped_weight, report.total_weight)
+    add_weights(statistics, report)
+    return summarise(statistics), before, (report.skipped_weight, report.total_weight, report.num_backward)
 
 
 def _reasons():
@@ -130,7 +139,7 @@ def outcome():
 @pytest.mark.parametrize("case", range(len(CASES)), ids=[str(case) for case in CASES])
 def test_gradients_are_those_of_the_whole_head(outcome, case):
     supervised = _batch()[3] != -100
-    for results, _ in outcome:
+    for results, *_ in outcome:
         (nll, logits, gradients, report, said), (whole_nll, whole_logits, whole_gradients, _, whole_said) = results[
             case
         ]
@@ -159,3 +168,11 @@ def test_a_head_that_is_no_plain_product_is_left_alone_with_the_reason(outcome):
         "hooks of the output layer read its logits",
         "multi-token-prediction heads, which keep -log p of every token, use the same output layer",
     ]
+
+
+def test_the_weight_that_was_asked_to_be_skipped_is_logged(outcome):
+    metrics, (skipped, total), afterwards = outcome[0][2]
+    assert 0 < skipped <= 0.2 * total
+    assert total == pytest.approx(_batch()[4][:, S // 2 :].sum().item())
+    assert metrics["skipped_weight"] == pytest.approx(skipped / total)
+    assert afterwards == (0, 0, 0)
