@@ -267,6 +267,31 @@ def test_a_bad_file_is_refused_in_one_line(fault, here, capsys):
     assert message in refused(capsys, "medical", "--output", "new/out", "--source", name)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"choices": {"text": ["a"], "label": None}}, "options without letters"),
+        ({"choices": {"text": ["a"], "label": ["A", "B"]}}, "options without letters"),
+        ({"answerKey": "E"}, "the answer is none of the options"),
+        ({"answerKey": None}, "empty answerKey"),
+        ({"answerKey": 1}, "answerKey is no text"),
+        ({"question_stem": "\ud800"}, "half a surrogate pair in question_stem"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_dropped_for_a_reason(changes, reason, tmp_path):
+    (good,) = published_sets.openbookqa("train", 1)
+    for split in ("train", "validation"):
+        published_sets.write(tmp_path / f"{split}.jsonl", [good | changes, good])
+    manifest = json.loads(prepare("openbookqa_noisy", tmp_path / "out", source=str(tmp_path)).read_text())
+    assert [part["dropped"] for part in manifest["sources"]] == [{reason: 1}] * 2
+    assert manifest["files"]["train.jsonl"] | {"bytes": 0, "sha256": ""} == {
+        "rows": 2,
+        "duplicate_rows": 1,
+        "bytes": 0,
+        "sha256": "",
+    }
+
+
 def test_other_mistakes_are_refused_in_one_line(here, capsys, copies):
     answer = refused(capsys, "medcial", "--output", "out")
     assert answer == "unknown domain 'medcial': did you mean medical?"

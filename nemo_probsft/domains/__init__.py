@@ -7,7 +7,7 @@ writes the set. Like the paper's, no set is deduplicated or decontaminated here.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,8 +26,7 @@ class Part:
     hub: str = ""  # data set on the hub
     config: str | None = None
     split: str = "train"
-    generate: Callable[[], Iterator[dict[str, str]]] | None = None  # instead of a hub data set
-    num_generated: int = 0
+    puzzles: range | None = None  # generated, instead of a hub data set
     num_sampled: int | None = None  # records drawn at random where there are more, as datasets' shuffle and select do
     noise: float = 0.0  # part of the answers that another letter replaces
     file: str = "train.jsonl"
@@ -53,20 +52,8 @@ DOMAINS = {
     "medical": Domain((Part("train", records.m23k, "UCSC-VLAA/m23k-tokenized"),), steps=91),
     "figfont": Domain(
         (
-            Part(
-                "train",
-                records.figfont,
-                generate=partial(figfont.puzzles, figfont.TRAIN),
-                num_generated=len(figfont.TRAIN),
-            ),
-            Part(
-                "test",
-                records.figfont_test,
-                split="test",
-                generate=partial(figfont.puzzles, figfont.TEST),
-                num_generated=len(figfont.TEST),
-                file="figfont.jsonl",
-            ),
+            Part("train", records.figfont, puzzles=figfont.TRAIN),
+            Part("test", records.figfont_test, split="test", puzzles=figfont.TEST, file="figfont.jsonl"),
         ),
         steps=156,
     ),

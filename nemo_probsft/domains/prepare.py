@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import random
 import sys
@@ -45,7 +46,7 @@ def prepare(
     from conversion.staging import staged_directory
 
     domain = find(name)
-    _check_options(name, domain, source, limit, tokenizers)
+    _check_options(name, domain, output, source, limit, tokenizers)
     sources = [open_source(part, source, revision) for part in domain.parts]
     tokenizers = tokenizers or domain.tokenizers
     is_long = None if domain.max_tokens is None else _length_check(tokenizers, domain.max_tokens)
@@ -104,7 +105,11 @@ class RowFile:
         }
 
 
-def _check_options(name: str, domain: Domain, source: str | None, limit: int | None, tokenizers: Sequence[str]) -> None:
+def _check_options(
+    name: str, domain: Domain, output: Path, source: str | None, limit: int | None, tokenizers: Sequence[str]
+) -> None:
+    if os.path.lexists(output):  # said before anything is downloaded
+        raise ValueError(f"{output}: exists already and is never overwritten; remove it or choose another directory")
     if len(domain.parts) > 1 and source is not None and Path(source).is_file():
         parts = ", ".join(part.name for part in domain.parts)
         raise ValueError(f"{source}: is one file, but {name} has the parts {parts}: give a directory with all of them")

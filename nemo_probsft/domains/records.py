@@ -71,6 +71,8 @@ def openbookqa(record: Record) -> Row:
     """allenai/openbookqa; the answer is the letter."""
     question, answer = _texts(record, "question_stem", "answerKey")
     labels, options = _field(record, "choices.label"), _field(record, "choices.text")
+    if not (isinstance(labels, list) and isinstance(options, list) and len(labels) == len(options)):
+        raise Dropped("options without letters")
     if answer not in labels:
         raise Dropped("the answer is none of the options")
     return _row(prompts.openbookqa(question, dict(zip(labels, options, strict=True))), answer)

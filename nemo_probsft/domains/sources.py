@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_probsft.domains import Part
+from nemo_probsft.domains import Part, figfont
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -47,9 +47,7 @@ def open_source(part: Part, given: str | None, revision: str | None) -> Source:
 
 def _find(part: Part, given: str | None, revision: str | None) -> Source:
     if given is None:
-        if part.generate is not None:
-            return _generated(part, part.generate)
-        return _hub(part, part.hub, revision)
+        return _hub(part, part.hub, revision) if part.puzzles is None else _generated(part.puzzles)
     path = Path(given)
     if path.is_file():
         return _local(given, [path])
@@ -60,11 +58,12 @@ def _find(part: Part, given: str | None, revision: str | None) -> Source:
     raise ValueError(f"{given}: no such file or directory, and not the name of a data set")
 
 
-def _generated(part: Part, generate: Callable[[], Iterator[dict[str, str]]]) -> Source:
+def _generated(indices: range) -> Source:
     def records() -> Records:
-        return ((record, f"puzzle {number}") for number, record in enumerate(generate()))
+        for index, puzzle in zip(indices, figfont.puzzles(indices), strict=True):
+            yield puzzle, f"puzzle {index}"
 
-    return Source("generated", part.num_generated, records)
+    return Source("generated", len(indices), records)
 
 
 def _hub(part: Part, name: str, revision: str | None) -> Source:
