@@ -92,6 +92,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     base = source if is_nemo(source) else run_dir / "base"
     if not is_nemo(base):
         conversion.import_hf(source, base, progress=True)
+    hf = _with_chat_template(recipe, hf, base)
     prepared = Prepared(
         fingerprint=_fingerprint(recipe),
         base=str(base),
@@ -199,6 +200,20 @@ def _tokenizer(recipe: Recipe, hf: Path) -> Any:
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = recipe.data.chat_template
     return tokenizer
+
+
+def _with_chat_template(recipe: Recipe, hf: Path, base: Path) -> Path:
+    """The model's files with the recipe's template: an exported model must be asked in the form it was trained in."""
+    if recipe.data.chat_template is None:
+        return hf
+    from conversion.convert import copy_model_files
+
+    run_dir = Path(recipe.run_dir)
+    files = base / "hf" if base.parent == run_dir else run_dir / "hf"  # checkpoints copy those of an imported base
+    files.mkdir(exist_ok=True)
+    copy_model_files(hf, files)
+    (files / "chat_template.jinja").write_text(recipe.data.chat_template, encoding="utf-8")
+    return files
 
 
 def _write_run_yaml(recipe: Recipe, source: Path, target: Path) -> None:
