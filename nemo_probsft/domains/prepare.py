@@ -46,7 +46,9 @@ def prepare(
     from conversion.staging import staged_directory
 
     domain = find(name)
-    _check_options(name, domain, output, source, limit, tokenizers)
+    _check_options(
+        name, domain, output, source=source, revision=revision, seed=seed, limit=limit, tokenizers=tokenizers
+    )
     sources = [open_source(part, source, revision) for part in domain.parts]
     tokenizers = tokenizers or domain.tokenizers
     is_long = None if domain.max_tokens is None else _length_check(tokenizers, domain.max_tokens)
@@ -106,13 +108,27 @@ class RowFile:
 
 
 def _check_options(
-    name: str, domain: Domain, output: Path, source: str | None, limit: int | None, tokenizers: Sequence[str]
+    name: str,
+    domain: Domain,
+    output: Path,
+    *,
+    source: str | None,
+    revision: str | None,
+    seed: int,
+    limit: int | None,
+    tokenizers: Sequence[str],
 ) -> None:
-    if os.path.lexists(output):  # said before anything is downloaded
+    """Refuse what would be ignored, and before anything is downloaded."""
+    if os.path.lexists(output):
         raise ValueError(f"{output}: exists already and is never overwritten; remove it or choose another directory")
     if len(domain.parts) > 1 and source is not None and Path(source).is_file():
         parts = ", ".join(part.name for part in domain.parts)
         raise ValueError(f"{source}: is one file, but {name} has the parts {parts}: give a directory with all of them")
+    is_hub = domain.parts[0].puzzles is None if source is None else not Path(source).exists()
+    if revision is not None and not is_hub:
+        raise ValueError(f"revision {revision}: {source or name} comes from no hub: leave the revision out")
+    if seed != SEED and not any(part.num_sampled or part.noise for part in domain.parts):
+        raise ValueError(f"seed {seed}: nothing of {name} is drawn at random: leave the seed out")
     if tokenizers and domain.max_tokens is None:
         raise ValueError(f"{name}: has no limit on the length of a row: leave the tokenizer out")
     if limit is not None and limit < 1:
