@@ -12,18 +12,27 @@ def main(arguments: list[str] | None = None) -> int:
         "--tasks", required=True, help="comma-separated names or tags, e.g. demo or demo_strong,demo_weak"
     )
     parser.add_argument(
-        "--data-dir", required=True, type=Path, help="directory with the test sets (see evaluation/README.md)"
+        "--data-dir",
+        type=Path,
+        help="directory with the test sets, see evaluation/README.md (default: the hub)",
     )
     parser.add_argument("--output", required=True, type=Path, help="directory for results.json and samples.jsonl")
     parser.add_argument("--limit", type=_positive, help="first N items of each task only")
     parser.add_argument("--samples", type=_positive, help="answers per item when sampling (default: the task's own)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and of the bootstrap (default: 0)")
+    parser.add_argument("--run-code", action="store_true", help="run model-written programs (coding tasks), confined")
+    parser.add_argument(
+        "--judge", metavar="ANNOTATORS", help="alpaca_eval's judge, e.g. weighted_alpaca_eval_gpt4_turbo"
+    )
     options = parser.parse_args(arguments)
 
-    from evaluation.runner import evaluate
+    from evaluation.judge import check_judge, judge
+    from evaluation.runner import evaluate, not_evaluated
 
     try:
-        written = evaluate(
+        if options.judge:
+            check_judge()
+        written, failures = evaluate(
             options.model_dirs,
             [name for name in options.tasks.split(",") if name],
             options.data_dir,
@@ -31,12 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
             limit=options.limit,
             samples=options.samples,
             seed=options.seed,
+            run_code=options.run_code,
         )
+        if options.judge:
+            judge(written, options.judge)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in written:
         print(path)
+    if failures:
+        print(f"error: {not_evaluated(failures)}", file=sys.stderr)
+        return 2
     return 0
 
 

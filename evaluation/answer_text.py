@@ -11,6 +11,7 @@ _ANSWER_IS = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*:?", re.IGNOREC
 _NUMBER_IN_TEXT = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?")
 _WRAPPED_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|mathbf|mathit|operatorname|rm)\s*\{([^{}]*)\}")
 _WRAPPED_NUMBER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([-+().,\d]*)\}")
+_NAMED = re.compile(r"\s*[^\s=\\]{1,2}\s*=([^=]+)", re.DOTALL)
 _SPACING = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;: ]|\\q?quad(?![a-zA-Z])|~|\s")
 _UNIT = re.compile(r"\\(?:text|mathrm|mbox|rm)\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
 _INTEGER = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+|\d{1,100})"
@@ -87,6 +88,12 @@ def normalize(answer: str) -> str:
     text = text.replace("\\%", "%").replace("\\$", "").replace("$", "").replace("^{\\circ}", "").replace("^\\circ", "")
     text = text.rstrip(".")
     return text.casefold() if text.isalpha() else text
+
+
+def without_name(answer: str, other: str) -> str:
+    """The right side of "x = ...", where `other` is no equation; the name has at most two characters, in the math."""
+    match = _NAMED.fullmatch(answer.strip().strip("$"))
+    return match[1] if match and "=" not in other else answer
 
 
 def is_word(answer: str) -> bool:

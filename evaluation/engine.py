@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from evaluation.prompt_tokens import prompt_ids
 from evaluation.vllm_cpu import register_vllm_cpu
 
 register_vllm_cpu()
@@ -41,15 +42,18 @@ class ReproducibleVLLM(VLLM):
       of the batch nor on where an interrupted evaluation goes on, and two models see the same random numbers.
     - A generation budget that exceeds the context shrinks to what the prompt leaves. Upstream cuts the prompt instead
       (`maybe_truncate(shrink_gen_toks=False)`): a 4096-token budget in a 4096-token context would leave no prompt.
+    - Prompts get the ids of training: no BOS where the chat template wrote none.
     - `completions` keeps token counts and finish reasons of the last call, in the order of its requests.
     """
 
     sampling_seed: int = 0
     item_indices: list[int]  # data set index of each document of the call; a request knows its position only
+    rendered: bool = False  # whether the call's prompts are a chat template's texts
     completions: list[Completion]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        prompts = self.tok_encode([request.args[0] for request in requests])
+        texts = [request.args[0] for request in requests]
+        prompts = prompt_ids(self.tokenizer, texts, rendered=self.rendered)
         seeds = self._request_seeds(requests)
         params = [
             self._sampling_params(request, len(prompt), seed)
@@ -93,21 +97,23 @@ def _completion(output, stop: list[str]) -> Completion:
 @contextmanager
 def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[ReproducibleVLLM]:
     """Serve `model_dir` with vLLM (start: 10-60 s)."""
-    lm = ReproducibleVLLM(
-        pretrained=str(model_dir),
-        **(_gpu_options(model_dir) if torch.cuda.is_available() else _cpu_options(max_model_len)),
-        max_model_len=max_model_len,
-        enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
-        seed=seed,
-    )
-    lm.sampling_seed = seed
+    lm = None
     try:
+        lm = ReproducibleVLLM(
+            pretrained=str(model_dir),
+            **(_gpu_options(model_dir) if torch.cuda.is_available() else _cpu_options(max_model_len)),
+            max_model_len=max_model_len,
+            enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
+            seed=seed,
+        )
+        lm.sampling_seed = seed
         check_tokenizer(model_dir, lm)
         yield lm
     finally:
-        # The next model starts in this process: free the engine's memory and process groups first.
-        lm.model.llm_engine.engine_core.shutdown()
-        del lm.model
+        # The next model starts in this process, also after one that failed: free memory and process groups first.
+        if lm is not None:
+            lm.model.llm_engine.engine_core.shutdown()
+            del lm.model
         cleanup_dist_env_and_memory()
 
 

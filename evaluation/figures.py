@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the two objectives of the demo come first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6FBF", "#B79F00")
 OTHER = "#8a949e"
+MARKERS = ("o", "s", "D", "^", "v", "P")
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
 # Mean p of the base models on the training targets of the paper's three domains: arXiv 2510.00526, Table 5.
 PAPER_DOMAINS = {"figlet fonts": (0.01, 0.07), "medicine": (0.50, 0.59), "mathematics": (0.76, 0.81)}
@@ -145,6 +146,45 @@ def _mark_paper_domains(axes) -> None:
             transform=transform,
             bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
         )  # fmt: skip
+
+
+def domain_chart(
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, str, Sequence[tuple[float, float, float] | None]]],
+    palette: Mapping[str, str],
+) -> Figure:
+    """Accuracy per benchmark, one mark per model with its interval.
+
+    rows: (name, colour key, (mean, low, high) in [0, 1] per column or None where the model was not judged).
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(max(4.2, 1.1 * len(columns) + 2.6), 3.4), layout="constrained")
+        width = 0.7 / max(len(rows), 1)
+        seen: dict[str, int] = {}
+        for number, (name, key, cells) in enumerate(rows):
+            shape = MARKERS[seen.setdefault(key, 0) % len(MARKERS)]  # models of one colour differ by shape
+            seen[key] += 1
+            places = [(i, cell) for i, cell in enumerate(cells) if cell is not None]
+            x = [i + (number - (len(rows) - 1) / 2) * width for i, _ in places]
+            y = np.array([100 * cell[0] for _, cell in places])
+            errors = [y - [100 * cell[1] for _, cell in places], [100 * cell[2] for _, cell in places] - y]
+            axes.errorbar(
+                x, y, np.maximum(errors, 0), fmt=shape, color=palette[key], markersize=6, capsize=2.5, linewidth=1.4,
+                markeredgecolor="white", markeredgewidth=0.7, label=name,
+            )  # fmt: skip
+        axes.set_xticks(
+            range(len(columns)),
+            columns,
+            rotation=30 if len(columns) > 5 else 0,
+            ha="right" if len(columns) > 5 else "center",
+        )
+        axes.set(xlim=(-0.6, len(columns) - 0.4), ylabel="accuracy, %")
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.grid(axis="x", visible=False)
+        for border in range(1, len(columns)):
+            axes.axvline(border - 0.5, color=GRID, linewidth=0.8, zorder=0)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(rows), 4), columnspacing=1.2)
+        return figure
 
 
 def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Mapping[str, str]) -> Figure:

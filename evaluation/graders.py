@@ -7,7 +7,7 @@ which has a memory limit and is replaced when it takes too long; no part of the 
 from dataclasses import dataclass
 from functools import lru_cache
 
-from evaluation.answer_text import extract_answer, is_word, normalize, plain_values, same_number
+from evaluation.answer_text import extract_answer, is_word, normalize, plain_values, same_number, without_name
 from evaluation.symbolic_worker import SymbolicWorker
 
 _worker = SymbolicWorker()
@@ -38,6 +38,7 @@ def judge(response: str, gold: str) -> Judgement:
 def _judge_answer(answer: str, gold: str) -> Judgement:
     if not answer or not gold:
         return Judgement(False)
+    answer, gold = without_name(answer, gold), without_name(gold, answer)
     if normalize(answer) == normalize(gold) != "":
         return Judgement(True)
     if is_word(answer) and is_word(gold):

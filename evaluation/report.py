@@ -1,189 +1,164 @@
-"""One page from any number of runs: the table, the continuum, curves, weights, diagnoses, answers, provenance."""
+"""One page from any number of runs: per domain a table beside the paper's figures, a plot, what was won and lost, the
+answers; the continuum, curves, weights, diagnoses; where the numbers come from. HTML, and the tables as Markdown too.
+"""
 
 from base64 import b64encode
-from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation import figures
-from evaluation.report_inputs import BASELINE, Inputs, Result, Row, read_inputs
+from evaluation import cells
+from evaluation.comparison import DomainTable, Duel, domain_tables, duels
+from evaluation.report_figures import CAPTIONS, draw_figures
+from evaluation.report_inputs import BASELINE, Inputs, read_inputs
 from evaluation.statistics import CONFIDENCE, RESAMPLES
 
-NUM_EXAMPLES = 8  # items whose answers are shown per task
+NUM_EXAMPLES = 6  # items whose answers are shown per task, and items won and lost per duel
+MAX_CHARS = 4000  # of a prompt or an answer on the page; samples.jsonl has all
 
 
 def write_report(runs: list[Path], results: list[Path], diagnoses: list[Path], output: Path) -> Path:
-    """Write `output` (self-contained HTML) and the figures as PNG beside it; returns `output`.
+    """Write `output` (self-contained HTML), the same as Markdown and the figures as PNG beside it; returns `output`.
 
     runs: training run directories. results: results.json files. diagnoses: JSON files of `nemo-probsft diagnose`, with
     the task's name in their path.
     Raises: ValueError naming the file for anything missing or unreadable; nothing is written then.
     """
     inputs = read_inputs(runs, results, diagnoses)
-    images = {name: _png(figure) for name, figure in draw_figures(inputs).items()}
-    page = _template().render(
-        table=[_cells(row) for row in inputs.rows],
-        baseline=BASELINE,
-        confidence=f"{CONFIDENCE:.0%}",
-        resamples=RESAMPLES,
-        images={name: b64encode(image).decode() for name, image in images.items()},
-        captions=CAPTIONS,
-        examples={title(task): _examples(inputs, task) for task in inputs.tasks},
-        provenance=[_provenance(row, result) for row in inputs.rows for result in (row.greedy, row.sampled) if result],
-        runs=inputs.runs,
-    )
+    tables, fought = domain_tables(inputs), duels(inputs, NUM_EXAMPLES)
+    images = {name: _png(figure) for name, figure in draw_figures(inputs, tables).items()}
+    content = {
+        "domains": [_domain(table, inputs, fought) for table in tables],
+        "baseline": BASELINE,
+        "confidence": f"{CONFIDENCE:.0%}",
+        "resamples": RESAMPLES,
+        "captions": CAPTIONS,
+        "headings": {name: heading for name, heading in HEADINGS.items() if name in images},
+        "images": list(images),
+        "provenance": [
+            cells.provenance(inputs.name(row.backbone, row.label), result.content)
+            for row in inputs.rows
+            for result in (row.greedy, row.sampled)
+            if result
+        ],
+        "provenance_columns": cells.PROVENANCE,
+        "runs": inputs.runs,
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         (output.parent / f"{name}.png").write_bytes(image)
-    output.write_text(page, encoding="utf-8")
+    encoded = {name: b64encode(image).decode() for name, image in images.items()}
+    output.write_text(
+        _template("report.html.jinja", autoescape=True).render(content, encoded=encoded), encoding="utf-8"
+    )
+    markdown = _template("report.md.jinja", autoescape=False).render(content)
+    output.with_suffix(".md").write_text(markdown, encoding="utf-8")
     return output
 
 
+HEADINGS = {
+    "continuum": "The continuum",
+    "training": "Training",
+    "weights": "The objectives",
+    "diagnosis": "The base model on the training sets",
+}
+
+
 def report_table(runs: list[Path], results: list[Path]):
-    """The same table for a terminal, as a rich.table.Table."""
+    """Every result in a terminal, as a rich.table.Table."""
     from rich.table import Table
 
-    rows = [_cells(row) for row in read_inputs(runs, results, []).rows]
+    inputs = read_inputs(runs, results, [])
     table = Table(title=f"Accuracy in %, {CONFIDENCE:.0%} intervals", title_justify="left")
     for heading in ("task", "objective", "greedy", "T=1 mean@n"):
         table.add_column(heading, no_wrap=True)
     table.add_column(f"difference to {BASELINE}", no_wrap=True)
-    for previous, row in zip([None, *rows], rows, strict=False):
-        if previous and previous["task"] != row["task"]:
+    for previous, row in zip([None, *inputs.rows], inputs.rows, strict=False):
+        if previous and previous.task != row.task:
             table.add_section()
-        table.add_row(row["task"], row["objective"], row["greedy"], row["sampled"], row["difference"])
+        table.add_row(
+            cells.title(row.task),
+            inputs.name(row.backbone, row.label),
+            cells.accuracy_with_n(row.greedy),
+            cells.accuracy_with_n(row.sampled),
+            "-" if row.difference is None else cells.difference(row.difference),
+        )
     return table
 
 
-CAPTIONS = {
-    "continuum": "Accuracy with T=1 sampling against the mean probability that the base model gives to the training "
-    "targets. Bars are intervals over items; the grey brackets show where the paper's own domains lie.",
-    "training": "The trained objective, the plain negative log-likelihood and the mean probability of the targets. "
-    "Objectives have different scales; nll and p are comparable.",
-    "weights": "The weight that multiplies each token's NLL gradient, as a function of its current probability.",
-    "diagnosis": "How probable the base model finds the training targets before fine-tuning.",
-}
-
-
-def draw_figures(inputs: Inputs) -> dict[str, Any]:
-    """Name -> figure, for what there are inputs of."""
-    trained = list(dict.fromkeys(row.label for row in inputs.rows if row.run is not None))
-    palette = figures.colors(trained, [label for label in inputs.labels if label not in trained])
-    drawn = {}
-    points = [_point(row, inputs.diagnoses[row.task]) for row in inputs.rows if row.task in inputs.diagnoses]
-    if points:
-        drawn["continuum"] = figures.continuum(points, palette)
-        drawn["diagnosis"] = figures.diagnosis({title(task): report for task, report in inputs.diagnoses.items()})
-    if curves := inputs.curves():
-        drawn["training"] = figures.training_curves({title(task): c for task, c in curves.items()}, palette)
-        drawn["weights"] = figures.weight_curves(*_weights(inputs), palette)
-    order = [name for name in CAPTIONS if name in drawn]
-    return {name: drawn[name] for name in order}
-
-
-def title(task: str) -> str:
-    return task.removeprefix("demo_")
-
-
-def _point(row: Row, diagnosis: Mapping[str, Any]) -> dict[str, Any]:
-    result = row.main.content
+def _domain(table: DomainTable, inputs: Inputs, fought: list[Duel]) -> dict[str, Any]:
     return {
-        "task": title(row.task),
-        "objective": row.label,
-        "mean_p": diagnosis["mean_p"],
-        **{key: result[key] for key in ("mean", "low", "high")},
+        "key": table.domain,
+        "title": table.title,
+        "columns": [cells.column(task, [model.rows.get(task) for model in table.models]) for task in table.tasks],
+        "has_mean": table.has_mean,
+        "models": [cells.model(model, table.tasks) for model in table.models],
+        "paper": [cells.paper(row, table.tasks, table.has_mean) for row in table.paper],
+        "same_backbones": table.same_backbones,
+        "paper_where": table.paper_where,
+        "image": f"domain-{table.domain}",
+        "duels": [
+            (cells.title(task), [_duel(duel) for duel in fought if duel.task == task])
+            for task in table.tasks
+            if any(duel.task == task for duel in fought)
+        ],
+        "score_lines": _score_lines([duel for duel in fought if duel.task in table.tasks], table.tasks),
+        "examples": [
+            {"task": cells.title(task), "items": items} for task in table.tasks if (items := _examples(inputs, task))
+        ],
     }
 
 
-def _weights(inputs: Inputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    import torch
+def _score_lines(fought: list[Duel], tasks: list[str]) -> list[dict[str, Any]]:
+    """Per model and its baseline: "won : lost (tied)" for each task."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for duel in fought:
+        score = f"{duel.num_won} : {duel.num_lost} ({duel.num_tied})"
+        lines.setdefault((duel.name, duel.baseline), {})[duel.task] = score
+    return [
+        {"name": name, "baseline": baseline, "scores": [scores.get(task, "-") for task in tasks]}
+        for (name, baseline), scores in lines.items()
+    ]
 
-    from nemo_probsft.objectives import parse_objective
 
-    p = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
-    curves = {}
-    for key in dict.fromkeys(row.run.objective for row in inputs.rows if row.run is not None):
-        objective = parse_objective(key)
-        curves[key] = (objective.weight(p.log()) * objective.keep(p.log())).numpy()
-    return p.numpy(), curves
+def _duel(duel: Duel) -> dict[str, Any]:
+    def shown(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [item | {key: _cut(item[key]) for key in ("prompt", "target", "text", "their_text")} for item in items]
 
-
-def _cells(row: Row) -> dict[str, str]:
-    difference = row.difference
     return {
-        "task": title(row.task),
-        "objective": row.label,
-        "greedy": _accuracy(row.greedy),
-        "sampled": _accuracy(row.sampled),
-        "difference": "-" if difference is None else _difference_text(difference),
-        "sign": ""
-        if difference is None
-        else "better"
-        if difference.low > 0
-        else "worse"
-        if difference.high < 0
-        else "",
+        "name": duel.name,
+        "baseline": duel.baseline,
+        "groups": [("won", shown(duel.won)), ("lost", shown(duel.lost))],
     }
-
-
-def _accuracy(result: Result | None) -> str:
-    if result is None:
-        return "-"
-    c = result.content
-    interval = f"[{100 * c['low']:.1f}, {100 * c['high']:.1f}]"
-    return f"{100 * c['mean']:.1f} {interval}  n={c['num_items']}x{c['samples_per_item']}"
-
-
-def _difference_text(difference) -> str:
-    low, high = 100 * difference.low, 100 * difference.high
-    return f"{100 * difference.mean:+.1f} [{low:+.1f}, {high:+.1f}]  {_p_value(difference.p_value)}"
-
-
-def _p_value(value: float) -> str:
-    return f"p={value:.2g}" if value > 1 / (RESAMPLES + 1) + 1e-12 else f"p<={value:.1g}"
 
 
 def _examples(inputs: Inputs, task: str) -> list[dict[str, Any]]:
     """The first items with the first answer of every model and its share of right answers."""
     rows = [row for row in inputs.rows if row.task == task]
-    samples = {row.label: row.main.samples[:NUM_EXAMPLES] for row in rows}
     return [
         {
-            "prompt": items[0]["prompt"],
-            "target": items[0]["target"],
+            "prompt": _cut(samples[0]["prompt"]),
+            "target": _cut(samples[0]["target"]),
             "answers": [
                 {
-                    "label": label,
-                    "text": item["answers"][0],
-                    "score": float(np.mean(item["scores"])),
-                    "n": len(item["scores"]),
+                    "label": inputs.name(row.backbone, row.label),
+                    "text": _cut(sample["answers"][0]),
+                    "score": cells.share(sample["scores"]),
+                    "notes": cells.answer_notes(sample),
                 }
-                for label, item in zip(samples, items, strict=True)
+                for row, sample in zip(rows, samples, strict=True)
             ],
         }
-        for items in zip(*samples.values(), strict=False)
+        for samples in zip(*(row.main.samples[:NUM_EXAMPLES] for row in rows), strict=False)
     ]
 
 
-def _provenance(row: Row, result: Result) -> dict[str, Any]:
-    c = result.content
-    notes = {"cut_at_token_limit": "cut at the token limit", "prompt_too_long": "prompts too long"}
-    notes["timed_out_judgements"] = "judgements timed out"
-    return {
-        "task": f"{c['task']} {c['task_version']}",
-        "objective": row.label,
-        "decoding": c["decoding"],
-        "n": f"{c['num_items']} x {c['samples_per_item']}",
-        "seed": c["seed"],
-        "generation": ", ".join(f"{key} {value}" for key, value in c["generation"].items() if key != "until"),
-        "versions": ", ".join(f"{name} {version}" for name, version in c["versions"].items()),
-        "hashes": f"model {c['model_hash'][:8]}, data {c['data_hash'][:8]}, prompts {c['prompt_hash'][:8]}",
-        "notes": ", ".join(f"{c[key]} {text}" for key, text in notes.items() if c[key]) or "-",
-    }
+def _cut(text: str) -> str:
+    text = str(text)
+    left_out = len(text) - MAX_CHARS
+    return text if left_out <= 0 else f"{text[:MAX_CHARS]} ... ({left_out} characters more in samples.jsonl)"
 
 
 def _png(figure) -> bytes:
@@ -196,6 +171,10 @@ def _png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def _template():
+def _template(name: str, *, autoescape: bool):
     loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.jinja")
+    environment = Environment(
+        loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"cell": cells.markdown_cell, "breakable": cells.breakable}
+    return environment.get_template(name)

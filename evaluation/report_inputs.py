@@ -7,20 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from evaluation.results import Store, item_scores, read_result
+from evaluation.results import Store, read_result
 from evaluation.statistics import Difference, paired_difference
 
-BASELINE = "original"
+BASELINE, BASE_MODEL = "original", "base model"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run directory: its objective's key and what it logged."""
+    """A training run directory: its objective's key, the model it started from, and what it logged."""
 
     directory: Path
     objective: str
+    backbone: str  # name of that model
+    base: str | None  # its directory, where it has one here
     metrics: list[dict[str, Any]]
 
 
@@ -31,9 +34,14 @@ class Result:
     path: Path
     content: dict[str, Any]
 
-    @property
+    @cached_property
     def samples(self) -> list[dict[str, Any]]:
         return Store(self.path.parent).samples()
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """[items, samples]"""
+        return np.array([sample["scores"] for sample in self.samples])
 
     @property
     def sampled(self) -> bool:
@@ -42,13 +50,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """One model on one task. `difference`: its sampled answers (greedy where there are none) minus the baseline's."""
+    """One model on one task. `difference`: its sampled answers (greedy where both have no others) minus the baseline's.
+
+    label: the objective; "base model"; or, of a model of no given run, its directory. backbone: what it started from.
+    """
 
     task: str
+    backbone: str
     label: str
     greedy: Result | None
     sampled: Result | None
     difference: Difference | None
+    baseline: str  # label of the model that it is compared with
     run: Run | None
 
     @property
@@ -57,6 +70,18 @@ class Row:
         result = self.sampled or self.greedy
         assert result is not None
         return result
+
+    @property
+    def domain(self) -> str:
+        return self.main.content.get("domain", self.task)
+
+    def paired_with(self, baseline: "Row") -> tuple[Result, Result]:
+        """The two results of one decoding that are compared: sampled where both have it."""
+        if self.sampled and baseline.sampled:
+            return self.sampled, baseline.sampled
+        assert self.greedy is not None
+        assert baseline.greedy is not None
+        return self.greedy, baseline.greedy
 
 
 @dataclass(frozen=True)
@@ -75,13 +100,15 @@ class Inputs:
     def labels(self) -> list[str]:
         return list(dict.fromkeys(row.label for row in self.rows))
 
-    def curves(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        """task -> label -> metrics, for the runs that were evaluated and logged something."""
-        curves: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for row in self.rows:
-            if row.run is not None and row.run.metrics:
-                curves.setdefault(row.task, {})[row.label] = row.run.metrics
-        return curves
+    def name(self, backbone: str, label: str) -> str:
+        """The label; with its backbone where the report has several."""
+        several = len({row.backbone for row in self.rows}) > 1
+        return f"{backbone}: {label}" if several and label != backbone else label
+
+    def baseline_of(self, row: Row) -> Row | None:
+        """The row that `row` is compared with; None for itself."""
+        key = (row.task, row.backbone, row.baseline)
+        return None if row.label == row.baseline else next(r for r in self.rows if (r.task, r.backbone, r.label) == key)
 
 
 def read_inputs(run_dirs: list[Path], result_paths: list[Path], diagnosis_paths: list[Path]) -> Inputs:
@@ -106,7 +133,11 @@ def read_run(run_dir: Path) -> Run:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.is_file() else []
-    return Run(run_dir, _objective_key(content, path), [json.loads(line) for line in lines])
+    model = content.get("model") or {}
+    backbone = Path(str(model.get("id") or model.get("path") or "")).name
+    return Run(
+        run_dir, _objective_key(content, path), backbone, model.get("path"), [json.loads(line) for line in lines]
+    )
 
 
 def _objective_key(content: dict[str, Any], path: Path) -> str:
@@ -124,32 +155,62 @@ def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
     by_model: dict[tuple[str, str], dict[bool, Result]] = {}
     for result in results:
         by_model.setdefault((result.content["task"], result.content["model"]), {})[result.sampled] = result
-    labels = _labels([model for _, model in by_model], runs)
-    baselines = {task: pair for (task, model), pair in by_model.items() if labels[model] == BASELINE}
+    names = {model: _name(model, runs) for _, model in by_model}
+    baselines = _baselines(list(by_model), names)
     rows = []
     for (task, model), pair in by_model.items():
-        baseline = baselines.get(task)
+        backbone, label = names[model]
+        baseline = by_model[task, baselines[task, backbone]]
         rows.append(
             Row(
                 task=task,
-                label=labels[model],
+                backbone=backbone,
+                label=label,
                 greedy=pair.get(False),
                 sampled=pair.get(True),
-                difference=None if baseline in (None, pair) else _difference(pair, baseline),
+                difference=None if baseline is pair else _difference(pair, baseline),
+                baseline=names[baselines[task, backbone]][1],
                 run=_run_of(model, runs),
             )
         )
     tasks = list(dict.fromkeys(row.task for row in rows))
-    return sorted(rows, key=lambda row: (tasks.index(row.task), row.run is not None, row.label != BASELINE, row.label))
+    backbones = list(dict.fromkeys(row.backbone for row in rows))
+    return sorted(
+        rows,
+        key=lambda row: (
+            tasks.index(row.task),
+            backbones.index(row.backbone),
+            row.run is not None,
+            row.label != BASELINE,
+            row.label,
+        ),
+    )
 
 
-def _labels(models: list[str], runs: list[Run]) -> dict[str, str]:
-    """The objective of a model's run; a model of no given run goes by its directory."""
-    labels = {}
-    for model in models:
-        run = _run_of(model, runs)
-        labels[model] = _directory_name(Path(model)) if run is None else run.objective
-    return labels
+def _baselines(evaluated: list[tuple[str, str]], names: dict[str, tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(task, backbone) -> the model that the others are compared with: BASELINE's, else the first one evaluated."""
+    baselines: dict[tuple[str, str], str] = {}
+    for task, model in evaluated:
+        backbone, label = names[model]
+        if label == BASELINE or (task, backbone) not in baselines:
+            baselines[task, backbone] = model
+    return baselines
+
+
+def _name(model: str, runs: list[Run]) -> tuple[str, str]:
+    """(backbone, label) of a model: by the run that made it, by one that started from it, else by its directory.
+
+    A model of no run is compared with the others where these have one backbone, or where there are no runs.
+    """
+    run = _run_of(model, runs)
+    if run is not None:
+        return run.backbone, run.objective
+    started = next((run for run in runs if run.base and Path(run.base).resolve() == Path(model).resolve()), None)
+    if started is not None:
+        return started.backbone, BASE_MODEL
+    backbones = {run.backbone for run in runs}
+    name = _directory_name(Path(model))
+    return (backbones.pop() if len(backbones) == 1 else "" if not runs else name), name
 
 
 def _directory_name(model: Path) -> str:
@@ -165,11 +226,13 @@ def _difference(pair: dict[bool, Result], baseline: dict[bool, Result]) -> Diffe
     for sampled in (True, False):
         if sampled in pair and sampled in baseline:
             a, b = pair[sampled], baseline[sampled]
+            if not a.content.get("judged", True):
+                return None
             if a.content["prompt_hash"] != b.content["prompt_hash"]:
                 raise ValueError(
                     f"{a.path} and {b.path} saw different prompts; evaluate both on the same test set and limit"
                 )
-            return paired_difference(item_scores(a.path), item_scores(b.path), seed=a.content["seed"])
+            return paired_difference(a.scores, b.scores, seed=a.content["seed"])
     return None
 
 

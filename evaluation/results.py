@@ -16,6 +16,7 @@ import numpy as np
 
 from evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
 
+COUNTS = ("cut_at_token_limit", "prompt_too_long", "timed_out_judgements")  # answers that something happened to
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -63,22 +64,32 @@ class Store:
 
 
 def summarize(settings: dict[str, Any], samples: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
-    """The content of results.json for the complete `samples` of one (model, task, decoding)."""
-    scores = np.array([sample["scores"] for sample in samples])
+    """The content of results.json for the complete `samples` of one (model, task, decoding).
+
+    Without scores (`judged` false: only a judge can tell) there are no mean and interval, but all else.
+    """
     finishes = [finish for sample in samples for finish in sample["finish"]]
+    extras = [name for name in samples[0]["extra"] if name != "timed_out"]
+    judged = bool(samples[0]["scores"])
     return {
         **settings,
-        **asdict(estimate(scores, seed=settings["seed"])),
+        "judged": judged,
+        **(asdict(_estimate(samples, settings["seed"])) if judged else {}),
+        "num_items": len(samples),
+        "samples_per_item": len(samples[0]["answers"]),
         "interval": f"{CONFIDENCE:.0%} percentile bootstrap over items, {RESAMPLES} resamples",
         "prompt_hash": sha256("\0".join(sample["prompt"] for sample in samples).encode()).hexdigest(),
         "cut_at_token_limit": finishes.count("length"),
         "prompt_too_long": finishes.count("prompt_too_long"),
-        "timed_out_judgements": sum(sum(sample["extra"].get("timed_out", [])) for sample in samples),
-        "extra": {
-            name: asdict(_extra(samples, name, settings["seed"])) for name in samples[0]["extra"] if name != "timed_out"
-        },
+        "timed_out_judgements": int(sum(sum(sample["extra"].get("timed_out", [])) for sample in samples)),
+        "mean_tokens": float(np.mean([count for sample in samples for count in sample["num_tokens"]])),
+        "extra": {name: asdict(_extra(samples, name, settings["seed"])) for name in extras},
         "versions": versions,
     }
+
+
+def _estimate(samples: list[dict[str, Any]], seed: int) -> Estimate:
+    return estimate(np.array([sample["scores"] for sample in samples]), seed=seed)
 
 
 def _extra(samples: list[dict[str, Any]], name: str, seed: int) -> Estimate:
@@ -96,11 +107,6 @@ def read_result(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or "num_items" not in result:
         raise ValueError(f"{path}: not a results.json of an evaluation; pass the files that the evaluation wrote")
     return result
-
-
-def item_scores(result_path: Path) -> np.ndarray:
-    """Scores [items, samples] of the samples beside `result_path`, in item order."""
-    return np.array([sample["scores"] for sample in Store(result_path.parent).samples()])
 
 
 def fingerprint(model_dir: Path) -> str:

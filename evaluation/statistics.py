@@ -1,5 +1,6 @@
 """Intervals and tests for benchmark scores: the item is the unit, its repeated answers are not independent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,12 +58,33 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Differe
     counted, so it is never below 1 / (RESAMPLES + 1).
     Raises: ValueError when the numbers of items differ.
     """
-    a, b = _matrix(a), _matrix(b)
-    if len(a) != len(b):
-        raise ValueError(f"paired scores need the same items: got {len(a)} and {len(b)}; evaluate both on one data set")
-    differences = a.mean(axis=1) - b.mean(axis=1)
+    differences = _item_differences(a, b)
     low, high = _bootstrap_interval(differences, seed)
     return Difference(float(differences.mean()), low, high, _sign_flip_p_value(differences, seed), len(differences))
+
+
+def mean_of_tasks(tasks: Sequence[np.ndarray], *, seed: int = 0) -> Estimate:
+    """The unweighted mean over `tasks`, each [items, samples]: items are resampled within their task.
+
+    Where resampling cannot move any task's mean, the mean of the tasks' own bounds stands in. `samples_per_item` is
+    that of the first task.
+    """
+    estimates = [estimate(scores, seed=seed) for scores in tasks]
+    means = np.mean([_bootstrap_means(_matrix(t).mean(axis=1), [seed, n]) for n, t in enumerate(tasks)], axis=0)
+    low, high = _percentiles(means)
+    if means.min() == means.max():
+        low, high = (float(np.mean([getattr(e, end) for e in estimates])) for end in ("low", "high"))
+    mean = float(np.mean([e.mean for e in estimates]))
+    return Estimate(mean, low, high, sum(e.num_items for e in estimates), estimates[0].samples_per_item)
+
+
+def paired_mean_of_tasks(a: Sequence[np.ndarray], b: Sequence[np.ndarray], *, seed: int = 0) -> Difference:
+    """Unweighted mean over tasks of the paired differences a - b, its interval and sign-flip p-value."""
+    differences = [_item_differences(x, y) for x, y in zip(a, b, strict=True)]
+    means = np.mean([_bootstrap_means(d, [seed, n]) for n, d in enumerate(differences)], axis=0)
+    # An item's weight in the mean: one over the number of tasks and the items of its own.
+    weighted = np.concatenate([d / (len(d) * len(differences)) for d in differences])
+    return Difference(float(weighted.sum()), *_percentiles(means), _sign_flip_p_value(weighted, seed), len(weighted))
 
 
 def _matrix(scores: np.ndarray) -> np.ndarray:
@@ -72,15 +94,30 @@ def _matrix(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
+def _item_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = _matrix(a), _matrix(b)
+    if len(a) != len(b):
+        raise ValueError(f"paired scores need the same items: got {len(a)} and {len(b)}; evaluate both on one data set")
+    return a.mean(axis=1) - b.mean(axis=1)
+
+
 def _bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     """Percentile interval of the mean of `values` [items]."""
-    means = np.concatenate([values[rows].mean(axis=1) for rows in _resamples(len(values), seed)])
+    return _percentiles(_bootstrap_means(values, seed))
+
+
+def _percentiles(means: np.ndarray) -> tuple[float, float]:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _resamples(num_items: int, seed: int, block: int = 500):
+def _bootstrap_means(values: np.ndarray, seed: int | list[int]) -> np.ndarray:
+    """Means [RESAMPLES] of resampled `values` [items]."""
+    return np.concatenate([values[rows].mean(axis=1) for rows in _resamples(len(values), seed)])
+
+
+def _resamples(num_items: int, seed: int | list[int], block: int = 500):
     """RESAMPLES rows of item indices in blocks, so that memory stays at `block` * num_items."""
     rng = np.random.default_rng(seed)
     for _ in range(RESAMPLES // block):

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=None)
 
     report = commands.add_parser("report", help="one page from training runs, diagnoses and evaluations")
-    report.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="run directories of `train`")
+    report.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="run directories of `train`")
     report.add_argument("--results", nargs="+", required=True, metavar="DIR", help="output directories of `eval`")
     report.add_argument(
         "--output", default="report/report.html", metavar="FILE", help="the page; its pictures go beside it"
@@ -172,3 +172,7 @@ def _version() -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
+elif __name__ == "__mp_main__" and _is_rank():  # Megatron's checkpoint writer: it would outlive a rank that is killed
+    from nemo_probsft.launch import die_with_parent
+
+    die_with_parent()

