@@ -1,8 +1,9 @@
 """The prompts of the paper's domains: one text for training rows and test items, so that the two cannot drift apart.
 
-A prompt is one user turn. What stands around it is the model family's: the chat template of the tokenizer (or the recipe's
-`data.chat_template`, which the exported tokenizer carries), applied once, in training and in evaluation alike; without a
-template the prompt is the plain text. Texts: the reference evaluation of arXiv 2510.00526, EvalPlus 0.3.1 for code.
+A prompt is one user turn. What stands around it is the model family's: the chat template of the tokenizer (or the
+recipe's `data.chat_template`, which the exported tokenizer carries), applied once, in training and in evaluation alike;
+without a template the prompt is the plain text. Texts: the reference evaluation of arXiv 2510.00526, EvalPlus 0.3.1 for
+code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CODE = "Please provide a self-contained Python script that solves the following 
 
 
 def boxed(question: str) -> str:
-    """Mathematics and medicine: the question, then where the answer goes. It is in the user's turn in `qwen-boxed` too."""
+    """Mathematics and medicine: the question, then where the answer goes, as in the reference's `qwen-boxed`."""
     return f"{question}\n{BOXED}"
 
 
