@@ -155,6 +155,9 @@ def _refuse_nemo(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
             NeMoWeights(weights, spec)
     except ValueError as error:
         raise recipe.error("model.path", str(error)) from None
+    except (AttributeError, TypeError, KeyError, IndexError, OverflowError) as error:  # the index of the weights
+        problem = f"{path}/weights is damaged ({type(error).__name__}: {error}); copy the checkpoint again"
+        raise recipe.error("model.path", problem.replace("\n", " ")) from None
     if reason := refused_setting(context.settings):
         raise recipe.error("model.path", f"{path} was made with {reason}; {EXPORT}")
     if context.adapters:

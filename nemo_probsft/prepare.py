@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nemo_probsft import batches, config, data, model_files, plan, preflight, strictyaml
 from nemo_probsft.checkpoints import is_nemo, last_checkpoint
 from nemo_probsft.config import Recipe
@@ -84,11 +86,15 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     )
     dataset = data.TokenizedDataset.load(examples)
     data.check_ids(dataset, settings["vocab_size"])
+    _refuse_other_data(recipe, dataset, examples, run_dir)
     if len(dataset) < recipe.data.global_batch_size:
         size, found = recipe.data.global_batch_size, f"the {len(dataset)} examples of {recipe.data.train}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
     per_epoch = batches.steps_per_epoch(len(dataset), recipe.data.global_batch_size)
     num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
+    if num_steps > config.MAX_INT32:
+        problem = f"{recipe.trainer.epochs} of {per_epoch} steps each are more than 2**31 - 1 steps; lower it"
+        raise recipe.error("trainer.epochs", problem)
     base = source if is_nemo(source) else run_dir / "base"
     if not is_nemo(base):
         conversion.import_hf(source, base, progress=True)
@@ -106,6 +112,25 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     )
     write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
     return prepared, _found(recipe, prepared, dataset, tokenizer, per_epoch)
+
+
+def _refuse_other_data(recipe: Recipe, dataset: data.TokenizedDataset, examples: Path, run_dir: Path) -> None:
+    """A run that has been trained already goes on with the tokens it was trained on, or not at all."""
+    if last_checkpoint(run_dir / "checkpoints") is None or not (run_dir / PREPARED).exists():
+        return
+    started = json.loads((run_dir / PREPARED).read_text(encoding="utf-8"))["examples"]
+    directory = run_dir / "data" / Path(started).name
+    if directory == examples or not directory.exists():
+        return
+    then = data.TokenizedDataset.load(directory)
+    if not all(np.array_equal(getattr(then, name), getattr(dataset, name)) for name in data.ARRAYS):
+        problem = (
+            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started ({then.summary.num_tokens} "
+            f"tokens in {len(then)} examples then, {dataset.summary.num_tokens} in {len(dataset)} now); choose another "
+            f"run_dir, for example run_dir={run_dir}-2"
+        )
+        shutil.rmtree(examples)
+        raise recipe.error("data.train", problem)
 
 
 def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per_epoch: int) -> list[Decision]:
@@ -193,6 +218,7 @@ def _tokenizer(recipe: Recipe, hf: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
+        tokenizer("whether it works shows when it is used")
     except Exception as error:  # the tokenizers library raises nothing narrower
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"

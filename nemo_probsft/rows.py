@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,11 +200,14 @@ def _parquet_records(path: Path) -> Iterator[tuple[Any, str]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
+                raise pyarrow.ArrowInvalid("two columns have one name")
             for batch in file.iter_batches(batch_size=1024):
+                batch.validate(full=True)  # a damaged offset would end the process
                 for record in batch.to_pylist():
                     number += 1
                     yield record, f"{path} row {number}"
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError, OverflowError) as error:
         raise ValueError(
             f"{path}: is not readable as parquet after row {number} ({_first_line(error)}): write it again"
         ) from None
@@ -217,17 +220,22 @@ def _saved_records(directory: Path, split: str) -> Iterator[tuple[Any, str]]:
         )
     import datasets
 
-    try:
-        data = datasets.load_from_disk(str(directory))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{directory}: is not readable as a saved data set ({_first_line(error)}): save it again"
-        ) from None
+    data = _readable(directory, lambda: datasets.load_from_disk(str(directory)))
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise ValueError(f"{directory}: has no split {split!r}: its splits are {', '.join(data)}")
         data = data[split]
+    _readable(directory, lambda: data.data.table.validate(full=True))  # a damaged offset would end the process
     return _numbered(data, str(directory))
+
+
+def _readable(directory: Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception as error:  # datasets believes what stands in the directory, and trips over it anywhere
+        raise ValueError(
+            f"{directory}: is not readable as a saved data set ({_first_line(error)}): save it again"
+        ) from None
 
 
 def _hub_records(source: str, split: str) -> Iterator[tuple[Any, str]]:

@@ -22,7 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
 import yaml
+from pyarrow import parquet
 
 from nemo_probsft import config, model_files, prepare, rows, strictyaml
 from nemo_probsft.__main__ import main
@@ -251,7 +254,7 @@ def check_recipe(rng: random.Random) -> str:
     Path("again.yaml").write_text(strictyaml.dump(dumped), encoding="utf-8")
     if config.dump(config.load("again.yaml")) != dumped:
         raise Failure("dump and load is no fixed point")
-    return check_front_half(recipe, overrides)
+    return check_front_half(recipe)
 
 
 def check_exit(overrides: list[str], expected: str) -> None:
@@ -290,7 +293,7 @@ def mapping_keys(node: Any, path: tuple = ()) -> Iterator[tuple]:
             yield from mapping_keys(value, (*path, key.value))
 
 
-def check_front_half(recipe: config.Recipe, overrides: list[str]) -> str:
+def check_front_half(recipe: config.Recipe) -> str:
     """What `train` does before any rank starts. Nothing is left behind when it refuses."""
     before = listing()
     try:
@@ -336,44 +339,67 @@ def check_data(rng: random.Random) -> str:
     return "read"
 
 
+def check_source(rng: random.Random) -> str:
+    """A parquet file or a saved data set with a damaged byte, or with a mutated description."""
+    path = rng.choice([Path("rows.parquet"), *sorted(Path("saved").iterdir())])
+    with mutated(path, rng):
+        source = path if path.suffix == ".parquet" else path.parent
+        try:
+            list(rows.read_rows(source))
+        except ValueError as error:
+            if not one_line(error).startswith(str(source)):
+                raise Failure(f"no place named: {error}") from error
+            return "refused"
+    return "read"
+
+
 # Models
 
 
+MODEL_FILES = ["hf/config.json", "hf/model.safetensors", "nemo-hf/context/io.json", "nemo-hf/hf/config.json"]
+MODEL_FILES += ["nemo-hf/weights/.metadata", "nemo-hf/weights/metadata.json"]
+
+
 def check_model(rng: random.Random) -> str:
-    """A mutated config.json, io.json, index or weights."""
-    source = rng.choice(
-        [
-            "hf/config.json",
-            "nemo-hf/context/io.json",
-            "nemo-hf/hf/config.json",
-            "nemo-hf/weights/.metadata",
-            "hf/model.safetensors",
-        ]
-    )
-    path = Path(source)
+    path = Path(rng.choice(MODEL_FILES))
+    with mutated(path, rng):
+        try:
+            model_files.check_model(config.load("model.yaml", [f"model.path={path.parts[0]}"]))
+        except ValueError as error:
+            if not one_line(error).startswith(("model.yaml", "override ")):
+                raise Failure(f"no place named: {error}") from error
+            return "refused"
+    return "accepted"
+
+
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"]
+
+
+def check_tokenizer(rng: random.Random) -> str:
+    with mutated(Path("model", rng.choice(TOKENIZER_FILES)), rng):
+        Path("r.yaml").write_text(strictyaml.dump(GOOD[0]))
+        return check_front_half(config.load("r.yaml"))
+
+
+@contextlib.contextmanager
+def mutated(path: Path, rng: random.Random) -> Iterator[None]:
     original = path.read_bytes()
+    path.write_bytes(mutated_bytes(original, path, rng))
     try:
-        path.write_bytes(mutated_model_file(original, path, rng))
-        recipe = config.load("model.yaml", [f"model.path={path.parts[0]}"])
-        model_files.check_model(recipe)
-        return "accepted"
-    except ValueError as error:
-        if not one_line(error).startswith(("model.yaml", "override ")):
-            raise Failure(f"no place named: {error}") from error
-        return "refused"
+        yield
     finally:
         path.write_bytes(original)
 
 
-def mutated_model_file(original: bytes, path: Path, rng: random.Random) -> bytes:
+def mutated_bytes(original: bytes, path: Path, rng: random.Random) -> bytes:
     if path.suffix != ".json" or rng.random() < 0.3:
-        at = rng.randrange(len(original))
+        at = rng.randrange(min(len(original), rng.choice([100, 2000, 10**9])))
         return original[:at] + bytes([rng.randrange(256)]) * rng.randrange(3) + original[at + rng.randrange(4) :]
     tree = json.loads(original)
     branch = tree
-    while rng.random() < 0.6 and (inner := [value for value in walk(branch) if value]):
+    while rng.random() < 0.7 and (inner := [value for value in walk(branch) if value]):
         branch = rng.choice(inner)
-    mutate_tree(branch if branch else tree, rng)
+    mutate_tree(branch or tree, rng)
     return json.dumps(tree).encode("utf-8", "surrogatepass")
 
 
@@ -385,7 +411,13 @@ def walk(tree: Any) -> Iterator[dict]:
             yield from walk(value)
 
 
-KINDS: dict[str, Callable[[random.Random], str]] = {"recipe": check_recipe, "data": check_data, "model": check_model}
+KINDS: dict[str, Callable[[random.Random], str]] = {
+    "recipe": check_recipe,
+    "line": check_data,
+    "source": check_source,
+    "model": check_model,
+    "tokenizer": check_tokenizer,
+}
 
 
 def run(kind: str, numbers: range) -> tuple[collections.Counter, list[str]]:
@@ -395,7 +427,9 @@ def run(kind: str, numbers: range) -> tuple[collections.Counter, list[str]]:
     for number in numbers:
         try:
             counts[KINDS[kind](random.Random(f"{SEED}-{kind}-{number}"))] += 1
-        except Exception as error:  # what the campaign looks for
+        except BaseException as error:  # what the campaign looks for; a panic of the tokenizers is no Exception
+            if isinstance(error, KeyboardInterrupt):
+                raise
             where = traceback.extract_tb(error.__traceback__)[-1]
             failures.append(
                 f"{kind} {number}: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
@@ -410,6 +444,8 @@ def prepared() -> Iterator[None]:
         inside = Path(directory, "work")
         inside.mkdir()
         workspace(inside)
+        parquet.write_table(pyarrow.table({key: [row[key] for row in ROWS] for key in ROWS[0]}), "rows.parquet")
+        datasets.Dataset.from_list(ROWS).save_to_disk("saved")
         huggingface("hf")
         nemo("nemo-hf")
         shutil.rmtree("nemo-hf-source")
@@ -423,15 +459,17 @@ def prepared() -> Iterator[None]:
 
 
 def campaign(num_recipes: int) -> int:
+    failed = 0
     with prepared():
-        for kind, share in (("recipe", 1), ("data", 1), ("model", 5)):
+        for kind, share in {"recipe": 1, "line": 1, "source": 5, "model": 5, "tokenizer": 10}.items():
             counts, failures = run(kind, range(num_recipes // share))
             print(
                 f"{kind}: {sum(counts.values()) + len(failures)} cases,",
                 *(f"{n} {what}," for what, n in counts.items()),
             )
             print(f"{kind}: {len(failures)} failures", *failures[:40], sep="\n  ")
-    return 1 if failures else 0
+            failed += len(failures)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -244,6 +244,30 @@ def test_a_label_outside_the_vocabulary_is_refused(capsys, good):
         )
 
 
+def test_a_trained_run_does_not_go_on_with_other_data(capsys, good):
+    Path("recipe.yaml").write_text(yaml.safe_dump(good))
+    prepare.prepare(config.load("recipe.yaml"))
+    Path("train.jsonl").write_bytes(row("1", "2") * 4 + row("3", "4") * 4)
+    prepare.prepare(config.load("recipe.yaml"))  # nothing is trained yet
+    checkpoint = Path("run/checkpoints/step=1")
+    (checkpoint / "context").mkdir(parents=True)
+    (checkpoint / "weights").mkdir()
+    (checkpoint / "weights" / "metadata.json").touch()
+    prepare.prepare(config.load("recipe.yaml"))
+    Path("train.jsonl").write_bytes(row("1", "2") * 4 + row("3", "5") * 4)
+    assert refused(capsys, good) == (
+        "recipe.yaml:5: data.train: train.jsonl or the tokenizer has changed since run was started (24 tokens in 8 "
+        "examples then, 24 in 8 now); choose another run_dir, for example run_dir=run-2"
+    )
+
+
+def test_more_steps_than_can_be_counted_are_refused(capsys, good):
+    good["trainer"] = {"devices": 2, "epochs": 2**31 - 1, "precision": "fp32"}
+    assert refused(capsys, good) == (
+        "recipe.yaml:14: trainer.epochs: 2147483647 of 2 steps each are more than 2**31 - 1 steps; lower it"
+    )
+
+
 def test_a_tokenizer_that_cannot_be_read_is_refused(capsys, good, model):
     shutil.copytree(model, "m")
     Path("m/tokenizer.json").write_text('{"model": {"type": "none"}}')

@@ -7,7 +7,7 @@ import pytest
 from nemo_probsft import config, strictyaml
 from tests import fuzz
 
-NUM_CASES = {"recipe": 300, "data": 500, "model": 100}
+NUM_CASES = {"recipe": 300, "line": 500, "source": 100, "model": 100, "tokenizer": 30}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -194,6 +194,24 @@ def test_bad_parquet(tmp_path):
         assert error(path).startswith(f"{path}: is not readable as parquet after row 0 (")
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+    columns = [pa.array(["a"])] * 3
+    parquet.write_table(pa.Table.from_arrays(columns, names=["prompt", "response", "prompt"]), path)
+    assert error(path) == (
+        f"{path}: is not readable as parquet after row 0 (two columns have one name): write it again"
+    )
+
+
+def test_damage_in_a_saved_data_set_does_not_end_the_process(tmp_path):
+    datasets.Dataset.from_dict({"prompt": ["2+2="] * 8, "response": ["4"] * 8}).save_to_disk(tmp_path / "set")
+    path = next((tmp_path / "set").glob("*.arrow"))
+    content = path.read_bytes()
+    offsets = content.index(b"".join(i.to_bytes(4, "little") for i in (4, 8, 12)))
+    path.write_bytes(content[:offsets] + b"\xff\xff\xff\xff" + content[offsets + 4 :])
+    assert "is not readable as a saved data set (" in error(tmp_path / "set")
+
+
 def test_bad_sources(tmp_path):
     missing = tmp_path / "train.jsonl"
     remedy = "no such file, and not the name of a data set: give a .jsonl or .parquet file, or owner/name"
