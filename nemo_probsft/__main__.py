@@ -172,7 +172,3 @@ def _version() -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
-elif __name__ == "__mp_main__" and _is_rank():  # Megatron's checkpoint writer: it would outlive a rank that is killed
-    from nemo_probsft.launch import die_with_parent
-
-    die_with_parent()
