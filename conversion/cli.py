@@ -78,12 +78,13 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, execute
 def _import(arguments: argparse.Namespace) -> int:
     from conversion.convert import import_hf
 
+    _one_thread()
     import_hf(
         arguments.source,
         arguments.target,
         dtype=arguments.dtype,
         allow_pickle=arguments.allow_pickle,
-        progress=_shows(),
+        progress=True,
     )
     print(f"wrote {arguments.target}")
     return 0
@@ -93,6 +94,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from conversion.card import read_yaml
     from conversion.convert import export_hf
 
+    _one_thread()
     export_hf(
         arguments.source,
         arguments.target,
@@ -100,7 +102,7 @@ def _export(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         adapter=arguments.adapter,
         provenance=None if arguments.run is None else read_yaml(arguments.run),
-        progress=_shows(),
+        progress=True,
     )
     print(f"wrote {arguments.target}")
     return 0
@@ -109,13 +111,18 @@ def _export(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from conversion.compare import verify
 
-    report = verify(arguments.a, arguments.b, base=arguments.base, logits=arguments.logits, progress=_shows())
+    if not arguments.logits:
+        _one_thread()
+    report = verify(arguments.a, arguments.b, base=arguments.base, logits=arguments.logits, progress=True)
     print(report.table())
     return 0 if report.equal else 1
 
 
-def _shows() -> bool:
-    return sys.stderr.isatty()
+def _one_thread() -> None:
+    """What there is to compute waits for memory; torch's threads would only spin."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

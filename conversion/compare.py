@@ -13,7 +13,7 @@ from conversion.convert import export_hf, model_files
 from conversion.families import model_spec
 from conversion.progress import Progress
 from conversion.staging import existing_directory, system_errors_in_one_line
-from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes, read_config
+from conversion.weights import HFWeights, NeMoWeights, Weights, dtype_name, num_bytes, read_config
 
 _BLOCK = 1 << 24  # numbers compared at a time
 
@@ -134,7 +134,7 @@ def _differences(a: Weights, b: Weights, names: set[str], progress: bool) -> dic
 
 def _kind(side: Weights, name: str) -> str:
     dtype, shape = side.tensors[name]
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
+    return f"{dtype_name(dtype)} {list(shape)}"
 
 
 def _same_bits(x: Tensor, y: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Convert between a Hugging Face directory and a NeMo 2 checkpoint, one block of rows at a time."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
 from conversion.staging import Snapshot, existing_directory, staged_directory, system_errors_in_one_line
 from conversion.torch_dist import TorchDistWriter, global_shape
 from conversion.weights import (
+    BLOCK_BYTES,
     HFWeights,
     Tensors,
+    cast,
+    dtype_name,
     groups,
     hf_names,
-    is_finite,
     num_bytes,
     read_config,
     row_blocks,
@@ -60,22 +63,23 @@ def import_hf(
     with staged_directory(target, total) as partial, Progress("import", total, progress) as bar:
         (partial / "weights").mkdir()
         writer = TorchDistWriter(partial / "weights")
+        buffer = bytearray(BLOCK_BYTES)
         for mapping, layer in groups(spec):
             names = hf_names(mapping, layer)
             shape = global_shape(mapping.shape, None if layer is None else spec.num_layers)
             for first, count in row_blocks(outputs[names[0]][0], mapping.shape):
-                pieces = [
-                    _cast(weights.read(names[part], *rows), dtype, names[part])
-                    for part, *rows in layout.pieces(mapping, spec, first, count)
-                ]
-                block = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                block = _view(buffer, outputs[names[0]][0], (count, *mapping.shape[1:]))
+                filled = 0
+                for part, own_first, own_count in layout.pieces(mapping, spec, first, count):
+                    weights.read_into(block[filled : filled + own_count], names[part], own_first)
+                    filled += own_count
                 writer.add_rows(f"module.{mapping.megatron}", block, first, shape, layer)
                 bar.advance(block.nbytes)
         _add_extra_state(writer, spec)
         writer.close(_common_state())
         copy_model_files(source, partial / HF_FILES)
         weights_dtype = max({own for own, _ in outputs.values()}, key=lambda kind: (kind.itemsize, str(kind)))
-        write_context(partial / "context", spec, _name(weights_dtype), _tokenizer_path(partial))
+        write_context(partial / "context", spec, dtype_name(weights_dtype), _tokenizer_path(partial))
         snapshot.check()
 
 
@@ -115,7 +119,7 @@ def export_hf(
     with staged_directory(target, total) as partial, Progress("export", total, progress) as bar:
         writer = ShardedWriter(partial, state_dict_order(outputs), shard_bytes)
         for name, first, rows in weights.blocks():
-            block = _cast(rows, dtype, name)
+            block = cast(rows, dtype, name)
             writer.write(name, first, block)
             bar.advance(block.nbytes)
         writer.close()
@@ -138,7 +142,7 @@ def _export_adapter(
     if adapters is None:
         raise ValueError(f"{source}: holds no LoRA adapters; export it without adapter (--adapter)")
     with staged_directory(target, adapters.num_bytes) as partial:
-        write_adapter(partial, adapters, base_model(provenance), lambda tensor, name: _cast(tensor, dtype, name))
+        write_adapter(partial, adapters, base_model(provenance), lambda tensor, name: cast(tensor, dtype, name))
         if provenance is not None:
             write_card(partial, checkpoint.config, provenance, source.name)
         snapshot.check()
@@ -149,7 +153,11 @@ def model_files(directory: Path) -> list[Path]:
     found = []
     for file in sorted(directory.iterdir()):
         is_licence = file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
-        if file.is_file() and (is_licence or file.suffix in _SUFFIXES) and not file.name.endswith(".index.json"):
+        if not (is_licence or file.suffix in _SUFFIXES) or file.name.endswith(".index.json"):
+            continue
+        if file.is_symlink() and not file.exists():
+            raise ValueError(f"{file}: a link to nothing, or a loop of links; download the model again")
+        if file.is_file():
             found.append(Path(file.name))
     templates = directory / "additional_chat_templates"
     if templates.is_dir():
@@ -161,6 +169,11 @@ def copy_model_files(source: Path, target: Path) -> None:
     for name in model_files(source):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
+
+
+def _view(buffer: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor in the first bytes of `buffer`: new memory for every block would cost as much as reading it."""
+    return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).reshape(shape)
 
 
 def _add_extra_state(writer: TorchDistWriter, spec: ModelSpec) -> None:
@@ -178,19 +191,10 @@ def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
         first, *others = (name for layer in layers for name in hf_names(mapping, layer))
         for name in others:
             if tensors[name][0] != tensors[first][0]:
+                own, other = dtype_name(tensors[name][0]), dtype_name(tensors[first][0])
                 raise ValueError(
-                    f"{name} is {_name(tensors[name][0])}, {first} is {_name(tensors[first][0])}; NeMo stores them as "
-                    "one tensor: give the dtype of all (--dtype)"
+                    f"{name} is {own}, {first} is {other}, but NeMo stores them as one tensor; choose a dtype (--dtype)"
                 )
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
-    if dtype is None or tensor.dtype == dtype:
-        return tensor
-    cast = tensor.to(dtype)
-    if not is_finite(cast):
-        raise ValueError(f"{name}: its numbers do not fit into {_name(dtype)}; choose another dtype")
-    return cast
 
 
 def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -199,10 +203,6 @@ def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _tokenizer_path(checkpoint: Path) -> str | None:
@@ -214,8 +214,8 @@ def _tokenizer_path(checkpoint: Path) -> str | None:
 def _set_config_dtype(file: Path, config: dict, written: set[torch.dtype]) -> None:
     """Change the dtype in config.json where it no longer says what the weights are; otherwise keep every byte."""
     key = "dtype" if "dtype" in config else "torch_dtype"
-    if len(written) == 1 and config.get(key, "float32") != _name(*written):
-        file.write_text(json.dumps(config | {key: _name(*written)}, indent=2) + "\n", encoding="utf-8")
+    if len(written) == 1 and config.get(key, "float32") != dtype_name(*written):
+        file.write_text(json.dumps(config | {key: dtype_name(*written)}, indent=2) + "\n", encoding="utf-8")
 
 
 def _common_state() -> dict:

@@ -78,7 +78,7 @@ def model_spec(config: dict) -> ModelSpec:
         raise ValueError(
             f"config.json: num_attention_heads {num_heads} is not a multiple of the {groups} key-value heads"
         )
-    scaling = _rope(config).get("rope_scaling")
+    rope_theta, scaling = _rope(config)
     vocab_size = _size(config, "vocab_size")
     return ModelSpec(
         model_type=model_type,
@@ -104,7 +104,7 @@ def model_spec(config: dict) -> ModelSpec:
             "seq_length": _size(config, "max_position_embeddings"),
             "init_method_std": config.get("initializer_range", 0.02),
             "layernorm_epsilon": config.get("rms_norm_eps", 1e-6),
-            "rotary_base": _rope(config)["rope_theta"],
+            "rotary_base": rope_theta,
             "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings", False)),
             **_rope_scaling_values(scaling),
         },
@@ -219,20 +219,20 @@ def _rope_scaling_values(scaling: dict | None) -> dict[str, float]:
     return {nemo: scaling[hf] for hf, nemo in names.items()}
 
 
-def _rope(config: dict) -> dict:
-    """rope_theta and rope_scaling (None without), from transformers 4 (two keys) or 5 (`rope_parameters`)."""
+def _rope(config: dict) -> tuple[float, dict | None]:
+    """(rope_theta, rope_scaling or None), from transformers 4 (two keys) or 5 (`rope_parameters`)."""
     parameters = config.get("rope_parameters")
     if parameters is None:
-        return {"rope_theta": config.get("rope_theta", 10000.0), "rope_scaling": config.get("rope_scaling")}
-    if "rope_theta" not in parameters:
+        theta, scaling = config.get("rope_theta", 10000.0), config.get("rope_scaling")
+    elif "rope_theta" in parameters:
+        theta, scaling = parameters["rope_theta"], {k: v for k, v in parameters.items() if k != "rope_theta"}
+    else:
         raise ValueError(
             f"config.json: rope_parameters {parameters} has no rope_theta; one set for all layers is supported"
         )
-    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-    return {
-        "rope_theta": parameters["rope_theta"],
-        "rope_scaling": None if scaling.get("rope_type", "default") == "default" else scaling,
-    }
+    if not scaling or scaling.get("rope_type", scaling.get("type")) in (None, "default"):
+        return theta, None
+    return theta, scaling
 
 
 def _check_options(config: dict) -> None:
@@ -241,6 +241,7 @@ def _check_options(config: dict) -> None:
         "attention_bias": (bool(config.get("attention_bias")), False),
         "mlp_bias": (bool(config.get("mlp_bias")), False),
         "use_sliding_window": (bool(config.get("use_sliding_window")), False),
+        "partial_rotary_factor": (config.get("partial_rotary_factor", 1.0), 1.0),
         "quantization_config": (config.get("quantization_config"), None),
     }
     for key, (value, supported) in required.items():

@@ -91,18 +91,16 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def read_rows(info: TensorInfo, first: int, count: int) -> Tensor:
-    """Rows [first, first + count) of one tensor, in their own memory."""
-    data = torch.empty(count * info.row_bytes, dtype=torch.uint8)
+def read_rows(info: TensorInfo, first: int, out: Tensor) -> None:
+    """Fill `out` (contiguous, of the tensor's dtype) with its rows from `first` on."""
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.offset + first * info.row_bytes)
-        view = memoryview(data.numpy())
+        view = _bytes(out)
         while len(view):
             num_bytes = stream.readinto(view[: 1 << 30])
             if not num_bytes:
                 raise ValueError(f"{info.file}: ends inside a tensor; it changed while it was being read")
             view = view[num_bytes:]
-    return data.view(info.dtype).reshape(count, *info.shape[1:])
 
 
 class ShardedWriter:
@@ -128,7 +126,7 @@ class ShardedWriter:
         assert (rows.dtype, tuple(rows.shape[1:])) == (place.dtype, place.shape[1:]), name
         stream = self._streams[place.file.name]
         stream.seek(place.offset + first * place.row_bytes)
-        view = memoryview(rows.contiguous().reshape(-1).view(torch.uint8).numpy())
+        view = _bytes(rows.contiguous())
         while len(view):
             view = view[stream.write(view[: 1 << 30]) :]
         self._missing[name] -= len(rows)
@@ -137,6 +135,10 @@ class ShardedWriter:
         assert not any(self._missing.values()), self._missing
         for stream in self._streams.values():
             stream.close()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
 
 def _weight_map(index: Path) -> dict[str, str]:

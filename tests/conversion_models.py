@@ -48,6 +48,6 @@ def make_hf(directory: Path, family: str, dtype: torch.dtype = torch.bfloat16, *
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    fast.chat_template = "{% for m in messages %}{{ m.content }} </s> {% endfor %}"
     fast.save_pretrained(directory)
     return directory
