@@ -1,4 +1,4 @@
-.PHONY: demo test lint setup-train setup-eval
+.PHONY: demo test lint fuzz setup-train setup-eval
 
 demo: setup-train setup-eval
 	.venv/train/bin/nemo-probsft demo
@@ -10,6 +10,9 @@ lint: setup-train
 	.venv/train/bin/ruff check .
 	.venv/train/bin/ruff format --check .
 	.venv/train/bin/mypy
+
+fuzz: setup-train
+	.venv/train/bin/python -m tests.fuzz 10000
 
 setup-train:
 	@requirements/venv.sh train

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import shutil
-import string
 import sys
 import tempfile
 import traceback
@@ -31,6 +30,7 @@ from nemo_probsft import config, model_files, prepare, rows, strictyaml
 from nemo_probsft.__main__ import main
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
 from tests.model_directories import huggingface, nemo
+from tests.mutations import VALUES, misspelt, mutate_text, mutate_tree, mutated_bytes, parent_of, places
 
 SEED = 20261125
 ROWS = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(8)]
@@ -63,15 +63,6 @@ GOOD = [
         "trainer": {"devices": 1},
     },
 ]
-VALUES: list[Any] = [
-    *(None, True, False, 0, 1, 2, 3, 4, 8, -1, 7, 10**6, 2**31 - 1, 2**31, 2**63, 10**17, 10**30),
-    *(0.0, -0.0, 0.5, 1.0, 1.5, 1e-5, 5e-324, 1e308, float("inf"), float("-inf"), float("nan")),
-    *("", " ", "p", "0", "1", "1e-5", "1e999", "true", "yes", "null", "~", "~/runs", ".", "..", "../x", "/", "a/b"),
-    *("a" * 300, "a/" * 3000, "\x00", "\n", "\x1b[2J", "[/b]", "${x}", "{{ x }}", "%s%n", "é", "\U0001f600", "\ud800"),
-    *("no/such", "train.jsonl", "model", "nemo", "d.json", "empty.jsonl", "link", "loop", "file/x", "bf16", "cosine"),
-    *("kept", "GeneralFamily--1", "OnlyTopP-0.5", "focal-2@0.1..0.9", "p+original", "OnlyTopP-nan", "1_000", "0x10"),
-    *([], [1], [0.9, 0.95, 0.99], ["p"], {}, {"_target_": "os.system"}, {"a": 1}, {"path": "model"}, [[[[[]]]]]),
-]
 # Changes that leave a recipe good, each alone and most of them together.
 SOUND: list[tuple[str, Any]] = [
     *(
@@ -96,21 +87,6 @@ SOUND: list[tuple[str, Any]] = [
     ("model.trust_remote_code", False),
     ("data.chat_template", "{% for m in messages %}{{ m.content }}<|endoftext|>\n{% endfor %}"),
 ]
-KEYS = [
-    "_target_",
-    "label_smoothing",
-    "lr",
-    "path",
-    "seed",
-    "tree",
-    "x",
-    "",
-    "name",
-    "calculate_per_token_loss",
-    "é",
-    "a.b",
-]
-LETTERS = string.printable + "\x00\x1b\ufeff\u2028é\U0001f600"
 
 
 class Failure(Exception):
@@ -143,74 +119,10 @@ def one_line(error: Exception) -> str:
 # Recipes
 
 
-def places(tree: dict, path: tuple = ()) -> Iterator[tuple]:
-    for key, value in tree.items():
-        yield (*path, key)
-        if isinstance(value, dict):
-            yield from places(value, (*path, key))
-
-
-def parent_of(tree: dict, path: tuple) -> dict:
-    for key in path[:-1]:
-        tree = tree[key]
-    return tree
-
-
 def change_soundly(tree: dict, rng: random.Random) -> None:
     path, value = rng.choice(SOUND)
     section, _, key = path.rpartition(".")
     (tree.setdefault(section, {}) if section else tree)[key] = copy.deepcopy(value)
-
-
-def mutate_tree(tree: dict, rng: random.Random) -> None:
-    path = rng.choice(list(places(tree)))
-    parent, key = parent_of(tree, path), path[-1]
-    other = rng.choice(list(places(tree)))
-    kind = rng.randrange(8)
-    if kind < 3:
-        parent[key] = copy.deepcopy(rng.choice(VALUES))
-    elif kind == 3:
-        del parent[key]
-    elif kind == 4:
-        parent[misspelt(key, rng)] = parent.pop(key)
-    elif kind == 5:
-        parent[rng.choice(KEYS)] = copy.deepcopy(rng.choice(VALUES))
-    elif kind == 6:
-        parent[key] = copy.deepcopy(parent_of(tree, other)[other[-1]])
-    elif isinstance(parent[key], (int, float)) and not isinstance(parent[key], bool):
-        parent[key] = type(parent[key])(parent[key] * rng.choice([0, 0.5, 2, 3, 10, -1]))
-    else:
-        parent[key] = rng.choice([[parent[key]], {"x": parent[key]}, json.dumps(parent[key])])
-
-
-def misspelt(key: str, rng: random.Random) -> str:
-    at = rng.randrange(len(key) + 1)
-    return rng.choice([key.upper(), key + "s", key[:at] + key[at + 1 :], key[:at] + rng.choice(LETTERS) + key[at:]])
-
-
-def mutate_text(text: str, rng: random.Random) -> str:
-    lines = text.splitlines(keepends=True)
-    at, line = rng.randrange(len(text) + 1), rng.randrange(max(1, len(lines)))
-    kind = rng.randrange(7)
-    if kind == 0:
-        return text[:at] + rng.choice(LETTERS) + text[at:]
-    if kind == 1:
-        return text[:at] + text[at + rng.randrange(1, 10) :]
-    if kind == 2:
-        return text[:at]
-    if kind == 3:
-        return "".join([*lines[:line], *lines[line : line + 1] * 2, *lines[line + 1 :]])
-    if kind == 4:
-        return "".join(
-            [*lines[:line], rng.choice([" ", "\t", "- ", "? ", "&a ", "*a ", "!!x ", "<<: "]), *lines[line:]]
-        )
-    if kind == 5:
-        return (
-            text[:at]
-            + rng.choice(["[" * 50, "{" * 3000, "'", '"', ": ", "---\n", "...\n", "%YAML 1.9\n", "\\U"])
-            + text[at:]
-        )
-    return text.replace("\n", rng.choice(["\r\n", "\r", "\n\n", "\u2028"]))
 
 
 def recipe_case(rng: random.Random) -> tuple[bytes, list[str]]:
@@ -389,26 +301,6 @@ def mutated(path: Path, rng: random.Random) -> Iterator[None]:
         yield
     finally:
         path.write_bytes(original)
-
-
-def mutated_bytes(original: bytes, path: Path, rng: random.Random) -> bytes:
-    if path.suffix != ".json" or rng.random() < 0.3:
-        at = rng.randrange(min(len(original), rng.choice([100, 2000, 10**9])))
-        return original[:at] + bytes([rng.randrange(256)]) * rng.randrange(3) + original[at + rng.randrange(4) :]
-    tree = json.loads(original)
-    branch = tree
-    while rng.random() < 0.7 and (inner := [value for value in walk(branch) if value]):
-        branch = rng.choice(inner)
-    mutate_tree(branch or tree, rng)
-    return json.dumps(tree).encode("utf-8", "surrogatepass")
-
-
-def walk(tree: Any) -> Iterator[dict]:
-    for value in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(value, dict):
-            yield value
-        elif isinstance(value, list):
-            yield from walk(value)
 
 
 KINDS: dict[str, Callable[[random.Random], str]] = {
