@@ -93,7 +93,8 @@ def report(title: str, rows: Iterable[dict], path: str | None) -> None:
     rows = list(rows)
     for row in rows:
         row["ratio"] = row["ms"] / rows[0]["ms"]
-        row["cpu_ratio"] = row["cpu_ms"] / rows[0]["cpu_ms"]
+        if "cpu_ms" in row:
+            row["cpu_ratio"] = row["cpu_ms"] / rows[0]["cpu_ms"]
     versions = f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s) per rank"
     print(f"{title} | {versions}")
     keys = list(rows[0])
