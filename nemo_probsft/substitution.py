@@ -92,6 +92,7 @@ class Exact:
     shown_by: str  # file::test, or what is missing to show it
 
 
+PARITY = "tests/test_parity.py::test_the_first_step_is_that_of_one_process_in_float64"
 EXACT = (
     Exact(
         "every objective, any threshold",
@@ -111,17 +112,17 @@ EXACT = (
     Exact(
         "tensor parallelism, with or without sequence parallelism",
         "one collective combines (max, sum, target logit) of the shards in the same order on every rank",
-        "tests/test_target_logprob.py::test_tensor_parallel_shards",
+        PARITY,
     ),
     Exact(
         "a vocabulary that the tensor parallel size does not divide",
         "zero rows at its end, which take no probability and get no gradient",
-        "tests/test_target_logprob.py::test_padded_columns_take_no_probability_and_no_gradient",
+        PARITY,
     ),
     Exact(
         "pipeline parallelism, with or without virtual stages, and data parallelism",
         "only the last stage computes log p; the gradient is scaled once by the global count",
-        "tests/test_training.py::test_the_first_step_is_the_token_mean_of_f_at_every_layout",
+        PARITY,
     ),
     Exact(
         "interrupted and continued runs",
@@ -131,12 +132,12 @@ EXACT = (
     Exact(
         "trainer.recompute `selective` and `full`",
         "the same numbers are computed again in the backward pass; log p itself is kept",
-        "Megatron's own",
+        PARITY,
     ),
     Exact(
         "context parallelism",
-        "labels are shifted before the sequence is cut, and the loss is a sum over tokens",
-        "not run: needs Transformer Engine's attention, and is refused without it",
+        "the loss is a sum over tokens, shown on sliced batches; the model needs Transformer Engine, or it is refused",
+        "tests/test_parity.py::test_context_parallel_ranks_divide_by_the_tokens_of_all",
     ),
 )
 
