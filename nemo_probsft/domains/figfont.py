@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 
 SEED = 42  # puzzle i is drawn from Random(SEED + i), so another seed would turn test puzzles into training puzzles
 TRAIN = range(40_000)
@@ -19,6 +21,9 @@ def puzzles(indices: Iterable[int]) -> Iterator[dict[str, str]]:
 
 
 def _puzzle_set():
+    # A solver of logic puzzles that `import reasoning_gym` imports and figlet puzzles do not use. It has no wheel, so
+    # installing it takes a C compiler, which is more than set-up asks for.
+    sys.modules.setdefault("pycosat", ModuleType("pycosat"))
     try:
         import reasoning_gym
         from reasoning_gym.cognition import figlet_fonts
