@@ -92,7 +92,7 @@ def make_random_hf(directory: Path, config: dict) -> None:
     generator = torch.Generator().manual_seed(0)
     writer = ShardedWriter(directory, tensors, SHARD_BYTES)
     for name, (dtype, shape) in tensors.items():
-        writer.write(name, torch.empty(shape, dtype=dtype).normal_(std=0.02, generator=generator))
+        writer.write(name, 0, torch.empty(shape, dtype=dtype).normal_(std=0.02, generator=generator))
     writer.close()
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (directory / "generation_config.json").write_text("{}\n")  # NeMo's importer asks for it, and for a tokenizer

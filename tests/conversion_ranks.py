@@ -1,37 +1,152 @@
-"""What the ranks of the conversion tests do: stock NeMo and Megatron-Core load, run and save converted checkpoints."""
+"""`python -m tests.conversion_ranks JOBS.json`: stock NeMo and Megatron-Core load, run, train and save.
 
+NeMo is imported once, in a fork server; each job forks its ranks from there, so every layout has processes of its own.
+A job is {"do": name of a function below, "world_size": n, "arguments": {...}, "output": directory}; what rank 0 returns
+is in `output`/result.pt, the traceback of a rank that failed in `output`/rank-<r>.error.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
-import torch
-
-from nemo_probsft.adapters import cpu
-
-PIPELINED = ("qwen2-tied-301", "qwen3-untied")  # a save takes seconds, and two cover both kinds of last stage
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo", "torch._dynamo"])
+LORA = {"dim": 8, "alpha": 16}
 
 
-def load_forward_save(checkpoints: dict[str, Path], tokens: torch.Tensor, saved: Path) -> dict:
+def run_jobs(jobs: list[dict], folder: Path) -> None:
+    """Called by the tests. Raises AssertionError with the traceback of the first rank that failed."""
+    for job in jobs:
+        Path(job["output"]).mkdir(parents=True)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    subprocess.run([sys.executable, "-m", "tests.conversion_ranks", folder / "jobs.json"], env=environment, check=True)
+    errors = [file.read_text() for job in jobs for file in sorted(Path(job["output"]).glob("rank-*.error"))]
+    by_itself = [error for error in errors if "Connection closed by peer" not in error]
+    assert not errors, (by_itself or errors)[0]
+
+
+def main(jobs: list[dict]) -> None:
+    for job in jobs:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        ranks = [CONTEXT.Process(target=_rank, args=(job, rank, port)) for rank in range(job["world_size"])]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+
+
+def _rank(job: dict, rank: int, port: int) -> None:
+    size = str(job["world_size"])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
+    output = Path(job["output"])
+    log = (output / f"rank-{rank}.log").open("w")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        result = globals()[job["do"]](output, **job["arguments"])
+        if rank == 0:
+            torch.save(result, output / "result.pt")
+    except BaseException:  # whatever a rank dies of is for the test that reads this file
+        (output / f"rank-{rank}.error").write_text(traceback.format_exc())
+        os._exit(1)  # the other ranks wait for this one in a collective
+    os._exit(0)
+
+
+def load_forward_save(output: Path, checkpoints: dict[str, str], pipelined: list[str], tokens: list) -> dict:
     """On two ranks: TP=2 (logits, save), PP=2 with two virtual stages (save), then one rank alone (logits, 50 tokens).
 
-    Saves to `saved`/<layout>-<family>. Returns {family: {"tp2": logits, "tp1": logits, "greedy": tokens, "keys": set}}.
+    Saves to `output`/<layout>-<family>. Returns {family: {tp2: logits, tp1: logits, greedy: tokens, keys: set}}.
     """
-    cpu.install()
+    import torch
+
+    torch.distributed.init_process_group("gloo")
     torch.set_grad_enabled(False)
+    prompt = torch.tensor(tokens)
     results: dict[str, dict] = {family: {} for family in checkpoints}
     _model_parallel(tensor_model_parallel_size=2)
     for family, checkpoint in checkpoints.items():
-        (model,) = _load(checkpoint, tensor_model_parallel_size=2)
-        results[family]["tp2"] = _forward(model, tokens)
-        results[family]["keys"] = _save([model], saved / f"tp2-{family}")
+        (model,) = _load(Path(checkpoint), tensor_model_parallel_size=2)
+        results[family]["tp2"] = _forward(model, prompt)
+        results[family]["keys"] = _save([model], output / f"tp2-{family}")
     _model_parallel(pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
-    for family in PIPELINED:
+    for family in pipelined:
         layout = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
-        _save(_load(checkpoints[family], **layout, pipeline_dtype=torch.float32), saved / f"pp2-{family}")
+        _save(_load(Path(checkpoints[family]), **layout, pipeline_dtype=torch.float32), output / f"pp2-{family}")
     _model_parallel()
     for family, checkpoint in checkpoints.items():
-        (model,) = _load(checkpoint)
-        results[family]["tp1"] = _forward(model, tokens)
-        results[family]["greedy"] = _greedy(model, tokens[:1, :8], 50)
+        (model,) = _load(Path(checkpoint))
+        results[family]["tp1"] = _forward(model, prompt)
+        results[family]["greedy"] = _greedy(model, prompt[:1, :8], 50)
     return results
+
+
+def train(output: Path, recipe: str, prepared: dict, save_optimizer: bool, lora: bool, tokens: list) -> object:
+    """`llm.finetune` for two steps, saved by NeMo to `output`/trained. With lora: returns the logits of the result."""
+    import torch
+    from nemo import lightning as nl
+    from nemo.collections import llm
+    from nemo.collections.llm.peft import lora as peft_lora
+    from nemo.collections.llm.peft import utils as peft_utils
+
+    from nemo_probsft import config
+    from nemo_probsft.adapters import nemo
+    from nemo_probsft.adapters.nemo_data import training_data
+    from nemo_probsft.prepare import Prepared
+
+    if not torch.cuda.is_available():
+        # NeMo compares layers with Transformer Engine's classes although it is not installed: no layer is one of them.
+        peft_lora.te, peft_utils.HAVE_TE = SimpleNamespace(Linear=None), False
+    settings, facts = config.load(recipe), Prepared(**prepared)
+    trainer = nemo.make_trainer(settings, max_steps=2)
+    trainer.strategy.ckpt_save_optimizer = save_optimizer
+    checkpoint = nl.ModelCheckpoint(
+        dirpath=str(output), filename="trained", monitor=None, save_top_k=-1, save_last=False, every_n_train_steps=2
+    )
+    checkpoint.save_optim_on_train_end = save_optimizer
+    trainer.callbacks.append(checkpoint)
+    llm.finetune(
+        nemo.load_model(settings, facts),
+        training_data(settings, facts),
+        trainer,
+        log=nl.NeMoLogger(explicit_log_dir=str(output / f"log-{os.environ['RANK']}"), update_logger_directory=False),
+        resume=nl.AutoResume(restore_config=nl.RestoreConfig(path=facts.base, load_artifacts=False)),
+        optim=nemo._optimizer(settings, 2),
+        peft=llm.peft.LoRA(**LORA) if lora else None,
+    )
+    if not lora:
+        return None
+    from megatron.core.utils import unwrap_model
+
+    (chunk,) = trainer.strategy.megatron_parallel
+    with torch.no_grad():
+        return _forward(unwrap_model(chunk.module).eval(), torch.tensor(tokens))
+
+
+def reload(output: Path, trained: dict[str, list[str]], tokens: list) -> dict:
+    """What `train` saved, loaded strictly by Megatron on one rank: {name: logits}. trained: (weights, base) by name."""
+    import torch
+
+    torch.distributed.init_process_group("gloo")
+    torch.set_grad_enabled(False)
+    _model_parallel()
+    return {
+        name: _forward(*_load(Path(base), weights=Path(weights)), torch.tensor(tokens))
+        for name, (weights, base) in trained.items()
+    }
 
 
 def _model_parallel(**sizes: int) -> None:
@@ -43,11 +158,14 @@ def _model_parallel(**sizes: int) -> None:
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
 
 
-def _load(checkpoint: Path, **layout: object) -> list:
+def _load(checkpoint: Path, weights: Path | None = None, **layout: object) -> list:
     """The model chunks of this rank from NeMo's own reading of context/, filled by Megatron's strict loading."""
     import fiddle
+    import torch
     from megatron.core import dist_checkpointing
     from nemo.lightning import io
+
+    from nemo_probsft.adapters import cpu
 
     description = io.load_context(checkpoint / "context", subpath="model.config", build=False)
     without_gpu = dict.fromkeys((*cpu.FUSIONS_THAT_NEED_CUDA, "cross_entropy_loss_fusion"), False)
@@ -57,7 +175,7 @@ def _load(checkpoint: Path, **layout: object) -> list:
     config = fiddle.build(description)
     chunks = layout.get("virtual_pipeline_model_parallel_size", 1)
     models = [config.configure_model(None, vp_stage=stage if chunks > 1 else None).eval() for stage in range(chunks)]
-    loaded = dist_checkpointing.load(_sharded(models), str(checkpoint / "weights"))
+    loaded = dist_checkpointing.load(_sharded(models), str(weights or checkpoint / "weights"))
     for index, model in enumerate(models):
         state = {key.removeprefix("module."): value for key, value in loaded[f"model_{index}"].items()}
         model.load_state_dict(state, strict=True)
@@ -70,6 +188,7 @@ def _sharded(models: list) -> dict:
 
 def _save(models: list, directory: Path) -> set[str]:
     """As NeMo's MegatronCheckpointIO does; returns the keys of the tensors and objects on this rank."""
+    import torch
     from megatron.core import dist_checkpointing
 
     state = _sharded(models)
@@ -80,8 +199,9 @@ def _save(models: list, directory: Path) -> set[str]:
     return keys
 
 
-def _forward(model, tokens: torch.Tensor) -> torch.Tensor:
+def _forward(model, tokens):
     """Logits [b, s, padded vocabulary], gathered over the tensor parallel ranks."""
+    import torch
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
@@ -91,7 +211,13 @@ def _forward(model, tokens: torch.Tensor) -> torch.Tensor:
     return gather_from_tensor_model_parallel_region(logits, group=parallel_state.get_tensor_model_parallel_group())
 
 
-def _greedy(model, tokens: torch.Tensor, count: int) -> torch.Tensor:
+def _greedy(model, tokens, count: int):
+    import torch
+
     for _ in range(count):
         tokens = torch.cat([tokens, _forward(model, tokens)[:, -1:].argmax(-1)], dim=1)
     return tokens
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
