@@ -7,6 +7,7 @@ of the clock. The objective is -log p, and in the second row of the table a thre
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
 import torch
 import torch.distributed as dist
@@ -93,6 +94,8 @@ def _rank(args: argparse.Namespace) -> list[dict]:
                 "ratio": None,
                 "cpu_ms": cpu,
                 "cpu_ratio": None,
+                # hidden and weight are read in both directions, their gradients written
+                "GB/s": 3 * (hidden.numel() + shard.numel()) * shard.element_size() / wall / 1e6,
                 "extra_MiB": peak_bytes(prepare, call, args.device) / 2**20,
                 "collectives": num_collectives(prepare, call),
                 "error_logp": relative_error(logp[truth_rows], truth[0]),
@@ -125,6 +128,7 @@ def _peers(args: argparse.Namespace) -> dict:
     peers = {"megatron head + unfused loss": _megatron}
     if args.tp == 1:
         peers["torch linear_cross_entropy"] = _torch
+        peers |= _cuda_peers() if args.device == "cuda" else {}
     if args.chunk_tokens:
         peers[f"ours, chunks of {args.chunk_tokens}"] = _ours(chunk_tokens=args.chunk_tokens)
     return peers
@@ -148,6 +152,19 @@ def _megatron(hidden, weight, labels, mask):
 
 def _torch(hidden, weight, labels, mask):
     return -F.linear_cross_entropy(hidden, weight, torch.where(mask, labels, -100), reduction="none")
+
+
+def _cuda_peers() -> dict:
+    """Those of the known peers that are installed."""
+    peers = {}
+    if importlib.util.find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        def cut_cross_entropy(hidden, weight, labels, mask):
+            return -linear_cross_entropy(hidden, weight, torch.where(mask, labels, -100), reduction="none")
+
+        peers["cut-cross-entropy"] = cut_cross_entropy
+    return peers
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--tp", type=int, default=1, help="ranks, each with vocab/tp columns (CPU, gloo)")
+    parser.add_argument("--masked", type=float, default=0.0, help="fraction of tokens whose upstream gradient is 0")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="", help="comma-separated names of implementations, besides ours")
     parser.add_argument("--json", help="also write the table there")
@@ -49,6 +50,7 @@ def _rank(args: argparse.Namespace) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(args.vocab, (args.tokens,), generator=generator)
     dloss = torch.randn(args.tokens, generator=generator)
+    dloss *= torch.rand(args.tokens, generator=generator) >= args.masked
     generator.manual_seed(1 + dist.get_rank())
     logits = (3 * torch.randn(args.tokens, width, generator=generator)).to(dtype)
     checked = [logits.new_empty(CHECKED_ROWS, width) for _ in range(args.tp)]
@@ -148,6 +150,13 @@ def _cuda_peers() -> dict:
         from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
 
         calls["flash-attn, in place"] = _with_grad(lambda x, y: cross_entropy_loss(x, y, inplace_backward=True)[0])
+    if importlib.util.find_spec("transformer_engine"):
+        from transformer_engine.pytorch.cross_entropy import parallel_cross_entropy
+
+        def transformer_engine(logits, labels):
+            return parallel_cross_entropy(logits.unsqueeze(1), labels.unsqueeze(1), 0.0, False, dist.group.WORLD)
+
+        calls["transformer engine"] = _with_grad(lambda x, y: transformer_engine(x, y).squeeze(1))
     return calls
 
 
