@@ -130,6 +130,11 @@ EXACT = (
         "tests/test_training.py::test_a_killed_run_goes_on_as_if_it_had_not_been_killed",
     ),
     Exact(
+        "head.skip_rows: rows without a loss skip the LM head, rows without a gradient its backward pass",
+        "what they would add to a gradient is exactly zero; head.skip_below leaves more out, by request, and logs it",
+        "tests/test_head_adapter.py::test_gradients_are_those_of_the_whole_head",
+    ),
+    Exact(
         "trainer.recompute `selective` and `full`",
         "the same numbers are computed again in the backward pass; log p itself is kept",
         PARITY,
