@@ -6,7 +6,7 @@ FROM nvcr.io/nvidia/nemo:25.11
 
 WORKDIR /workspace/nemo-probsft
 COPY . .
-RUN pip install --no-cache-dir --no-deps -e .
+RUN pip install --no-cache-dir reasoning_gym==0.1.25 && pip install --no-cache-dir --no-deps -e .
 
 # vLLM wants its own torch and transformers, so evaluation gets an environment of its own.
 RUN python3 -m venv /opt/eval && /opt/eval/bin/pip install --no-cache-dir "vllm>=0.14" "lm-eval==0.4.13" math-verify rapidfuzz \
