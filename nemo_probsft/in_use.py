@@ -1,4 +1,4 @@
-"""The objective that the loss really computed: recorded in run.yaml from inside the loss, compared at the end of a run."""
+"""The objective that the loss really computed: put into run.yaml by the loss itself, compared at the end of a run."""
 
 from __future__ import annotations
 

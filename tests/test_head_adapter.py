@@ -90,7 +90,7 @@ def _cases():
 
 
 def _opted_in():
-    """Statistics of a step with `skip_below` and `chunk_tokens`, the report they are from, and what it is afterwards."""
+    """Statistics of a step with `skip_below` and `chunk_tokens`, the report they come from, and what is left of it."""
     from nemo_probsft.adapters.megatron import STATISTICS_LENGTH, add_weights, summarise
 
     report = _run(_gpt(2, True, False), skip_below=0.2, chunk_tokens=3)[3]
