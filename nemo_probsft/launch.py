@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -17,6 +18,7 @@ from typing import IO
 from nemo_probsft.config import Recipe
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OUT_OF_SPACE = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
 def inside_ranks() -> bool:
@@ -111,4 +113,6 @@ def _first_error(attempt: Path) -> str:
     by_itself = [
         error for error in errors if "Connection closed by peer" not in error and "ChildFailedError" not in error
     ]
-    return (by_itself or errors or ["no exception was logged; was a rank killed, for want of memory?"])[-1]
+    full = [error for error in by_itself if any(f"[Errno {number}]" in error for number in OUT_OF_SPACE)]
+    # Megatron's CheckpointException, which follows, does not repeat what the writing failed of.
+    return (full or by_itself or errors or ["no exception was logged; was a rank killed, for want of memory?"])[-1]
