@@ -92,6 +92,7 @@ class _LmHead(torch.autograd.Function):
         saved = () if options.chunk_tokens or not len(rows) else (logits,)
         ctx.save_for_backward(kept, weight, rows, column, stats[0].clone(), scale, logp, *saved)
         ctx.shard, ctx.options, ctx.report, ctx.shape = shard, options, report, hidden.shape
+        ctx.rows_of = rows_of
         report.num_tokens += labels.numel()
         report.num_forward += len(rows)
         return torch.zeros(labels.numel(), device=logp.device).index_copy(0, rows, logp).view(labels.shape)
@@ -114,7 +115,7 @@ class _LmHead(torch.autograd.Function):
             logits = saved[0] if saved and len(active) == len(kept) else None
             if logits is None:
                 logits = saved[0][active] if saved else hidden[chunk] @ real.t()
-            implementation(logits).row_grad(logits, *(x[chunk] for x in row_args), logits)
+            ctx.rows_of.row_grad(logits, *(x[chunk] for x in row_args), logits)
             if wants_hidden:
                 torch.mm(logits, real, out=dhidden[chunk])
             if dweight:

@@ -116,6 +116,7 @@ class _TargetLogprob(torch.autograd.Function):
         logp, scale = shard.combine(stats, flat, ignore_index)
         ctx.save_for_backward(logits, column, ignored, stats[0].clone(), scale, logp)
         ctx.valid, ctx.order, ctx.inplace = shard.valid, order, inplace
+        ctx.rows_of = rows_of  # each has a `top` of its own
         return _unpermute(logp, labels, order)
 
     @staticmethod
@@ -129,7 +130,7 @@ class _TargetLogprob(torch.autograd.Function):
         for view, rows in _row_views(source):
             out = view if ctx.inplace else dlogits.view(-1, dlogits.shape[-1])[rows]
             args = column[rows], top[rows], scale[rows], g[rows], target_grad[rows]
-            implementation(logits).row_grad(view[:, : ctx.valid], *args, out[:, : ctx.valid])
+            ctx.rows_of.row_grad(view[:, : ctx.valid], *args, out[:, : ctx.valid])
             out[:, ctx.valid :].zero_()
         return _unpermute(dlogits, logits, (*ctx.order, logits.dim() - 1)), None, None, None, None
 
