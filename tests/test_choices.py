@@ -16,6 +16,7 @@ OPTIONS = {"A": "aspirin", "B": "beta blocker", "C": "vitamin C", "D": "none of 
         ("The answer is A, no, the answer is D", "D"),
         ("So \\boxed{C}", "C"),
         ("**B**", "B"),
+        ("(A), no: (C)", "C"),
         ("A patient has scurvy, hence (C)", "C"),
         ("A patient needs B", "B"),
         ("## Final Response\n\nD", "D"),

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,17 +41,26 @@ def test_there_is_no_network():
     assert attempt("import socket\nassert [name for _, name in socket.if_nameindex()] in (['lo'], [])") is True
 
 
-def test_files_are_out_of_reach_and_its_own_are_gone(tmp_path):
-    victim = tmp_path / "victim"
+@pytest.fixture(params=["under /tmp", "elsewhere"])
+def folder(request, tmp_path):
+    """Under /tmp, which is another one inside, and where it is not."""
+    if request.param == "under /tmp":
+        yield tmp_path
+    else:
+        with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as name:
+            yield Path(name)
+
+
+def test_files_are_out_of_reach(folder):
+    victim = folder / "victim"
     victim.write_text("kept")
-    for action in (
-        f"open({str(victim)!r}, 'w')",
-        f"os.remove({str(victim)!r})",
-        f"os.mkdir({str(tmp_path / 'new')!r})",
-    ):
+    for action in (f"open({str(victim)!r}, 'w')", f"os.remove({str(victim)!r})", f"os.mkdir({str(folder / 'new')!r})"):
         assert attempt(f"import os\n{action}") is False
     assert victim.read_text() == "kept"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["victim"]
+    assert [path.name for path in folder.iterdir()] == ["victim"]
+
+
+def test_its_own_files_are_gone():
     name = f"sandbox-{os.getpid()}"
     assert attempt(f"open({name!r}, 'w').write('x')\nassert open({name!r}).read() == 'x'") is True
     assert not Path("/tmp", name).exists()
