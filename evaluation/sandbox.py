@@ -25,6 +25,7 @@ NOBODY = 65534  # who the program is inside: a user without any capability
 _CLONE = 0x10000000 | 0x40000000 | 0x20000 | 0x20000000 | 0x08000000  # NEWUSER | NEWNET | NEWNS | NEWPID | NEWIPC
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
+_OPEN_TREE, _CLONE_TREE, _MOVE_MOUNT, _EMPTY_PATH = 428, 0x1, 429, 0x4
 _READ_ONLY = struct.pack("QQQQ", 1, 0, 0, 0)  # MOUNT_ATTR_RDONLY
 _NO_SET_ID_OR_DEVICES = 0x2 | 0x4  # MS_NOSUID | MS_NODEV
 _PR_SET_NO_NEW_PRIVS, _PR_SET_PDEATHSIG = 38, 1
@@ -87,8 +88,16 @@ def _confine_and_run() -> None:
     _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
     _check(libc.mount(None, b"/", None, _MS_REC_PRIVATE, None))
     _check(libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, _READ_ONLY, len(_READ_ONLY)))
+    # An interpreter that lies in the directory which is about to be covered is laid over it again.
+    pythons = {prefix for prefix in (sys.prefix, sys.base_prefix) if prefix.startswith(f"{_PLACE}/")}
+    flags = _CLONE_TREE | _AT_RECURSIVE
+    trees = {prefix: libc.syscall(_OPEN_TREE, _AT_FDCWD, prefix.encode(), flags) for prefix in pythons}
     for place, size in ((b"/proc", 4096), (_PLACE.encode(), FILE_BYTES)):
         _check(libc.mount(b"tmpfs", place, b"tmpfs", _NO_SET_ID_OR_DEVICES, f"size={size}".encode()))
+    for prefix, tree in trees.items():
+        os.makedirs(prefix)
+        _check(libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, prefix.encode(), _EMPTY_PATH))
+        os.close(tree)
     os.chdir(_PLACE)
     for limit, value in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
