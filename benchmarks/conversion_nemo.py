@@ -48,7 +48,8 @@ def main(action: str, source: Path, target: Path) -> None:
         os.environ.setdefault(name, value)
     if action == "import":
         assert AutoConfig.from_pretrained(source).model_type == "qwen2"
-        llm.import_ckpt(llm.Qwen2Model(), f"hf://{source.resolve()}", output_path=target.resolve())
+        # The shape that is given here does not matter, the importer reads the model's; none divides by zero.
+        llm.import_ckpt(llm.Qwen2Model(llm.Qwen2Config500M()), f"hf://{source.resolve()}", output_path=target.resolve())
     else:
         llm.export_ckpt(source.resolve(), "hf", output_path=target.resolve())
 

@@ -127,7 +127,7 @@ EXACT = (
     Exact(
         "interrupted and continued runs",
         "a step's examples depend on seed and step alone",
-        "tests/test_training.py::test_a_killed_run_goes_on_as_if_it_had_not_been_killed",
+        "tests/test_crash.py::test_a_killed_run_goes_on_as_if_it_had_not_been_killed",
     ),
     Exact(
         "head.skip_rows: rows without a loss skip the LM head, rows without a gradient its backward pass",
