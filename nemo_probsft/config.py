@@ -114,6 +114,13 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class PeftConfig:
+    name: Literal["lora"] = field(metadata={"give": "name: lora"})
+    dim: Size = 16
+    alpha: Size = 32  # the adapters' product is multiplied by alpha / dim
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     every_steps: Size = 100
     keep_last: Size = 2
@@ -153,6 +160,7 @@ class Recipe:
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()
     head: HeadConfig = HeadConfig()
+    peft: PeftConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     export: ExportConfig = ExportConfig()
@@ -196,6 +204,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
     _refuse_head(recipe)
+    _refuse_peft(recipe)
     # A diagnosis need not exist yet, `nemo-probsft diagnose` may be about to write it: any rising stand-in will do.
     recipe_objective.parse(recipe, lambda keep, percentile, key: percentile / 100)
     return recipe
@@ -319,6 +328,22 @@ def _refuse_head(recipe: Recipe) -> None:
         if value:
             problem = f"{value} has no effect, head.skip_rows is false; remove one of them"
             raise recipe.error(f"head.{key}", problem, "head.skip_rows")
+
+
+def _refuse_peft(recipe: Recipe) -> None:
+    tp = recipe.parallel.tensor_model_parallel_size
+    if recipe.peft is None:
+        return
+    if recipe.peft.dim % tp:
+        problem = f"{recipe.peft.dim} is not a multiple of tensor_model_parallel_size {tp}, which divides it"
+        problem += f"; use {-(-recipe.peft.dim // tp) * tp}"
+        raise recipe.error("peft.dim", problem, "parallel.tensor_model_parallel_size")
+    if recipe.trainer.recompute == "full":
+        problem = (
+            "full trains nothing with peft, as Megatron makes layers again only where their input has a gradient and "
+            "a frozen embedding gives none; use selective or none"
+        )
+        raise recipe.error("trainer.recompute", problem, "peft")
 
 
 def _refuse_layout(recipe: Recipe) -> None:

@@ -27,7 +27,8 @@ REPORTING = ("checkpoint", "log", "export", "diagnose")
 def check(recipe: Recipe) -> list[Decision]:
     """Refuse what cannot start. Raises ValueError in one line that names key, value, file and remedy."""
     _refuse_missing_wandb(recipe)
-    return [*_objective(recipe), _head(recipe), *_layout(recipe), *check_model(recipe), _data(recipe), _run_dir(recipe)]
+    settings = [*_objective(recipe), _head(recipe), *_peft(recipe), *_layout(recipe)]
+    return [*settings, *check_model(recipe), _data(recipe), _run_dir(recipe)]
 
 
 def _refuse_missing_wandb(recipe: Recipe) -> None:
@@ -66,6 +67,13 @@ def _head(recipe: Recipe) -> Decision:
     if head.chunk_tokens:
         value += f"; logits of {head.chunk_tokens} tokens at a time, made again in the backward pass"
     return Decision("head", value, reason)
+
+
+def _peft(recipe: Recipe) -> list[Decision]:
+    if recipe.peft is None:
+        return []
+    value = f"LoRA of rank {recipe.peft.dim}, alpha {recipe.peft.alpha}"
+    return [Decision("peft", value, "on the linear layers of attention and MLP; everything else is frozen")]
 
 
 def _layout(recipe: Recipe) -> list[Decision]:

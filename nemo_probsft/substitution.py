@@ -140,6 +140,11 @@ EXACT = (
         PARITY,
     ),
     Exact(
+        "peft `lora`: NeMo's adapters, everything else frozen",
+        "the loss is that of the merged model; the adapters' gradients go through the same division",
+        "tests/test_parity.py::test_adapters_have_the_gradient_of_the_merged_model",
+    ),
+    Exact(
         "context parallelism",
         "the loss is a sum over tokens, shown on sliced batches; the model needs Transformer Engine, or it is refused",
         "tests/test_parity.py::test_context_parallel_ranks_divide_by_the_tokens_of_all",
@@ -175,6 +180,11 @@ REFUSED_COMBINATIONS = (
         "a global batch that is not whole micro-batches",
         "rows would be dropped, or counted twice",
         ("data.global_batch_size=6", "data.micro_batch_size=4"),
+    ),
+    RefusedCombination(
+        "`peft` with `trainer.recompute: full`",
+        "Megatron makes layers again only where their input has a gradient; a frozen embedding gives none",
+        ("peft={name: lora}", "trainer.recompute=full"),
     ),
     RefusedCombination(
         "2^31 or more tokens in a global batch",

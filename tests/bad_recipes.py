@@ -47,7 +47,7 @@ BAD_RECIPES = {
     ),
     SMALLEST + "tree: {}\n": (
         "r.yaml:4: tree: unknown key; choose from model, data, objective, run_dir, parallel, optim, trainer, "
-        "head, checkpoint, log, export, diagnose"
+        "head, peft, checkpoint, log, export, diagnose"
     ),
     "data: {train: t}\nobjective: p\n": "r.yaml:1: model: missing; give model: {path: ...}",
     "model: {}\ndata: {train: t}\nobjective: p\n": (
@@ -183,5 +183,13 @@ BAD_RECIPES = {
     ),
     SMALLEST + "head: {skip_rows: false, skip_below: 0.1}\n": (
         "r.yaml:4: head.skip_below: 0.1 has no effect, head.skip_rows is false; remove one of them"
+    ),
+    SMALLEST + "peft: {dim: 8}\n": "r.yaml:4: peft.name: missing; give name: lora",
+    SMALLEST + "peft: {name: lora, dim: 3}\nparallel: {tensor_model_parallel_size: 2}\ntrainer: {devices: 2}\n": (
+        "r.yaml:4: peft.dim: 3 is not a multiple of tensor_model_parallel_size 2, which divides it; use 4"
+    ),
+    SMALLEST + "peft: {name: lora}\ntrainer: {recompute: full}\n": (
+        "r.yaml:5: trainer.recompute: full trains nothing with peft, as Megatron makes layers again only where their "
+        "input has a gradient and a frozen embedding gives none; use selective or none"
     ),
 }

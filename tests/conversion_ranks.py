@@ -13,7 +13,6 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo", "torch._dynamo"])
@@ -99,17 +98,12 @@ def train(output: Path, recipe: str, prepared: dict, save_optimizer: bool, lora:
     import torch
     from nemo import lightning as nl
     from nemo.collections import llm
-    from nemo.collections.llm.peft import lora as peft_lora
-    from nemo.collections.llm.peft import utils as peft_utils
 
     from nemo_probsft import config
     from nemo_probsft.adapters import nemo
     from nemo_probsft.adapters.nemo_data import training_data
     from nemo_probsft.prepare import Prepared
 
-    if not torch.cuda.is_available():
-        # NeMo compares layers with Transformer Engine's classes although it is not installed: no layer is one of them.
-        peft_lora.te, peft_utils.HAVE_TE = SimpleNamespace(Linear=None), False
     settings, facts = config.load(recipe), Prepared(**prepared)
     trainer = nemo.make_trainer(settings, max_steps=2)
     trainer.strategy.ckpt_save_optimizer = save_optimizer

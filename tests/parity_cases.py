@@ -18,6 +18,7 @@ from tests.parity_reference import FORMULAS, Reference, Row, make_rows, without_
 VOCAB_SIZE = 301  # neither 2 nor 4 divides it: Megatron pads it
 MAX_LENGTH = 64
 NUM_ROWS = 16  # one global batch: 2 micro-batches of 4 on each of 2 data-parallel ranks
+LORA_DIM, LORA_ALPHA = 4, 6
 WITHOUT_TARGETS = range(8, 12)  # whole micro-batches at every micro-batch size
 
 
@@ -36,12 +37,14 @@ class Case:
     denominator: str = "target"
     recompute: str = "none"
     precision: str = "fp32"
+    lora: bool = False
 
     @property
     def name(self) -> str:
         layout = f"tp{self.tp}{'sp' * self.sp}-pp{self.pp}{f'vp{self.vp}' if self.vp else ''}-dp{self.dp}"
         extra = "" if self.recompute == "none" else f"-{self.recompute}"
         extra += "" if self.precision == "fp32" else f"-{self.precision}"
+        extra += "-lora" * self.lora
         return f"{layout}-mb{self.micro_batch}-{self.model}-{self.objective}-{self.denominator}{extra}"
 
     @property
@@ -167,6 +170,8 @@ def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
             "recompute": case.recompute,
         },
     }
+    if case.lora:
+        recipe["peft"] = {"name": "lora", "dim": LORA_DIM, "alpha": LORA_ALPHA}
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     prepared = Prepared(
         fingerprint="",

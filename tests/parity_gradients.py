@@ -30,10 +30,10 @@ def hugging_face_gradients(ranks: list[dict], spec: ModelSpec) -> dict[str, torc
     if spec.tied:  # the last pipeline stage holds a second copy, as its output layer
         table["output_layer.weight"] = table["embedding.word_embeddings.weight"]
     gradients: dict[str, torch.Tensor] = {}
-    for (name, layer), whole in _whole(ranks).items():
+    for (name, layer), gradient in whole(ranks, "parameters").items():
         mapping = table[name]
-        parts = layout.split(mapping, whole[: mapping.shape[0]], spec)
-        assert not whole[mapping.shape[0] :].any(), f"{name}: the padding of the vocabulary has a gradient"
+        parts = layout.split(mapping, gradient[: mapping.shape[0]], spec)
+        assert not gradient[mapping.shape[0] :].any(), f"{name}: the padding of the vocabulary has a gradient"
         for hf_name, part in zip(mapping.hf, parts, strict=True):
             _put(gradients, hf_name.format(layer), part)
     expected = {hf.format(layer) for m in table.values() for hf in m.hf for layer in range(spec.num_layers)}
@@ -41,22 +41,24 @@ def hugging_face_gradients(ranks: list[dict], spec: ModelSpec) -> dict[str, torc
     return gradients
 
 
-def _whole(ranks: list[dict]) -> dict[tuple, torch.Tensor]:
-    """{(Megatron name, layer): gradient joined over tensor parallel ranks}."""
+def whole(ranks: list[dict], kind: str) -> dict[tuple, torch.Tensor]:
+    """{(Megatron name, layer): what the ranks saved as `kind`, joined over tensor parallelism}."""
     shards: dict[tuple, dict[int, torch.Tensor]] = {}
     dims = {}
     for rank in ranks:
-        for name, layer, dim, gradient in rank["parameters"]:
+        for name, layer, dim, tensor in rank[kind]:
             key = (name, layer)
             dims[key] = dim
-            _put(shards.setdefault(key, {}), rank["tp"] if dim is not None else 0, gradient)
+            _put(shards.setdefault(key, {}), rank["tp"] if dim is not None else 0, tensor)
     return {key: _join(key[0], [by_rank[r] for r in sorted(by_rank)], dims[key]) for key, by_rank in shards.items()}
 
 
 def _join(name: str, shards: list[torch.Tensor], dim: int | None) -> torch.Tensor:
     if dim is None:
         return shards[0]
-    if name.endswith("linear_fc1.weight"):  # each rank holds its gate rows, then its up rows
+    if name.endswith(
+        ("linear_fc1.weight", "linear_fc1.adapter.linear_out.weight")
+    ):  # each rank holds its gate rows, then its up rows
         gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
         return torch.cat([*gates, *ups])
     return torch.cat(shards, dim)

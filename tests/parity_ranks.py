@@ -10,8 +10,10 @@ import os
 import socket
 import sys
 import traceback
+import zlib
 from pathlib import Path
 
+ADAPTER = ".adapter."
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo", "torch._dynamo"])
 
@@ -148,6 +150,10 @@ def _probe(output: Path):
         def __init__(self):
             self.targets = []
 
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            for chunk in trainer.strategy.megatron_parallel:
+                _fill_adapters(unwrap(chunk), parallel_state.get_tensor_model_parallel_rank())
+
         def on_megatron_microbatch_start(self, step, batch, forward_callback):
             if batch["loss_mask"] is not None:  # only the last pipeline stage gets it
                 self.targets.append(int(batch["loss_mask"].sum()))
@@ -162,7 +168,17 @@ def _probe(output: Path):
                 "writes": nemo.holds_the_loss(),
                 "targets": self.targets,
                 "metrics": summarise(self.reduction.statistics) if microbatch_outputs else None,
-                "parameters": [entry for chunk in chunks for entry in _gradients(unwrap(chunk))],
+                "parameters": [
+                    (name, layer, dim, parameter.main_grad.clone())
+                    for chunk in chunks
+                    for name, layer, dim, parameter in _trained(unwrap(chunk))
+                ],
+                "adapters": [
+                    (name, layer, dim, parameter.detach().clone())
+                    for chunk in chunks
+                    for name, layer, dim, parameter in _trained(unwrap(chunk))
+                    if ADAPTER in name
+                ],
             }
             torch.save(result, output)
             torch.distributed.barrier()
@@ -171,20 +187,27 @@ def _probe(output: Path):
     return Probe()
 
 
-def _gradients(model) -> list[tuple]:
-    """(Megatron name, layer or None, dimension that tensor parallelism splits or None, gradient) of each parameter."""
-    entries = []
+def _trained(model):
+    """(Megatron name, layer or None, dimension split by tensor parallelism or None, parameter) of what is trained."""
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer = None
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            layer = model.decoder.layers[int(local)].layer_number - 1
-            name = f"decoder.layers.{rest}"
-        dim = parameter.partition_dim if parameter.tensor_model_parallel else None
-        entries.append((name, layer, dim, parameter.main_grad.clone()))
-    return entries
+        if parameter.requires_grad:
+            layer = None
+            if name.startswith("decoder.layers."):
+                _, _, local, rest = name.split(".", 3)
+                layer = model.decoder.layers[int(local)].layer_number - 1
+                name = f"decoder.layers.{rest}"
+            yield name, layer, parameter.partition_dim if parameter.tensor_model_parallel else None, parameter
+
+
+def _fill_adapters(model, tp_rank: int) -> None:
+    """LoRA starts with `out` at 0, where `in` has no gradient: give both random values, equal on every copy."""
+    import torch
+
+    for name, layer, dim, parameter in _trained(model):
+        if ADAPTER in name:
+            seed = f"{name} {layer} {0 if dim is None else tp_rank}"
+            generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 if __name__ == "__main__":

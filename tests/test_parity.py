@@ -19,6 +19,7 @@ from nemo_probsft.data import Example
 from nemo_probsft.objectives import parse_objective
 from tests.parity_cases import Case, case_rows, covering_cases, make_models, write_job
 from tests.parity_gradients import hugging_face_gradients, load_ranks, overall, relative_error, worst
+from tests.parity_lora import adapter_gradients, expected_gradients, merged_reference
 from tests.parity_ranks import environment
 from tests.parity_reference import Reference
 
@@ -30,8 +31,14 @@ FURTHER = [
     Case(tp=4, sp=True, model="qwen2-tied", objective="p", recompute="selective"),
 ]
 BF16 = Case(tp=2, sp=True, pp=2, objective="p", precision="bf16")
+LORA = [
+    Case(lora=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2"),
+    Case(lora=True, tp=2, pp=2, vp=2, objective="p"),
+    Case(lora=True, pp=2, dp=2, model="qwen2-tied", objective="OnlyBottomP-0.5", denominator="kept"),
+    Case(lora=True, tp=4, objective="GeneralFamily-10", micro_batch=1, recompute="selective"),
+]
 CASES = {case.name: case for case in [*covering_cases(), *FURTHER]}
-ALL = CASES | {BF16.name: BF16}
+ALL = CASES | {case.name: case for case in [BF16, *LORA]}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +117,20 @@ def test_bf16_is_no_further_from_the_truth_than_transformers_in_bf16(launch):
     assert written(ranks)["objective"] == pytest.approx(loss, rel=0.02)
     plain = rounded.gradients(rounded.loss(rows, "original", "target"))
     assert overall(gradients, plain) > 5 * overall(gradients, truth)
+
+
+@pytest.mark.parametrize("name", [case.name for case in LORA])
+def test_adapters_have_the_gradient_of_the_merged_model(launch, name):
+    root, _, rows = launch
+    case, rows = ALL[name], rows[name]
+    directory, ranks = root / "hf" / case.model, load_ranks(root / "runs" / name / "ranks", case.world_size)
+    reference = merged_reference(directory, ranks)
+    loss = reference.loss(rows, case.objective, case.denominator)
+    assert written(ranks)["objective"] == pytest.approx(loss.item(), rel=RTOL)
+    expected = expected_gradients(directory, ranks, reference.gradients(loss))
+    assert len(expected) == 2 * 4 * 4  # two factors on four weights of four layers, and nothing else is trained
+    error, parameter = worst(adapter_gradients(ranks), expected)
+    assert error < RTOL, parameter
 
 
 def first_step(launch, name: str, dtype: torch.dtype = torch.float32):

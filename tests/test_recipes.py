@@ -161,6 +161,7 @@ def test_every_key_is_documented():
         "objective": config.ObjectiveConfig,
         "objective.keep": config.KeepConfig,
         "log.wandb": config.WandbConfig,
+        "peft": config.PeftConfig,
     }
     keys = {key for name, kind in sections.items() for key in (dotted(name, kind) or [name])}
     assert sorted(documented) == sorted(keys - {"objective.keep", "log.wandb"} | {"objective"})

@@ -30,6 +30,10 @@ REFUSALS = {
         "override data.global_batch_size=6: data.global_batch_size: 6 is not a multiple of 4 (micro_batch_size 4 x "
         "data-parallel size 1); use 4"
     ),
+    "`peft` with `trainer.recompute: full`": (
+        "override trainer.recompute=full: trainer.recompute: full trains nothing with peft, as Megatron makes layers "
+        "again only where their input has a gradient and a frozen embedding gives none; use selective or none"
+    ),
     "2^31 or more tokens in a global batch": (
         "override data.global_batch_size=4194304: data.global_batch_size: 4194304 x data.max_length 1024 tokens are "
         "more than Megatron counts in int32, 2**31 - 1; lower one of them"

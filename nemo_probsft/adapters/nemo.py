@@ -180,6 +180,17 @@ class WriteMetrics(pl.Callback):
             self.runlog.close()
 
 
+class KeepBaseOfAdapters(pl.Callback):
+    """NeMo looks for its note of the base beside `weights/`, not in it, so a resumed run notes the adapters themselves
+    as their base (WrappedAdapterIO.load_checkpoint): such a checkpoint could neither be resumed nor exported."""
+
+    def __init__(self, lora: llm.peft.LoRA, base: str) -> None:
+        self.lora, self.base = lora, Path(base)
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.lora.wrapped_io.model_ckpt_path = self.base
+
+
 def holds_the_loss() -> bool:
     """True on the one rank that writes: last pipeline stage, first of its tensor, data and context parallel groups."""
     return (
@@ -210,6 +221,9 @@ def fit(
         InstallObjective(prepared.vocab_size, reduction, recipe.head),
         WriteMetrics(run_dir, recipe, reduction),
     ]
+    peft = recipe.peft
+    lora = None if peft is None else llm.peft.LoRA(dim=peft.dim, alpha=peft.alpha)
+    trainer.callbacks += [] if lora is None else [KeepBaseOfAdapters(lora, base)]
     trainer.callbacks += callbacks
     directory = run_dir / "checkpoints"
     # Checkpoints come last: a step's metrics are on disk before its checkpoint, which is named by a number they log.
@@ -224,6 +238,7 @@ def fit(
         log=nl.NeMoLogger(explicit_log_dir=str(_nemo_log_dir(run_dir)), update_logger_directory=False),
         resume=nl.AutoResume(resume_from_path=str(last)) if last else _weights_of(base),
         optim=_optimizer(recipe, num_steps),
+        model_transform=lora,
     )
 
 
