@@ -11,7 +11,6 @@ from torch import Tensor
 from conversion import layout
 from conversion.card import base_model, read_record, write_card
 from conversion.checkpoint import HF_FILES, Checkpoint, open_checkpoint
-from conversion.checkpoint import model_files_directory as model_files_directory
 from conversion.context import write_context
 from conversion.families import ModelSpec, extra_state_keys, mappings, model_spec
 from conversion.peft_adapter import write_adapter
