@@ -55,6 +55,7 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def _diagnose_rank(recipe: Recipe) -> None:
+    launch.end_with_torchrun()
     from nemo_probsft.adapters import nemo
 
     nemo.collect_logp(recipe, prepare.wait_for(recipe), Path(recipe.run_dir) / "logp")

@@ -18,6 +18,7 @@ from typing import IO
 from nemo_probsft.config import Recipe
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TORCHRUN_PID = "NEMO_PROBSFT_TORCHRUN_PID"  # set where our own launcher started torchrun
 OUT_OF_SPACE = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -26,15 +27,23 @@ def inside_ranks() -> bool:
     return "RANK" in os.environ
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when the one that started it is gone.
+def end_with_torchrun() -> None:
+    """What a rank calls first: end when torchrun ends.
 
     torchrun gives every rank a session of its own: after a `kill -9` of what started them they would go on, and write
     into the run directory beside the run that continues it.
     """
+    parent = os.environ.get(TORCHRUN_PID)
+    end_with_parent(None if parent is None else int(parent))
+
+
+def end_with_parent(parent: int | None) -> None:
+    """Ask Linux to kill this process when its parent is gone; end at once if the `parent` meant has gone before."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         assert libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
+    if parent is not None and os.getppid() != parent:
+        sys.exit(f"the process {parent} that started this one has ended")
 
 
 def hold(run_dir: Path) -> IO[str]:
@@ -69,17 +78,12 @@ def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Cal
     attempt = log_dir / time.strftime("%Y%m%d-%H%M%S")
     attempt.mkdir(parents=True, exist_ok=True)
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"),
+        *(sys.executable, "-m", "nemo_probsft.torchrun", str(os.getpid())),
+        *("--standalone", f"--nproc-per-node={num_ranks}"),
         *(f"--log-dir={attempt}", "--redirects=3", "-m", "nemo_probsft", *arguments),
     ]
     with (attempt / "torchrun.log").open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=_environment(num_ranks),
-            preexec_fn=die_with_parent,
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment(num_ranks))
         try:
             while process.poll() is None:
                 tick()

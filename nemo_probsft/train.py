@@ -49,7 +49,7 @@ def _where_it_goes_on(run_dir: Path) -> str:
 
 
 def _train_rank(recipe: Recipe) -> None:
-    launch.die_with_parent()
+    launch.end_with_torchrun()
     if os.environ["RANK"] == "0" and prepare.already(recipe) is None:  # started by hand under torchrun or srun
         plan.show(prepare.prepare(recipe)[1])
     prepared = prepare.wait_for(recipe)

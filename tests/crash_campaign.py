@@ -69,29 +69,45 @@ def _write_model(directory: Path) -> None:
 
 
 def start(recipe: Path, *overrides: str) -> subprocess.Popen:
+    """Its output goes to a file: a pipe would stay open as long as any process that inherited it."""
     command = [sys.executable, "-m", "nemo_probsft", "train", str(recipe), *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with recipe.with_suffix(".out").open("w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
 
-def finish(recipe: Path, *overrides: str) -> str:
+def finish(recipe: Path, *overrides: str, code: int = 0) -> str:
+    """Run to the end, which is to be the exit code. Returns what was printed."""
     process = start(recipe, *overrides)
-    output, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, output[-3000:]
-    return output
+    _wait(process, recipe)
+    assert process.returncode == code, _output(recipe)
+    return recipe.with_suffix(".out").read_text()
+
+
+def _wait(process: subprocess.Popen, recipe: Path) -> None:
+    try:
+        process.wait(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        launcher = psutil.Process(process.pid)
+        left = [(one.pid, one.status(), _cmdline(one)) for one in [launcher, *launcher.children(recursive=True)]]
+        raise AssertionError(f"not over after {PATIENCE_S} s: {left}; {_output(recipe)}") from None
+
+
+def _output(recipe: Path) -> str:
+    return recipe.with_suffix(".out").read_text()[-3000:]
 
 
 def run_and_kill(recipe: Path, run_dir: Path, moment: str, chance: random.Random) -> str:
     """Start or continue the run and kill it at the moment. Says what was hit; "" when the run ended before."""
     process = start(recipe)
     if not _wait_for(moment, run_dir, process, chance):
-        assert process.wait() == 0, process.communicate()[0][-3000:]
+        assert process.wait() == 0, _output(recipe)
         return ""
     family = psutil.Process(process.pid).children(recursive=True)
     ours = [child for child in family if "--multiprocessing-fork" not in (line := _cmdline(child)) and "-c" not in line]
     ranks = [child for child in family if _is_rank(child)]
     victim = chance.choice(["launcher", "rank"]) if ranks else "launcher"
     (chance.choice(ranks) if victim == "rank" else process).kill()
-    process.communicate(timeout=PATIENCE_S)
+    _wait(process, recipe)
     helpers = [child for child in family if child not in ours]
     _, alive = psutil.wait_procs(ours, timeout=60)
     assert not alive, f"left over after the {victim} was killed: {[child.cmdline() for child in alive]}"

@@ -18,7 +18,7 @@ import yaml
 from nemo_probsft import launch
 from nemo_probsft.checkpoints import last_checkpoint
 from nemo_probsft.runlog import read_metrics
-from tests.crash_campaign import check_directory, finish, run_and_kill, start, write_recipe
+from tests.crash_campaign import check_directory, finish, run_and_kill, write_recipe
 
 NUM_STEPS = 11  # checkpoints at 3, 6, 9 and 11
 
@@ -82,10 +82,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_tokens_and_spares_the_la
     diverging = write_recipe(
         folder, "diverging", 4, optim={"lr": 1e30, "warmup_ratio": 0.0, "clip_grad": 0.0}, checkpoint={"every_steps": 1}
     )
-    process = start(diverging)
-    output, _ = process.communicate()
-    assert process.returncode == 2, output[-2000:]
-    line = output.splitlines()[-1]
+    line = finish(diverging, code=2).splitlines()[-1]
     assert "FloatingPointError: step 2, rank " in line
     assert "micro-batch 1: the loss is " in line
     assert "target tokens" in line
@@ -102,23 +99,29 @@ def test_one_process_at_a_time_writes_a_run_directory(tmp_path):
 
 
 CHILD = """
-import time
-from nemo_probsft.launch import die_with_parent
-die_with_parent()
+import sys, time
+from nemo_probsft.launch import end_with_parent
+if "late" in sys.argv:
+    print("up", flush=True)
+    time.sleep(1)
+end_with_parent(int(sys.argv[1]))
 print("up", flush=True)
 time.sleep(60)
 """
 PARENT = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, start_new_session=True)
+import os, subprocess, sys
+command = [sys.executable, "-c", sys.argv[1], str(os.getpid()), sys.argv[2]]
+child = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
 child.stdout.readline()
 print(child.pid, flush=True)
 child.wait()
 """
 
 
-def test_a_process_dies_with_the_one_that_started_it():
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("asks", ["early", "late"])
+def test_a_process_ends_with_the_one_that_started_it(asks):
+    """late: the parent has been killed before the child asked Linux to be told."""
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD, asks], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.communicate()
