@@ -1,8 +1,13 @@
-"""Tests marked `gpu` are left out, and counted as deselected, where there is no CUDA."""
+"""Ctrl-C as at a terminal; tests marked `gpu` are left out, and counted as deselected, where there is no CUDA."""
 
 from __future__ import annotations
 
+import signal
+
 import torch
+
+# A shell starts background jobs, perhaps this one, with SIGINT ignored, and every process of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
