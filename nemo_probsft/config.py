@@ -20,7 +20,7 @@ from nemo_probsft.strictyaml import Bound, Node
 from nemo_probsft.substitution import MIXED, REFUSED_KEYS
 
 if TYPE_CHECKING:
-    from nemo_probsft.objectives import Objective
+    from nemo_probsft.objectives import AnyObjective
 
 MAX_BYTES = 1 << 20  # of a recipe
 MAX_INT32 = 2**31 - 1  # Megatron counts tokens and steps in it
@@ -66,11 +66,23 @@ class KeepConfig:
 
 
 @dataclass(frozen=True)
+class ScheduleConfig:  # values at even distances over the training steps, linear in between
+    alpha: tuple[float, ...] | None = None
+    gamma: tuple[float, ...] | None = None
+    min_p: tuple[Fraction, ...] | None = None
+    max_p: tuple[Fraction, ...] | None = None
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     name: str = field(metadata={"give": "the objective's name, for example power"})
     alpha: float | None = None
     gamma: float | None = None
+    low: float | None = None  # of `adaptive`: the running mean of p where alpha leaves 0
+    high: float | None = None  # and where it reaches 1
+    decay: float | None = None  # of that mean, per step
     keep: KeepConfig | None = None
+    schedule: ScheduleConfig | None = None
     denominator: Literal["target", "kept"] = "target"
 
 
@@ -222,7 +234,7 @@ def dump(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def resolve_objective(recipe: Recipe) -> tuple[Objective, str]:
+def resolve_objective(recipe: Recipe) -> tuple[AnyObjective, str]:
     """The objective with every threshold as a probability, and its denominator ("target" or "kept").
 
     Raises ValueError when a percentile's diagnosis is missing or lacks it.

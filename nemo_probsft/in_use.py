@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from nemo_probsft import strictyaml
-from nemo_probsft.objectives import Objective
+from nemo_probsft.objectives import AnyObjective, Moment, Objective, objective_at
 from nemo_probsft.runlog import write_atomically
 
 RUN = "run.yaml"
@@ -24,11 +24,12 @@ def record(run_dir: Path, measured: dict[str, Any]) -> None:
     write_atomically(path, strictyaml.dump(described | {RECORD: measured}))
 
 
-def check(run_dir: Path, objective: Objective, denominator: str) -> None:
+def check(run_dir: Path, objective: AnyObjective, denominator: str) -> None:
     """Raises RuntimeError when the record is missing or is not of this objective."""
     path = run_dir / RUN
     found = yaml.safe_load(path.read_text(encoding="utf-8")).get(RECORD, {})
-    expected = {"key": objective.key, "denominator": denominator, "probes": _expected(objective, denominator)}
+    then = objective_at(objective, Moment(**found.get("moment", {"fraction": 0.0, "running_p": 0.0})))
+    expected = {"key": objective.key, "denominator": denominator, "probes": _expected(then, denominator)}
     for name, value in expected.items():
         if not _equal(found.get(name), value):
             problem = f"{RECORD}.{name} is {found.get(name)}, but the recipe means {value}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,12 @@ from nemo_probsft import strictyaml
 
 if TYPE_CHECKING:
     from nemo_probsft.config import KeepConfig, ObjectiveConfig, Recipe
-    from nemo_probsft.objectives import Objective
+    from nemo_probsft.objectives import AnyObjective
 
 Percentiles = Callable[["KeepConfig", float, str], float]  # (keep, percentile, key for errors) -> probability
 
 
-def parse(recipe: Recipe, percentiles: Percentiles) -> tuple[Objective, str]:
+def parse(recipe: Recipe, percentiles: Percentiles) -> tuple[AnyObjective, str]:
     from nemo_probsft.objectives import parse_objective  # imports torch, which `config` must not
 
     objective = recipe.objective
@@ -32,9 +33,11 @@ def parse(recipe: Recipe, percentiles: Percentiles) -> tuple[Objective, str]:
 
 
 def specification(objective: ObjectiveConfig, percentiles: Percentiles) -> dict[str, Any]:
-    """What `parse_objective` takes: name, parameter and thresholds as probabilities."""
-    given = {key: getattr(objective, key) for key in ("name", "alpha", "gamma")}
+    """What `parse_objective` takes: name, numbers, thresholds as probabilities, and what moves."""
+    given = dataclasses.asdict(objective) | {"denominator": None, "keep": None}
     spec = {key: value for key, value in given.items() if value is not None}
+    if objective.schedule is not None:
+        spec["schedule"] = {key: list(path) for key, path in spec["schedule"].items() if path is not None}
     if objective.keep is not None:
         spec["keep"] = _keep_spec(objective.keep, percentiles)
     return spec

@@ -272,6 +272,8 @@ class _Builder:
         if origin in (Union, types.UnionType):
             return self.union(args, node, key)
         if origin is tuple:
+            if args[-1] is Ellipsis:
+                args = args[:1] * (len(node.value) if isinstance(node.value, list) else 2)
             if not isinstance(node.value, list) or len(node.value) != len(args):
                 raise _mistyped(node, key, f"a list of {len(args)} numbers")
             children = enumerate(zip(args, node.value, strict=True))

@@ -50,8 +50,10 @@ def ours(path: Path) -> set[str]:
     return {name for name in imports(path) if name.split(".")[0] in OURS}
 
 
-def test_objectives_know_nobody():
-    assert not ours(ROOT / "nemo_probsft" / "objectives.py")
+def test_objectives_know_only_themselves():
+    for path in files("nemo_probsft/objectives"):
+        assert all(name.startswith("nemo_probsft.objectives") for name in ours(path)), path
+        assert packages(path) <= {*sys.stdlib_module_names, "torch", "nemo_probsft"}, path
 
 
 def test_ops_know_only_themselves():
@@ -66,7 +68,7 @@ def test_the_loss_knows_only_the_objectives():
 
 def test_process_groups_are_arguments_below_the_adapters():
     package = ROOT / "nemo_probsft"
-    for path in [*files("nemo_probsft/ops"), package / "loss.py", package / "objectives.py"]:
+    for path in [*files("nemo_probsft/ops", "nemo_probsft/objectives"), package / "loss.py"]:
         text = path.read_text(encoding="utf-8")
         assert "parallel_state" not in text
         assert "group.WORLD" not in text

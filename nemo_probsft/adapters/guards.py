@@ -9,22 +9,26 @@ import torch
 
 from nemo_probsft.adapters.megatron import loss_function
 from nemo_probsft.in_use import PROBES
-from nemo_probsft.objectives import Objective
+from nemo_probsft.objectives import AnyObjective, Moment, objective_at
 
 
-def measure(objective: Objective, denominator: str, device: torch.device) -> dict[str, Any]:
+def measure(objective: AnyObjective, moment: Moment, denominator: str, device: torch.device) -> dict[str, Any]:
     """The objective's names, and what `loss_function` makes of one token of each probability of `in_use.PROBES`.
 
+    moment: the training step at which that was, of which an objective that does not move knows nothing.
     probes: rows of p, f(p), s_f(p) as autograd has it, and whether the denominator counts the token.
     """
     rows = []
     with torch.enable_grad():
         for p in PROBES:
             nll = -torch.tensor([[p]], device=device).log().requires_grad_()
-            loss_sum, num_tokens, _ = loss_function(objective, denominator, nll, torch.ones_like(nll))
+            loss_sum, num_tokens, _ = loss_function(
+                objective_at(objective, moment), denominator, nll, torch.ones_like(nll)
+            )
             (weight,) = torch.autograd.grad(loss_sum, nll)
             rows.append([p, float(loss_sum), float(weight), int(num_tokens)])
-    return {"key": objective.key, "formula": objective.formula, "denominator": denominator, "probes": rows}
+    names = {"key": objective.key, "formula": objective.formula, "denominator": denominator}
+    return {**names, "moment": moment._asdict(), "probes": rows}
 
 
 def finite(loss_sum: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor) -> bool:

@@ -30,109 +30,22 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning import io
-from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from nemo_probsft import in_use
-from nemo_probsft.adapters import guards
-from nemo_probsft.adapters.megatron import (
-    STATISTICS_LENGTH,
-    add_weights,
-    check_config,
-    install_target_logprob,
-    loss_function,
-    summarise,
+from nemo_probsft.adapters.megatron import summarise
+from nemo_probsft.adapters.nemo_data import forward_data, round_up, training_data
+from nemo_probsft.adapters.nemo_loss import (
+    CollectLogp,
+    InstallObjective,
+    MoveObjective,
+    ObjectiveReduction,
+    holds_the_loss,
 )
-from nemo_probsft.adapters.nemo_data import SFTData, forward_data, round_up, training_data
 from nemo_probsft.checkpoints import last_checkpoint
-from nemo_probsft.config import HeadConfig, Recipe
-from nemo_probsft.objectives import Objective
-from nemo_probsft.ops import HeadReport
+from nemo_probsft.config import Recipe
+from nemo_probsft.objectives import AnyObjective, Objective
 from nemo_probsft.prepare import Prepared
 from nemo_probsft.runlog import RunLog
-
-
-class ObjectiveReduction(MaskedTokenLossReduction):
-    """NeMo's loss reduction with f(p) for -log p; `statistics` holds the last step's sums over the global batch."""
-
-    def __init__(self, objective: Objective, denominator: str, data: SFTData) -> None:
-        super().__init__()
-        self.data = data
-        self.objective = objective
-        self.denominator = denominator
-        self.statistics = torch.zeros(STATISTICS_LENGTH)
-        self.head = HeadReport()
-        self.step = self.micro_batch = 0  # the one being trained and how many of its micro-batches were seen
-        self.measured: dict[str, Any] | None = None
-
-    def forward(
-        self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """forward_out: -log p of each target, [b, s] fp32 -> Megatron's 3-tuple."""
-        loss_sum, num_tokens, statistics = loss_function(
-            self.objective, self.denominator, forward_out, batch["loss_mask"]
-        )
-        self.micro_batch += 1
-        if not guards.finite(loss_sum, forward_out, batch["loss_mask"]):
-            examples = self.data.examples(self.step - 1, self.micro_batch - 1).tolist()
-            place = f"step {self.step}, rank {torch.distributed.get_rank()}, micro-batch {self.micro_batch}"
-            raise FloatingPointError(f"{place}: {guards.describe(loss_sum, forward_out, batch['loss_mask'], examples)}")
-        if self.measured is None:
-            self.measured = guards.measure(self.objective, self.denominator, forward_out.device)
-        return loss_sum, num_tokens, {"statistics": statistics}
-
-    def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
-        """The step's mean objective. One all-reduce over data and context parallel ranks, in place of NeMo's own."""
-        self.statistics = torch.stack([out["statistics"] for out in losses_reduced_per_micro_batch]).sum(0)
-        add_weights(self.statistics, self.head)
-        torch.distributed.all_reduce(
-            self.statistics, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
-        )
-        return self.statistics[0] / self.statistics[1].clamp(min=1)
-
-
-class CollectLogp(MaskedTokenLossReduction):
-    """Forward-only reduction that keeps log p of every supervised token of this rank, in data order."""
-
-    def __init__(self) -> None:
-        super().__init__(validation_step=True)
-        self.logp: list[torch.Tensor] = []
-        self.head = HeadReport()
-
-    def forward(
-        self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        supervised = batch["loss_mask"] > 0
-        self.logp.append(-forward_out[supervised].cpu())
-        return forward_out.sum() * 0, supervised.sum().int(), {}
-
-    def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
-        return torch.zeros((), device=torch.cuda.current_device())
-
-
-class InstallObjective(pl.Callback):
-    """Hooks `target_logprob` and the reduction into every pipeline chunk once all exist and their weights are restored.
-
-    NeMo makes virtual pipeline stages itself, each with a reduction of its own: -log p, unless it is replaced here.
-    """
-
-    def __init__(self, vocab_size: int, reduction: ObjectiveReduction | CollectLogp, head: HeadConfig) -> None:
-        self.vocab_size, self.reduction, self.head = vocab_size, reduction, head
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer.strategy, "_training_loss_reduction")
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._install(trainer.strategy, "_validation_loss_reduction")
-
-    def _install(self, strategy: Any, attribute: str) -> None:
-        chunks = strategy.megatron_parallel
-        for chunk in chunks:
-            check_config(chunk.config)
-            setattr(chunk, attribute, self.reduction)
-        tp_group = parallel_state.get_tensor_model_parallel_group()
-        said = install_target_logprob(chunks, self.vocab_size, tp_group, self.head, self.reduction.head)
-        if said is not None and holds_the_loss():
-            print(f"row skipping in the LM head is {said}", flush=True)
 
 
 class WriteMetrics(pl.Callback):
@@ -154,7 +67,6 @@ class WriteMetrics(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self.reduction.step, self.reduction.micro_batch = trainer.global_step + 1, 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -165,13 +77,15 @@ class WriteMetrics(pl.Callback):
         if self.runlog is not None:
             seen, expected = self.reduction.micro_batch, self.recipe.num_micro_batches
             assert seen == expected, f"{seen} of {expected} micro-batches went through the objective"
-            if not self.recorded:
+            if not self.recorded or step == trainer.max_steps:
                 assert self.reduction.measured is not None
                 in_use.record(self.run_dir, self.reduction.measured)
                 self.recorded = True
         if self.runlog is None or (step % self.recipe.log.every_steps and step != trainer.max_steps):
             return
         row = {"step": step, **summarise(self.reduction.statistics)}
+        if not isinstance(self.reduction.objective, Objective):
+            row |= self.reduction.objective.moving(self.reduction.moment)
         row |= {"grad_norm": float(trainer.callback_metrics["grad_norm"]), "lr": self.lr}
         self.runlog.write(row)
 
@@ -191,19 +105,10 @@ class KeepBaseOfAdapters(pl.Callback):
         self.lora.wrapped_io.model_ckpt_path = self.base
 
 
-def holds_the_loss() -> bool:
-    """True on the one rank that writes: last pipeline stage, first of its tensor, data and context parallel groups."""
-    return (
-        parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-        and parallel_state.get_tensor_model_parallel_rank() == 0
-        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
-    )
-
-
 def fit(
     recipe: Recipe,
     prepared: Prepared,
-    objective: Objective,
+    objective: AnyObjective,
     denominator: str,
     callbacks: Sequence[pl.Callback] = (),
 ) -> None:
@@ -215,11 +120,12 @@ def fit(
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
     data = training_data(recipe, prepared)
-    reduction = ObjectiveReduction(objective, denominator, data)
+    reduction = ObjectiveReduction(objective, denominator, data, num_steps)
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
         InstallObjective(prepared.vocab_size, reduction, recipe.head),
         WriteMetrics(run_dir, recipe, reduction),
+        MoveObjective(reduction),  # after what writes the step down, before what saves it
     ]
     peft = recipe.peft
     lora = None if peft is None else llm.peft.LoRA(dim=peft.dim, alpha=peft.alpha)

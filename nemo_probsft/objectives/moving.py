@@ -1,0 +1,137 @@
+"""Objectives that move while a model trains. What is fixed is how they move; `at` gives the objective of one step.
+
+The power family goes from -log p, which learns what the model does not know, to 1 - p, which leans on what it knows, as
+alpha goes from 0 to 1. `Scheduled` moves alpha, or a threshold, by the clock, `Adaptive` by how probable the targets
+have become.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nemo_probsft.objectives.forms import FORMS, Objective, make_objective, number_text
+
+Path = tuple[float, ...]  # values at even distances over the training steps, linear in between; one value does not move
+
+
+class Moment(NamedTuple):
+    """A training step, as far as objectives depend on it."""
+
+    fraction: float  # of the run: 0 at the first step, 1 at the last
+    running_p: float  # RunningMean of the steps before
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A form whose parameter or thresholds follow a path that is fixed in advance."""
+
+    name: str
+    parameter: Path | None = None
+    min_p: Path = (0.0,)
+    max_p: Path = (1.0,)
+
+    def at(self, moment: Moment) -> Objective:
+        parameter = None if self.parameter is None else along(self.parameter, moment.fraction)
+        thresholds = (along(path, moment.fraction) for path in (self.min_p, self.max_p))
+        return make_objective(self.name, parameter, *thresholds)
+
+    def moving(self, moment: Moment) -> dict[str, float]:
+        """What moves, and where it is now."""
+        paths = {str(FORMS[self.name].parameter): self.parameter, "min_p": self.min_p, "max_p": self.max_p}
+        return {name: along(path, moment.fraction) for name, path in paths.items() if path and len(path) > 1}
+
+    @property
+    def key(self) -> str:
+        """FORM-AtoB@AtoB..AtoB, without what is not there."""
+        base = FORMS[self.name].key.format(path_text(self.parameter or ()))
+        if (self.min_p, self.max_p) == ((0.0,), (1.0,)):
+            return base
+        return f"{base}@{path_text(self.min_p)}..{path_text(self.max_p)}"
+
+    @property
+    def formula(self) -> str:
+        """f(p) at the corners of the longest path."""
+        count = max(map(len, (self.parameter or (), self.min_p, self.max_p)))
+        formulas = [self.at(Moment(i / (count - 1), 0.0)).formula for i in range(count)]
+        return f"from {' to '.join(formulas)} over the training steps"
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """(1 - p^a)/a with a = clip((m - low)/(high - low), 0, 1), m the running mean of p: -log p while the targets are
+    improbable, 1 - p once the model knows them. m is a number, no gradient flows through it."""
+
+    low: float = 0.3
+    high: float = 0.7
+    decay: float = 0.9
+    min_p: float = 0.0
+    max_p: float = 1.0
+
+    def at(self, moment: Moment) -> Objective:
+        return make_objective("power", self.alpha(moment.running_p), self.min_p, self.max_p)
+
+    def alpha(self, running_p: float) -> float:
+        return min(1.0, max(0.0, (running_p - self.low) / (self.high - self.low)))
+
+    def moving(self, moment: Moment) -> dict[str, float]:
+        """What moves, and where it is now."""
+        return {"alpha": self.alpha(moment.running_p), "running_p": moment.running_p}
+
+    @property
+    def key(self) -> str:
+        """adaptive, or adaptive-LOW-HIGH-DECAY where they are not the defaults."""
+        constants = (self.low, self.high, self.decay)
+        base = "-".join(["adaptive", *map(number_text, constants if constants != _DEFAULTS else ())])
+        has_threshold = self.min_p > 0 or self.max_p < 1
+        return f"{base}@{number_text(self.min_p)}..{number_text(self.max_p)}" if has_threshold else base
+
+    @property
+    def formula(self) -> str:
+        low, width, decay = (number_text(x) for x in (self.low, round(self.high - self.low, 12), self.decay))
+        kept = self.at(Moment(0.0, 0.0)).formula.removeprefix("-log p")
+        return f"(1 - p^a)/a{kept}, a = clip((m - {low})/{width}, 0, 1), m the running mean of p (decay {decay})"
+
+
+_DEFAULTS = (Adaptive.low, Adaptive.high, Adaptive.decay)
+
+AnyObjective = Objective | Scheduled | Adaptive
+
+
+def objective_at(objective: AnyObjective, moment: Moment) -> Objective:
+    """The objective of one step; one that does not move is that of all."""
+    return objective if isinstance(objective, Objective) else objective.at(moment)
+
+
+@dataclass
+class RunningMean:
+    """Exponentially weighted mean over steps, corrected for its start: after one step it is that step's value.
+
+    Two floats, so that a resumed run goes on with the same bits.
+    """
+
+    decay: float = Adaptive.decay
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.total = self.decay * self.total + (1 - self.decay) * value
+        self.weight = self.decay * self.weight + (1 - self.decay)
+
+    @property
+    def value(self) -> float:
+        """0 before the first step."""
+        return self.total / self.weight if self.weight else 0.0
+
+
+def along(path: Path, fraction: float) -> float:
+    """The path's value at a fraction in [0, 1] of the way."""
+    if len(path) == 1:
+        return path[0]
+    place = fraction * (len(path) - 1)
+    left = min(int(place), len(path) - 2)
+    return path[left] * (left + 1 - place) + path[left + 1] * (place - left)
+
+
+def path_text(path: Path) -> str:
+    return "to".join(map(number_text, path))
