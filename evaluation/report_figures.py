@@ -88,11 +88,13 @@ def _point(row: Row, diagnosis: Mapping[str, Any]) -> dict[str, Any]:
 def _weights(inputs: Inputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     import torch
 
-    from nemo_probsft.objectives import parse_objective
+    from nemo_probsft.objectives import Objective, parse_objective
 
     p = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
     curves = {}
     for key in dict.fromkeys(row.run.objective for row in inputs.rows if row.run is not None):
         objective = parse_objective(key)
+        if not isinstance(objective, Objective):
+            continue  # one that moves has no single curve
         curves[key] = (objective.weight(p.log()) * objective.keep(p.log())).numpy()
     return p.numpy(), curves

@@ -120,7 +120,7 @@ def context_parallel(job: dict, output: Path) -> None:
     model = DistributedDataParallel(config, DistributedDataParallelConfig(), Table(config))
     model.zero_grad_buffer()
     nll = -target_logprob(model(batch["tokens"]), batch["labels"])
-    reduction = nemo.ObjectiveReduction(parse_objective(job["objective"]), job["denominator"], data=None)
+    reduction = nemo.ObjectiveReduction(parse_objective(job["objective"]), job["denominator"], None, 1)
     loss_sum, num_tokens, report = reduction.forward(batch, nll)
     loss_sum.backward()
     finalize_model_grads([model], num_tokens.clone())

@@ -191,7 +191,9 @@ BAD_OBJECTIVES = {
     ),
     "{}": "objective.name: missing; give the objective's name, for example power",
     "{name: power, alpha: ten}": 'objective.alpha: "ten" is not allowed; expected a finite number',
-    "{name: power, beta: 1}": "objective.beta: unknown key; choose from name, alpha, gamma, keep, denominator",
+    "{name: power, beta: 1}": (
+        "objective.beta: unknown key; choose from name, alpha, gamma, low, high, decay, keep, schedule, denominator"
+    ),
     "{name: nll, keep: 0.2}": "objective.keep: 0.2 is not a mapping; write {min_p: ..., max_p: ...}",
     "{name: nll, keep: {min: 0.2}}": "objective.keep.min: unknown key; did you mean objective.keep.min_p?",
     "{name: nll, keep: {min_p: 1.5}}": "objective.keep.min_p: 1.5 is out of range; use a number in [0, 1]",

@@ -13,6 +13,7 @@ import sys
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from nemo_probsft import launch
@@ -74,8 +75,23 @@ def test_it_goes_on_at_another_layout(folder):
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for row, want in zip(rows[resumed_at:], expected[resumed_at:], strict=True):
         assert row["num_tokens"] == want["num_tokens"]
-        for name in ("objective", "nll", "p", "grad_norm"):
+        for name in ("objective", "nll", "p", "grad_norm", "alpha", "running_p"):
             assert row[name] == pytest.approx(want[name], rel=1e-4), (row["step"], name)
+    # rank 0, whose state the checkpoint keeps, is of the first stage and never saw a probability
+    state = torch.load(last_checkpoint(folder / "relaid" / "checkpoints") / "weights" / "common.pt", weights_only=False)
+    mean = state["callbacks"]["MoveObjective"]
+    assert mean["total"] / mean["weight"] == pytest.approx(0.5 * rows[-1]["running_p"] + 0.5 * rows[-1]["p"], rel=1e-2)
+
+
+def test_alpha_follows_the_running_mean_of_p_through_a_resume(folder):
+    rows = read_metrics(folder / "whole")
+    running_p = 0.0
+    for done, row in enumerate(rows):
+        assert row["running_p"] == pytest.approx(running_p, rel=1e-9)
+        assert row["alpha"] == pytest.approx(min(1, max(0, (running_p - 0.002) / 0.008)), rel=1e-9)
+        weights = [0.5 ** (done - i) for i in range(done + 1)]
+        running_p = sum(w * past["p"] for w, past in zip(weights, rows, strict=False)) / sum(weights)
+    assert rows[0]["alpha"] == 0 < rows[1]["alpha"] < rows[-1]["alpha"], "a resume that forgets the mean would show"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_tokens_and_spares_the_last_checkpoint(folder):

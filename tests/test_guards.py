@@ -9,9 +9,10 @@ import torch
 
 from nemo_probsft import in_use
 from nemo_probsft.adapters import guards
-from nemo_probsft.objectives import parse_objective
+from nemo_probsft.objectives import Moment, parse_objective
 
 KEYS = ("original", "p", "GeneralFamily-10", "OnlyTopLogP-0.2", "OnlyBottomP-0.5", "dft", "UnlikehoodTop-0.3")
+MOVING = ("adaptive", "GeneralFamily-0to1", "OnlyTopLogP-0to0.9")
 
 
 @pytest.fixture
@@ -21,11 +22,11 @@ def run_dir(tmp_path):
 
 
 def measured(key: str, denominator: str = "target") -> dict:
-    return guards.measure(parse_objective(key), denominator, torch.device("cpu"))
+    return guards.measure(parse_objective(key), Moment(0.25, 0.4), denominator, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("denominator", ["target", "kept"])
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KEYS + MOVING)
 def test_what_the_loss_recorded_is_what_the_recipe_means(run_dir, key, denominator):
     in_use.record(run_dir, measured(key, denominator))
     in_use.check(run_dir, parse_objective(key), denominator)
@@ -45,6 +46,9 @@ def test_another_objective_or_denominator_in_the_loss_is_an_error(run_dir):
     in_use.record(run_dir, measured("original") | {"key": "p"})  # the right name on the wrong loss
     with pytest.raises(RuntimeError, match=r"objective_in_use.probes is"):
         in_use.check(run_dir, p, "target")
+    in_use.record(run_dir, measured("adaptive") | {"moment": {"fraction": 0.25, "running_p": 0.6}})
+    with pytest.raises(RuntimeError, match=r"objective_in_use.probes is"):
+        in_use.check(run_dir, parse_objective("adaptive"), "target")
 
 
 def test_log_p_that_is_not_finite_is_described():
