@@ -31,13 +31,29 @@ def staged_directory(target: Path, num_bytes: int) -> Iterator[Path]:
             yield partial
             if os.path.lexists(target):
                 raise ValueError(f"{target}: appeared while it was being written here; nothing was changed")
+            _flush(partial)
             partial.rename(target)
+            _flush_one(target.parent)
         except OSError as error:
             if error.errno in _NO_SPACE:
                 raise ValueError(f"{target.parent}: no space left; {num_bytes:,} bytes are needed") from error
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(directory: Path) -> None:
+    """After a power cut the name must not be there without the content: everything reaches the disk before the name."""
+    for path in (*directory.rglob("*"), directory):
+        _flush_one(path)
+
+
+def _flush_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def existing_directory(path: Path) -> Path:

@@ -77,6 +77,31 @@ def test_killed_at_every_step_the_target_is_complete_or_absent(sources, tmp_path
     assert seen == {(-signal.SIGKILL, False), (-signal.SIGKILL, True), (0, True)}
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_everything_is_on_the_disk_before_the_target_has_its_name(sources, tmp_path, monkeypatch, direction):
+    """Otherwise a power cut could leave a target with empty files."""
+    flushed, renamed_after = {}, None
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flushed[path] = tree(path) if path.is_dir() else path.read_bytes()
+
+    def rename(path: Path, target: Path) -> Path:
+        nonlocal renamed_after
+        if target == tmp_path / "out":
+            renamed_after = {found.relative_to(path): content for found, content in flushed.items()}
+        os.rename(path, target)
+        return target
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    DIRECTIONS[direction](sources[direction], tmp_path / "out")
+    written = {Path("."), *(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*"))}
+    assert set(renamed_after) == written
+    assert all(renamed_after[Path(name)] == content for name, content in tree(tmp_path / "out").items())
+    assert tmp_path in flushed, "the name itself"
+
+
 def import_that_stops_half_way(source: Path, target: Path, half_way) -> None:
     from conversion import convert
 
