@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from nemo_probsft.config import Recipe
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TORCHRUN_PID = "NEMO_PROBSFT_TORCHRUN_PID"  # set where our own launcher started torchrun
+LOG_BYTES = 1_000_000  # more than the exceptions of all ranks need
 OUT_OF_SPACE = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -119,4 +121,12 @@ def _first_error(attempt: Path) -> str:
     ]
     full = [error for error in by_itself if any(f"[Errno {number}]" in error for number in OUT_OF_SPACE)]
     # Megatron's CheckpointException, which follows, does not repeat what the writing failed of.
-    return (full or by_itself or errors or ["no exception was logged; was a rank killed, for want of memory?"])[-1]
+    return (full or by_itself or errors or [_why_nothing_was_logged(attempt)])[-1]
+
+
+def _why_nothing_was_logged(attempt: Path) -> str:
+    """A full disk, on which the logs lie, too, takes no exception any more."""
+    free = shutil.disk_usage(attempt).free
+    if free < LOG_BYTES:
+        return f"No space left on device ({free} bytes free), not even for the exception"
+    return "no exception was logged; was a rank killed, for want of memory?"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from conversion import cli, export_hf, import_hf
+from tests import full_disk
 from tests.conversion_models import make_hf
 
 FORKS = multiprocessing.get_context("forkserver")  # a fork of this process would hang where torch has started threads
@@ -141,6 +142,13 @@ def test_no_space_half_way(sources, tmp_path, direction, limit):
         DIRECTIONS[direction](sources[direction], tmp_path / "new" / "out")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_really_full(sources, tmp_path):
+    for name, source in (("hf", sources["import"]), ("nemo", sources["export"])):
+        shutil.copytree(source, tmp_path / name)
+    said = full_disk.run("convert", tmp_path)
+    assert said.endswith("as expected\n"), said
 
 
 def test_too_little_space_is_known_before_anything_is_written(sources, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import yaml
 from nemo_probsft import launch
 from nemo_probsft.checkpoints import last_checkpoint
 from nemo_probsft.runlog import read_metrics
+from tests import full_disk
 from tests.crash_campaign import check_directory, finish, run_and_kill, write_recipe
 
 NUM_STEPS = 11  # checkpoints at 3, 6, 9 and 11
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
     for moment in ("start", "checkpoint", "step"):
         assert run_and_kill(recipe, folder / "killed", moment, chance), f"the run ended before it was killed: {moment}"
         check_directory(folder / "killed")
-    for copy in ("full", "relaid"):  # before a test goes on with it
+    for copy in ("full", "moved", "relaid"):  # before a test goes on with it
         copied(folder, copy)
     return folder
 
@@ -55,6 +56,11 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_spares_the_last_checkpoint
     assert check_directory(folder / "full") == before
     finish(recipe)
     assert same_metrics(folder, "full")
+
+
+def test_on_a_disk_that_is_really_full_too_and_it_goes_on_when_there_is_room(folder):
+    said = full_disk.run("train", folder)
+    assert said.endswith("as expected\n"), said
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(folder):
