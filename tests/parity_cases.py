@@ -38,6 +38,7 @@ class Case:
     recompute: str = "none"
     precision: str = "fp32"
     lora: bool = False
+    cp: int = 1
 
     @property
     def name(self) -> str:
@@ -45,11 +46,12 @@ class Case:
         extra = "" if self.recompute == "none" else f"-{self.recompute}"
         extra += "" if self.precision == "fp32" else f"-{self.precision}"
         extra += "-lora" * self.lora
+        extra += f"-cp{self.cp}" * (self.cp > 1)
         return f"{layout}-mb{self.micro_batch}-{self.model}-{self.objective}-{self.denominator}{extra}"
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.cp
 
     @property
     def possible(self) -> bool:
@@ -162,6 +164,7 @@ def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
             "pipeline_model_parallel_size": case.pp,
             "virtual_pipeline_model_parallel_size": case.vp,
             "sequence_parallel": case.sp,
+            "context_parallel_size": case.cp,
         },
         "trainer": {
             "devices": case.world_size,

@@ -83,6 +83,17 @@ def first_step(job: dict, output: Path) -> None:
     raise AssertionError("training ended without a step")
 
 
+def whole_step(job: dict, output: Path) -> None:
+    """The same, to its end: the optimizer has made its step, and metrics.jsonl has what it measured."""
+    from nemo_probsft import config
+    from nemo_probsft.adapters import nemo
+    from nemo_probsft.prepare import Prepared
+
+    recipe = config.load(job["recipe"])
+    (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
+    nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe))
+
+
 def context_parallel(job: dict, output: Path) -> None:
     """One micro-batch, sliced by Megatron over context-parallel ranks, through a model without attention: a table.
 
@@ -129,7 +140,7 @@ def context_parallel(job: dict, output: Path) -> None:
     torch.distributed.barrier()
 
 
-TASKS = {"first_step": first_step, "context_parallel": context_parallel}
+TASKS = {"first_step": first_step, "whole_step": whole_step, "context_parallel": context_parallel}
 
 
 class _FirstStepDoneError(Exception):
