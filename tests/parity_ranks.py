@@ -13,6 +13,8 @@ import traceback
 import zlib
 from pathlib import Path
 
+import psutil
+
 ADAPTER = ".adapter."
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo", "torch._dynamo"])
@@ -92,6 +94,8 @@ def whole_step(job: dict, output: Path) -> None:
     recipe = config.load(job["recipe"])
     (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
     nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe))
+    for child in psutil.Process().children(recursive=True):  # Megatron's checkpoint writer would stay for ever
+        child.kill()
 
 
 def context_parallel(job: dict, output: Path) -> None:
