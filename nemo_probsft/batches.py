@@ -44,6 +44,18 @@ def step_indices(num_examples: int, global_batch_size: int, seed: int, step: int
     return epoch_order(num_examples, seed, epoch)[start : start + global_batch_size]
 
 
+def sample(num_targets: np.ndarray, max_tokens: int | None, seed: int) -> np.ndarray:
+    """[n] int64, ascending: examples drawn until they hold `max_tokens` targets; every one of them at None.
+
+    num_targets: [N] int64. Whole examples are drawn, so the last one may exceed the limit.
+    """
+    if max_tokens is None:
+        return np.arange(len(num_targets))
+    order = epoch_order(len(num_targets), seed, 0)
+    enough = int(np.searchsorted(np.cumsum(num_targets[order]), max_tokens)) + 1
+    return np.sort(order[:enough])
+
+
 def rank_micro_batches(indices: np.ndarray, micro_batch_size: int, dp_rank: int, dp_size: int) -> np.ndarray:
     """[num_micro_batches, micro_batch_size]: one data-parallel rank's share of a global batch."""
     if len(indices) % (micro_batch_size * dp_size):

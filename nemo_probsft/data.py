@@ -69,6 +69,10 @@ class TokenizedDataset:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return Example(self.input_ids[span], self.loss_mask[span])
 
+    def num_targets(self) -> np.ndarray:
+        """[num_examples] int64: tokens of each example that the loss covers."""
+        return np.add.reduceat(self.loss_mask, self.offsets[:-1], dtype=np.int64)
+
     def save(self, directory: Path) -> None:
         """Write to a new directory, whole or not at all; an equal data set that is there already stays."""
         directory.parent.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,11 @@ def inside_ranks() -> bool:
     return "RANK" in os.environ
 
 
+def started_here() -> bool:
+    """True for a rank that our own launcher started, not a torchrun or srun of the user's."""
+    return TORCHRUN_PID in os.environ
+
+
 def end_with_torchrun() -> None:
     """What a rank calls first: end when torchrun ends.
 

@@ -12,11 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+from nemo_probsft import batches
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
+from nemo_probsft.diagnose import interval
 
 RTOL = 1e-5
 ROWS = [
@@ -210,7 +213,7 @@ def test_a_run_directory_of_another_recipe_is_refused_in_one_line(workspace, who
 
 def test_diagnose_measures_p_of_every_target(workspace):
     path = recipe(workspace, "diagnosed", data={"global_batch_size": 6, "micro_batch_size": 2})
-    run("diagnose", path)
+    printed = run("diagnose", path)
     found = json.loads((workspace / "diagnosed" / "diagnose" / "diagnose.json").read_text())
     p = torch.cat(reference_logp(workspace / "model")[1]).exp().detach()
     assert found["num_tokens"] == len(p)
@@ -219,3 +222,21 @@ def test_diagnose_measures_p_of_every_target(workspace):
     assert found["fraction_above_0.55"] == float((p > 0.55).double().mean())
     assert sum(found["histogram"]["counts"]) == len(p)
     assert (workspace / "diagnosed" / "diagnose" / "diagnose.png").read_bytes().startswith(b"\x89PNG")
+    assert found["region"]["name"] == "weak"
+    assert "region: weak (strong from mean p 0.675, weak up to 0.285" in printed
+    assert found["shortlist"][0]["objective"] == "original"
+
+
+def test_diagnose_of_a_sample_on_two_data_parallel_ranks(workspace):
+    layout = {"parallel": {"tensor_model_parallel_size": 1}, "data": {"global_batch_size": 4, "micro_batch_size": 1}}
+    printed = run("diagnose", recipe(workspace, "sampled", **layout, diagnose={"max_tokens": 40}))
+    found = json.loads((workspace / "sampled" / "diagnose" / "diagnose.json").read_text())
+    logp = [part.detach() for part in reference_logp(workspace / "model")[1]]
+    drawn = batches.sample(np.array([len(part) for part in logp]), 40, seed=0)
+    p = torch.cat([logp[i] for i in drawn]).exp()
+    assert 40 <= found["num_tokens"] == len(p) < sum(map(len, logp))
+    assert f"target tokens of {len(drawn)} of {len(logp)} examples" in printed
+    assert (found["num_examples"], found["of_examples"]) == (len(drawn), len(logp))
+    assert found["mean_p"] == pytest.approx(float(p.mean()), rel=RTOL)
+    example = np.repeat(drawn, [len(logp[i]) for i in drawn])
+    assert found["interval_95"] == pytest.approx(interval(p.numpy(), example), rel=1e-3)

@@ -155,18 +155,22 @@ def _nemo_log_dir(run_dir: Path) -> Path:
 
 
 def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
-    """Forward the training set once and write log p of its targets to `output`/logp-<data-parallel rank>.npy, fp32."""
+    """Forward the training set, or a sample of it, once.
+
+    Writes to `output`/<data-parallel rank>.npz of each target: logp fp32 [T], example int64 [T], its index in the data.
+    """
     quiet()
-    model = load_model(recipe, prepared)
-    reduction = CollectLogp()
+    model, data = load_model(recipe, prepared), forward_data(recipe, prepared)
+    reduction = CollectLogp(data, recipe.num_micro_batches)
     trainer = make_trainer(recipe, max_steps=1, forward_only=True)
     trainer.callbacks.append(InstallObjective(prepared.vocab_size, reduction, recipe.head))
     _weights_of(prepared.base).setup(trainer, model)
-    trainer.validate(model, forward_data(recipe, prepared), verbose=False)
+    trainer.validate(model, data, verbose=False)
     first_of_tensor_parallel = parallel_state.get_tensor_model_parallel_rank() == 0
     if parallel_state.is_pipeline_last_stage(ignore_virtual=True) and first_of_tensor_parallel:
         rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-        np.save(output / f"logp-{rank}.npy", torch.cat(reduction.logp).numpy())
+        found = {"logp": torch.cat(reduction.logp).numpy(), "example": np.concatenate(reduction.example)}
+        np.savez(output / f"{rank}.npz", **found)
 
 
 def _weights_of(checkpoint: str) -> nl.AutoResume:

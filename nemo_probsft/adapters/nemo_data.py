@@ -35,15 +35,16 @@ def training_data(recipe: Recipe, prepared: Prepared) -> SFTData:
 
 
 def forward_data(recipe: Recipe, prepared: Prepared) -> SFTData:
-    """Every example once, in the order of the file."""
+    """Every example that `diagnose.max_tokens` leaves once, in the order of the file."""
     dataset = TokenizedDataset.load(Path(prepared.examples))
     size = recipe.data.global_batch_size
+    drawn = batches.sample(dataset.num_targets(), recipe.diagnose.max_tokens, recipe.trainer.seed)
 
     def indices(step: int) -> np.ndarray:
-        found = np.arange(step * size, min(len(dataset), (step + 1) * size))
+        found = drawn[step * size : (step + 1) * size]
         return np.concatenate([found, np.full(size - len(found), NO_EXAMPLE)])
 
-    return SFTData(recipe, prepared, dataset, indices, -(-len(dataset) // size))
+    return SFTData(recipe, prepared, dataset, indices, -(-len(drawn) // size))
 
 
 class SFTData(pl.LightningDataModule):

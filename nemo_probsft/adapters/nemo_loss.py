@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
@@ -91,18 +92,22 @@ class ObjectiveReduction(MaskedTokenLossReduction):
 
 
 class CollectLogp(MaskedTokenLossReduction):
-    """Forward-only reduction that keeps log p of every supervised token of this rank, in data order."""
+    """Forward-only reduction that keeps log p of every supervised token of this rank, and the example it is of."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: SFTData, num_micro_batches: int) -> None:
         super().__init__(validation_step=True)
+        self.data, self.num_micro_batches = data, num_micro_batches  # the latter of a step
         self.logp: list[torch.Tensor] = []
+        self.example: list[np.ndarray] = []
         self.head = HeadReport()
 
     def forward(
         self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         supervised = batch["loss_mask"] > 0
+        examples = self.data.examples(*divmod(len(self.logp), self.num_micro_batches))
         self.logp.append(-forward_out[supervised].cpu())
+        self.example.append(np.repeat(examples, supervised.sum(1).cpu().numpy()))
         return forward_out.sum() * 0, supervised.sum().int(), {}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:

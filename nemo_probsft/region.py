@@ -1,0 +1,76 @@
+"""Where a base model stands on the paper's continuum, what each objective would learn there, and which ones to sweep.
+
+Source: arXiv 2510.00526, Table 5 (mean p of 12 model and domain pairs), Tables 1 to 3 and Fig. 1, 6 (what won there),
+Lemma 3.1 (W_f).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+# The paper has no numeric rule. These are the middles of the two gaps of its Table 5: 0.59 to 0.76, and 0.07 to 0.50.
+STRONG, WEAK = 0.675, 0.285
+RULE = (
+    f"strong from mean p {STRONG}, weak up to {WEAK}, between them intermediate: the middles of the two gaps in the "
+    "paper's Table 5 (0.59 to 0.76 and 0.07 to 0.50), so one decimal is all that they are good for"
+)
+NUM_BINS = 10  # of p, for the shares of the gradient weight
+
+SHORTLISTS = {
+    "strong": {
+        "p": "above -log p by 4.1, 8.0, 15.8 and 13.8 points on the four models of Table 1",
+        "OnlyTopLogP-0.2": "above -log p by 3.8, 7.6, 15.0 and 15.5 points there",
+        "GeneralFamily-10": "above -log p by 14.5 points on Qwen2.5-Math-1.5B (Fig. 1)",
+        "adaptive": "becomes p as soon as the running mean of p says so; not in the paper",
+        "original": "what the others are measured against",
+    },
+    "intermediate": {
+        "original": "within 1.7 points of p on the four models of Table 2, above it on three",
+        "p": "1.7, 1.3 and 0.1 points below -log p and 0.3 above it there",
+        "GeneralFamily-0.5": "between the two",
+        "adaptive": "starts between the two and follows the running mean of p; not in the paper",
+    },
+    "weak": {
+        "original": "35.2 against 0.0 % exact match for p on Qwen2.5-7B, the one model of Table 3 that learns the task",
+        "GeneralFamily-0.1": "the best of the family at mean p 0.07 (Fig. 6)",
+        "GeneralFamily-0.5": "how fast it falls with alpha",
+        "adaptive": "is -log p until the targets have become probable; not in the paper",
+    },
+}
+
+
+def region(mean_p: float) -> dict[str, Any]:
+    """name (strong, intermediate, weak), the rule, and how far mean p is from the nearest border."""
+    name = "strong" if mean_p >= STRONG else "weak" if mean_p <= WEAK else "intermediate"
+    return {"name": name, "mean_p": mean_p, "distance": min(abs(mean_p - STRONG), abs(mean_p - WEAK)), "rule": RULE}
+
+
+def shortlist(name: str) -> list[dict[str, str]]:
+    """Objectives to sweep in a region, the best bet first, each with its reason in numbers of the paper."""
+    return [{"objective": key, "reason": reason} for key, reason in SHORTLISTS[name].items()]
+
+
+def gradient_weights(logp: np.ndarray, keys: Sequence[str], mean_p: float) -> dict[str, dict[str, Any]]:
+    """What each objective would learn from: how its sum of W_f(p) = s_f(p) (1 - p) divides over bins of p.
+
+    logp: fp32 [T], nats. Of an objective that moves, that of mean_p at the first step. shares: [NUM_BINS], sum 1, zero
+    when no token has a gradient. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all tokens count alike.
+    """
+    import torch
+
+    from nemo_probsft.objectives import Moment, objective_at, parse_objective
+
+    values = torch.from_numpy(logp.astype(np.float64))
+    bins = values.exp().mul(NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    result = {}
+    for key in keys:
+        objective = objective_at(parse_objective(key), Moment(0.0, mean_p))
+        weight = objective.weight(values) * objective.keep(values) * -torch.expm1(values)
+        total = float(weight.sum())
+        shares = torch.zeros(NUM_BINS, dtype=torch.float64).index_add_(0, bins, weight) / (total or 1.0)
+        effective = total**2 / float((weight**2).sum()) / len(values) if total else 0.0
+        result[key] = {"shares": shares.tolist(), "effective_tokens": effective}
+    return result
