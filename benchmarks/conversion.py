@@ -8,6 +8,7 @@ resident set. `copy` is the floor: the same bytes through the same file system b
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -48,7 +49,11 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     hf = arguments.work / "hf"
     if not hf.exists():
-        make_random_hf(hf, MODELS[arguments.model])
+        # In a process of its own: a child counts the peak of what it was forked from.
+        maker = multiprocessing.get_context("spawn").Process(target=make_random_hf, args=(hf, MODELS[arguments.model]))
+        maker.start()
+        maker.join()
+        assert maker.exitcode == 0
     num_bytes = sum(file.stat().st_size for file in hf.glob("*.safetensors"))
     limit = 1.25 * num_bytes + 2 * 2**30
     size = f"{num_bytes / 1e9:.2f} GB of bf16 weights"

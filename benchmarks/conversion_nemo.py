@@ -17,7 +17,9 @@ if not torch.cuda.is_available():
 
 from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer import transformer_block
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model import base
 from transformers import AutoConfig
@@ -29,6 +31,13 @@ class NormLinear(ColumnParallelLinear):
     def __init__(self, input_size: int, *args, **kwargs):
         super().__init__(input_size, *args, **kwargs)
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=self.weight.dtype))
+
+
+class ModelNorm:
+    """Megatron's norm in plain torch has fp32 parameters, Transformer Engine's those of the model."""
+
+    def __new__(cls, config, *args, **kwargs) -> torch.nn.Module:
+        return WrappedTorchNorm(config, *args, **kwargs).to(config.params_dtype)
 
 
 def fused_norm_spec(config: object) -> object:
@@ -44,6 +53,7 @@ def fused_norm_spec(config: object) -> object:
 def main(action: str, source: Path, target: Path) -> None:
     if not base.HAVE_TE:
         base.local_layer_spec = fused_norm_spec
+        transformer_block.LayerNormImpl = ModelNorm
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
     if action == "import":
