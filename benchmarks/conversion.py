@@ -3,7 +3,8 @@
     python -m benchmarks.conversion --model qwen2.5-0.5b --work /tmp/conversion --nemo
 
 Weights are random and of real shapes. Each row is one process from start to exit; peak memory is its maximum
-resident set. `copy` is the floor: the same bytes through the same file system by one process that imports torch.
+resident set. `copy` is the floor: the same bytes through the same file system by one process that imports torch; flushed to the
+disk, as a converted directory is, in the next row.
 """
 
 import argparse
@@ -41,7 +42,8 @@ MODELS = {
     | {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
     | {"num_key_value_heads": 2, "tie_word_embeddings": False},
 }
-COPY = "import shutil, sys, torch; shutil.copytree(sys.argv[1], sys.argv[2])"
+COPY = "import os, shutil, sys, torch; shutil.copytree(sys.argv[1], sys.argv[2])"
+FLUSH = "; [os.fsync(os.open(file.path, os.O_RDONLY)) for file in os.scandir(sys.argv[2])]"
 
 
 def main() -> None:
@@ -61,6 +63,7 @@ def main() -> None:
     convert = [sys.executable, "-m", "conversion.cli"]
     rows = [
         ("copy", [sys.executable, "-c", COPY, hf, "copied"]),
+        ("copy, flush", [sys.executable, "-c", COPY + FLUSH, hf, "flushed"]),
         ("import", [*convert, "import", hf, "nemo"]),
         ("export", [*convert, "export", "nemo", "back"]),
         ("verify", [*convert, "verify", hf, "nemo"]),
