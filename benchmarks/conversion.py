@@ -3,8 +3,8 @@
     python -m benchmarks.conversion --model qwen2.5-0.5b --work /tmp/conversion --nemo
 
 Weights are random and of real shapes. Each row is one process from start to exit; peak memory is its maximum
-resident set. `copy` is the floor: the same bytes through the same file system by one process that imports torch; flushed to the
-disk, as a converted directory is, in the next row.
+resident set. `copy` is the floor: the same bytes through the same file system by one process that imports torch;
+`copy, flush` has them on the disk at its end, as a conversion has.
 """
 
 import argparse
