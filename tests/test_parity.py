@@ -120,7 +120,7 @@ def test_bf16_is_no_further_from_the_truth_than_transformers_in_bf16(launch):
 
 
 @pytest.mark.parametrize("name", [case.name for case in LORA])
-def test_adapters_have_the_gradient_of_the_merged_model(launch, name):
+def test_adapters_have_the_gradient_of_the_merged_model(launch, name, record_property):
     root, _, rows = launch
     case, rows = ALL[name], rows[name]
     directory, ranks = root / "hf" / case.model, load_ranks(root / "runs" / name / "ranks", case.world_size)
@@ -129,8 +129,20 @@ def test_adapters_have_the_gradient_of_the_merged_model(launch, name):
     assert written(ranks)["objective"] == pytest.approx(loss.item(), rel=RTOL)
     expected = expected_gradients(directory, ranks, reference.gradients(loss))
     assert len(expected) == 2 * 4 * 4  # two factors on four weights of four layers, and nothing else is trained
-    error, parameter = worst(adapter_gradients(ranks), expected)
-    assert error < RTOL, parameter
+    gradients = adapter_gradients(ranks)
+    error, (stem, layer) = worst(gradients, expected)
+    record_property("worst_parameter", f"{error:.1e} layers.{layer}.{stem.removeprefix('decoder.layers.')}")
+    record_property("all_parameters", f"{overall(gradients, expected):.1e}")
+    assert error < RTOL, (stem, layer)
+    mistakes = {
+        "mean of micro-batch means": reference.mean_of_means(
+            case.micro_batches(rows), case.objective, case.denominator
+        ),
+        "plain -log p": reference.loss(rows, "original", "target"),
+    }
+    for mistake, wrong in mistakes.items():
+        other = expected_gradients(directory, ranks, reference.gradients(wrong))
+        assert overall(gradients, other) > 100 * RTOL, mistake
 
 
 def first_step(launch, name: str, dtype: torch.dtype = torch.float32):
