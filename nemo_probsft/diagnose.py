@@ -47,6 +47,10 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
         launch.run_ranks(["diagnose", path, *overrides], recipe.trainer.devices, output / "logs", waiting)
     logp, example = _in_order([np.load(file) for file in sorted(shards.glob("*.npz"))])
     assert recipe.diagnose.max_tokens or logp.size == prepared.num_target_tokens
+    if bad := int((~np.isfinite(logp)).sum()):
+        raise ValueError(
+            f"model.path: log p of {bad} of {logp.size} target tokens is not finite; use another checkpoint"
+        )
     result = statistics(logp, example) | {
         "of_examples": prepared.num_examples,  # where diagnose.max_tokens drew some of them
         "seed": recipe.trainer.seed,
