@@ -45,12 +45,8 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     shards.mkdir()
     with runlog.Progress(f"diagnose {path}") as waiting:
         launch.run_ranks(["diagnose", path, *overrides], recipe.trainer.devices, output / "logs", waiting)
-    logp, example = _in_order([np.load(file) for file in sorted(shards.glob("*.npz"))])
+    logp, example = collected([np.load(file) for file in sorted(shards.glob("*.npz"))])
     assert recipe.diagnose.max_tokens or logp.size == prepared.num_target_tokens
-    if bad := int((~np.isfinite(logp)).sum()):
-        raise ValueError(
-            f"model.path: log p of {bad} of {logp.size} target tokens is not finite; use another checkpoint"
-        )
     result = statistics(logp, example) | {
         "of_examples": prepared.num_examples,  # where diagnose.max_tokens drew some of them
         "seed": recipe.trainer.seed,
@@ -73,9 +69,11 @@ def _diagnose_rank(recipe: Recipe) -> None:
     nemo.collect_logp(recipe, prepare.wait_for(recipe), Path(recipe.run_dir) / "logp")
 
 
-def _in_order(shards: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(logp, example) of all data-parallel ranks in the order of the file."""
+def collected(shards: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(logp, example) of all data-parallel ranks in the order of the file. Raises ValueError for NaN or infinity."""
     logp, example = (np.concatenate([shard[name] for shard in shards]) for name in ("logp", "example"))
+    if bad := int((~np.isfinite(logp)).sum()):
+        raise ValueError(f"model.path: log p of {bad} of {logp.size} targets is not finite; use another checkpoint")
     order = np.argsort(example, kind="stable")
     return logp[order], example[order]
 

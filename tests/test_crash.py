@@ -91,7 +91,7 @@ def test_it_goes_on_at_another_layout(folder):
     assert mean["total"] == pytest.approx(0.5 * before * rows[-1]["running_p"] + 0.5 * rows[-1]["p"], rel=1e-9)
 
 
-def test_alpha_follows_the_running_mean_of_p_through_a_resume(folder):
+def test_alpha_follows_the_running_mean_of_p(folder):
     rows = read_metrics(folder / "whole")
     running_p = 0.0
     for done, row in enumerate(rows):
@@ -99,7 +99,9 @@ def test_alpha_follows_the_running_mean_of_p_through_a_resume(folder):
         assert row["alpha"] == pytest.approx(min(1, max(0, (running_p - 0.002) / 0.008)), rel=1e-9)
         weights = [0.5 ** (done - i) for i in range(done + 1)]
         running_p = sum(w * past["p"] for w, past in zip(weights, rows, strict=False)) / sum(weights)
-    assert rows[0]["alpha"] == 0 < rows[1]["alpha"] < rows[-1]["alpha"], "a resume that forgets the mean would show"
+    assert rows[0]["alpha"] == 0 < rows[1]["alpha"] < rows[-1]["alpha"], (
+        "it moves, so that a resume without the mean would show"
+    )
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_the_tokens_and_spares_the_last_checkpoint(folder):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_probsft import batches
-from nemo_probsft.diagnose import diagnose, interval, statistics
+from nemo_probsft.diagnose import collected, diagnose, interval, statistics
 from nemo_probsft.objectives import parse_objective
 from nemo_probsft.region import NUM_BINS, SHORTLISTS, gradient_weights, region
 
@@ -77,6 +77,19 @@ def test_statistics_of_one_example_have_no_interval():
     assert found["interval_95"] is None
     assert found["region"]["name"] == "strong"
     assert [entry["objective"] for entry in found["shortlist"]] == list(found["gradient_weight"])
+
+
+def test_ranks_are_put_in_the_order_of_the_file():
+    shards = [
+        {"logp": np.array([-1.0, -2.0, -5.0]), "example": np.array([0, 0, 2])},
+        {"logp": np.array([-3.0, -4.0]), "example": np.array([1, 1])},
+    ]
+    logp, example = collected(shards)
+    assert logp.tolist() == [-1, -2, -3, -4, -5]
+    assert example.tolist() == [0, 0, 1, 1, 2]
+    shards[1]["logp"][0] = np.nan
+    with pytest.raises(ValueError, match=r"log p of 1 of 5 targets is not finite; use another checkpoint"):
+        collected(shards)
 
 
 def test_under_a_torchrun_of_the_user_it_says_what_to_do(monkeypatch):
