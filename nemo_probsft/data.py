@@ -29,7 +29,7 @@ LONG_PROMPTS = ("error", "skip")
 TEMPLATE_SECONDS = 10.0
 TEMPLATE_BYTES = 1 << 31
 MAX_CHARACTERS = 1 << 26  # of a rendered row
-ARRAYS = ("input_ids", "loss_mask", "offsets")
+TOKENS = ("input_ids", "loss_mask", "offsets")  # what is trained on
 
 
 class Example(NamedTuple):
@@ -58,6 +58,7 @@ class TokenizedDataset:
     input_ids: np.ndarray  # [num_tokens] int32
     loss_mask: np.ndarray  # [num_tokens] uint8
     offsets: np.ndarray  # [num_examples + 1] int64
+    rows: np.ndarray  # [num_examples] int64: the line of a .jsonl file, the row of another source; see rows.Row
     summary: DataSummary
 
     def __len__(self) -> int:
@@ -78,7 +79,7 @@ class TokenizedDataset:
         directory.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         try:
-            for name in ARRAYS:
+            for name in (*TOKENS, "rows"):
                 np.save(partial / f"{name}.npy", getattr(self, name), allow_pickle=False)
             (partial / "summary.json").write_text(json.dumps(asdict(self.summary)), encoding="utf-8")
             if not directory.exists():
@@ -89,9 +90,14 @@ class TokenizedDataset:
     @classmethod
     def load(cls, directory: Path) -> TokenizedDataset:
         """Map a saved data set into memory; processes on one machine share the pages."""
-        arrays = {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS}
+        arrays = map_arrays(directory, (*TOKENS, "rows"))
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
         return cls(**arrays, summary=DataSummary(**summary))
+
+
+def map_arrays(directory: Path, names: Iterable[str] = TOKENS) -> dict[str, np.ndarray]:
+    """Arrays of a saved data set, mapped into memory."""
+    return {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
 
 
 def prepare(
@@ -175,7 +181,7 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_length: int, long_promp
         raise ValueError(f"long_prompts is {long_prompts!r}: must be one of {', '.join(LONG_PROMPTS)}")
     if max_length < 2:
         raise ValueError(f"max_length is {max_length}: must be at least 2, for a prompt and an answer")
-    input_ids, loss_mask, lengths = array("i"), array("B"), array("q")
+    input_ids, loss_mask, lengths, numbers = array("i"), array("B"), array("q"), array("q")
     num_truncated = num_skipped = 0
     for row in rows:
         ids, is_target = token_ids(tokenizer, row)
@@ -193,6 +199,7 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_length: int, long_promp
         input_ids.extend(ids)
         loss_mask.extend([*is_target[1:], 0])
         lengths.append(len(ids))
+        numbers.append(row.number)
     if not lengths:
         raise ValueError(f"every one of the {num_skipped} prompts fills max_length {max_length}: raise max_length")
     mask = np.frombuffer(loss_mask, dtype=np.uint8)
@@ -205,7 +212,8 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_length: int, long_promp
         longest=max(lengths),
     )
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return TokenizedDataset(np.frombuffer(input_ids, dtype=np.int32), mask, offsets, summary)
+    rows_of = np.frombuffer(numbers, dtype=np.int64)
+    return TokenizedDataset(np.frombuffer(input_ids, dtype=np.int32), mask, offsets, rows_of, summary)
 
 
 def token_ids(tokenizer: Any, row: Row) -> tuple[list[int], list[int]]:

@@ -122,12 +122,12 @@ def _refuse_other_data(recipe: Recipe, dataset: data.TokenizedDataset, examples:
     directory = run_dir / "data" / Path(started).name
     if directory == examples or not directory.exists():
         return
-    then = data.TokenizedDataset.load(directory)
-    if not all(np.array_equal(getattr(then, name), getattr(dataset, name)) for name in data.ARRAYS):
+    then = data.map_arrays(directory)
+    if not all(np.array_equal(then[name], getattr(dataset, name)) for name in data.TOKENS):
         problem = (
-            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started ({then.summary.num_tokens} "
-            f"tokens in {len(then)} examples then, {dataset.summary.num_tokens} in {len(dataset)} now); choose another "
-            f"run_dir, for example run_dir={run_dir}-2"
+            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started "
+            f"({len(then['input_ids'])} tokens in {len(then['offsets']) - 1} examples then, "
+            f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, for example run_dir={run_dir}-2"
         )
         shutil.rmtree(examples)
         raise recipe.error("data.train", problem)

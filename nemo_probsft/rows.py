@@ -25,6 +25,7 @@ class Row(NamedTuple):
 
     messages: list[dict[str, str]]
     where: str
+    number: int = 0  # the line of a .jsonl file, the row of another source, from 1; 0 of a row that is in none
 
 
 def read_rows(
@@ -36,11 +37,11 @@ def read_rows(
     `split` selects the split of a data set and means nothing for a file. `prompt_key` and `response_key` may be dotted
     paths (`extra_info.question`). Raises ValueError: one line with file, line or row (from 1), field and remedy.
     """
-    num_rows = 0
-    for record, where in _records(source, split):
-        num_rows += 1
-        yield parse_row(record, where, prompt_key=prompt_key, response_key=response_key)
-    if not num_rows:
+    number = 0
+    for record, where, number in _records(source, split):
+        row = parse_row(record, where, prompt_key=prompt_key, response_key=response_key)
+        yield row._replace(number=number)
+    if not number:
         raise ValueError(f"{source}: has no rows: give a source with at least one")
 
 
@@ -53,7 +54,7 @@ def source_digest(source: str | Path, split: str = "train") -> str:
             while block := file.read(1 << 20):
                 sha.update(block)
     else:
-        for record, _ in _records(source, split):
+        for record, _, _ in _records(source, split):
             sha.update(json.dumps(record, sort_keys=True, default=str).encode())
     return sha.hexdigest()
 
@@ -142,7 +143,8 @@ def _answer(text: str, name: str, where: str) -> str:
     return text
 
 
-def _records(source: str | Path, split: str) -> Iterator[tuple[Any, str]]:
+def _records(source: str | Path, split: str) -> Iterator[tuple[Any, str, int]]:
+    """Records with their place in words and as a number, from 1."""
     path = Path(source)
     if path.is_dir():
         return _saved_records(path, split)
@@ -160,14 +162,14 @@ def _records(source: str | Path, split: str) -> Iterator[tuple[Any, str]]:
     return _json_records(path) if path.suffix == ".jsonl" else _parquet_records(path)
 
 
-def _json_records(path: Path) -> Iterator[tuple[Any, str]]:
+def _json_records(path: Path) -> Iterator[tuple[Any, str, int]]:
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             where = f"{path} line {number}"
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(f"{where}: is longer than {MAX_LINE_BYTES} bytes: write one object a line")
             if line.strip():
-                yield _json_record(line, where, first=number == 1), where
+                yield _json_record(line, where, first=number == 1), where, number
 
 
 def _json_record(line: bytes, where: str, *, first: bool) -> Any:
@@ -193,7 +195,7 @@ def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[Any, str]]:
+def _parquet_records(path: Path) -> Iterator[tuple[Any, str, int]]:
     import pyarrow
     from pyarrow import parquet
 
@@ -206,14 +208,14 @@ def _parquet_records(path: Path) -> Iterator[tuple[Any, str]]:
                 batch.validate(full=True)  # a damaged offset would end the process
                 for record in batch.to_pylist():
                     number += 1
-                    yield record, f"{path} row {number}"
+                    yield record, f"{path} row {number}", number
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError, OverflowError) as error:
         raise ValueError(
             f"{path}: is not readable as parquet after row {number} ({_first_line(error)}): write it again"
         ) from None
 
 
-def _saved_records(directory: Path, split: str) -> Iterator[tuple[Any, str]]:
+def _saved_records(directory: Path, split: str) -> Iterator[tuple[Any, str, int]]:
     if not any((directory / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise ValueError(
             f"{directory}: is a directory: give a .jsonl or .parquet file, or a directory of datasets.save_to_disk"
@@ -238,7 +240,7 @@ def _readable(directory: Path, read: Callable[[], Any]) -> Any:
         ) from None
 
 
-def _hub_records(source: str, split: str) -> Iterator[tuple[Any, str]]:
+def _hub_records(source: str, split: str) -> Iterator[tuple[Any, str, int]]:
     import datasets
 
     name, _, config = source.partition(":")
@@ -251,8 +253,8 @@ def _hub_records(source: str, split: str) -> Iterator[tuple[Any, str]]:
     return _numbered(data, source)
 
 
-def _numbered(data: Any, source: str) -> Iterator[tuple[Any, str]]:
-    return ((record, f"{source} row {number}") for number, record in enumerate(data, 1))
+def _numbered(data: Any, source: str) -> Iterator[tuple[Any, str, int]]:
+    return ((record, f"{source} row {number}", number) for number, record in enumerate(data, 1))
 
 
 def _fields(record: Mapping[str, Any]) -> str:

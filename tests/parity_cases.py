@@ -221,5 +221,6 @@ def _in_data_order(rows: list[Row]) -> TokenizedDataset:
         input_ids=np.concatenate([np.array(row.ids, dtype=np.int32) for row in placed]),
         loss_mask=np.concatenate(masks),
         offsets=np.cumsum([0, *lengths]),
+        rows=np.arange(1, NUM_ROWS + 1),
         summary=DataSummary(NUM_ROWS, sum(lengths), sum(len(row.targets) for row in rows), 0, 0, max(lengths)),
     )

@@ -1,5 +1,6 @@
 """Tokens and targets, against ids written out by hand; every tokenizer here is built on the spot."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from nemo_probsft.data import (
+    TOKENS,
     DataSummary,
     TokenizedDataset,
     check_tokenizer,
@@ -19,7 +21,7 @@ from nemo_probsft.data import (
     token_ids,
     tokenize,
 )
-from nemo_probsft.rows import Row, parse_row
+from nemo_probsft.rows import Row, parse_row, read_rows
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -286,7 +288,7 @@ def test_preview_marks_the_targets():
 
 
 def equal(a: TokenizedDataset, b: TokenizedDataset) -> bool:
-    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("input_ids", "loss_mask", "offsets"))
+    arrays = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in (*TOKENS, "rows"))
     return arrays and a.summary == b.summary
 
 
@@ -306,7 +308,7 @@ def test_saved_data_set_is_mapped_and_equal(tmp_path):
 
 def test_failed_save_leaves_nothing(tmp_path):
     data = tokenize([qa("ab", "cd")], PLAIN, max_length=8)
-    broken = TokenizedDataset(data.input_ids, data.loss_mask, np.array([object()]), data.summary)
+    broken = dataclasses.replace(data, offsets=np.array([object()]))
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         broken.save(tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
@@ -320,7 +322,7 @@ def write(path: Path, *pairs: tuple[str, str]) -> Path:
 def test_prepare_tokenizes_once_per_content_tokenizer_and_setting(tmp_path):
     source, cache = write(tmp_path / "a.jsonl", ("ab", "cd")), tmp_path / "cache"
     first = prepare(source, PLAIN, cache, max_length=8)
-    assert equal(TokenizedDataset.load(first), tokenize([qa("ab", "cd")], PLAIN, max_length=8))
+    assert equal(TokenizedDataset.load(first), tokenize(read_rows(source), PLAIN, max_length=8))
     written = (first / "input_ids.npy").stat().st_mtime_ns
     copy = write(tmp_path / "b.jsonl", ("ab", "cd"))
     assert prepare(copy, build_tokenizer(), cache, max_length=8) == first
@@ -335,6 +337,15 @@ def test_prepare_tokenizes_once_per_content_tokenizer_and_setting(tmp_path):
     ]
     assert len({first, *others}) == 7
     assert sorted(path.name for path in cache.iterdir()) == sorted(path.name for path in [first, *others])
+
+
+def test_row_numbers_are_those_of_the_file_where_lines_are_blank_and_rows_are_skipped(tmp_path):
+    source = tmp_path / "a.jsonl"
+    rows = [json.dumps({"prompt": prompt, "response": "c"}) for prompt in ("ab", "far too long", "abc")]
+    source.write_text("\n".join(["", rows[0], "  ", rows[1], "", rows[2], ""]))
+    data = TokenizedDataset.load(prepare(source, PLAIN, tmp_path / "cache", max_length=6, long_prompts="skip"))
+    assert data.summary.num_skipped == 1
+    assert data.rows.tolist() == [2, 6]
 
 
 def test_prepare_of_bad_data_leaves_nothing(tmp_path):

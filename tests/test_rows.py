@@ -38,7 +38,7 @@ def jsonl(directory: Path, text: str | bytes) -> Path:
 
 def test_both_forms_of_a_row_are_the_same_conversation(tmp_path):
     path = jsonl(tmp_path, GOOD + json.dumps({"messages": QA, "id": 7}) + "\n")
-    assert list(read_rows(path)) == [Row(QA, f"{path} line 1"), Row(QA, f"{path} line 2")]
+    assert list(read_rows(path)) == [Row(QA, f"{path} line 1", 1), Row(QA, f"{path} line 2", 2)]
 
 
 def test_byte_order_mark_blank_lines_and_line_ends_do_not_shift_line_numbers(tmp_path):
@@ -46,6 +46,7 @@ def test_byte_order_mark_blank_lines_and_line_ends_do_not_shift_line_numbers(tmp
     text = "\ufeff" + GOOD + "\r\n" + json.dumps({"prompt": "a\u2028b", "response": "c"}, ensure_ascii=False) + "\r\n"
     rows = list(read_rows(jsonl(tmp_path, text)))
     assert [row.where.rsplit(" ", 1)[1] for row in rows] == ["1", "3"]
+    assert [row.number for row in rows] == [1, 3]
     assert rows[1].messages[0]["content"] == "a\u2028b"
 
 
@@ -72,16 +73,16 @@ def test_parquet_holds_both_forms(tmp_path):
     parquet.write_table(pa.table({"messages": [QA]}), chat)
     rows = list(read_rows(plain))
     assert len(rows) == 3000
-    assert rows[2999] == Row(QA, f"{plain} row 3000")
-    assert list(read_rows(chat)) == [Row(QA, f"{chat} row 1")]
+    assert rows[2999] == Row(QA, f"{plain} row 3000", 3000)
+    assert list(read_rows(chat)) == [Row(QA, f"{chat} row 1", 1)]
 
 
 def test_saved_data_sets(tmp_path):
     data = datasets.Dataset.from_dict({"prompt": ["2+2="], "response": ["4"]})
     data.save_to_disk(tmp_path / "one")
     datasets.DatasetDict({"sft": data}).save_to_disk(tmp_path / "splits")
-    assert list(read_rows(tmp_path / "one")) == [Row(QA, f"{tmp_path / 'one'} row 1")]
-    assert list(read_rows(tmp_path / "splits", "sft")) == [Row(QA, f"{tmp_path / 'splits'} row 1")]
+    assert list(read_rows(tmp_path / "one")) == [Row(QA, f"{tmp_path / 'one'} row 1", 1)]
+    assert list(read_rows(tmp_path / "splits", "sft")) == [Row(QA, f"{tmp_path / 'splits'} row 1", 1)]
     assert error(tmp_path / "splits") == f"{tmp_path / 'splits'}: has no split 'train': its splits are sft"
     (tmp_path / "one" / "state.json").write_text("{}")
     assert "is not readable as a saved data set" in error(tmp_path / "one")
