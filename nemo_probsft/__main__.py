@@ -18,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _convert(arguments[1:])
         if arguments[:1] == ["eval"]:
             return _evaluate(arguments[1:])
+        if arguments[:1] == ["launch"]:
+            return _launch(arguments[1:])
         options = _parser().parse_args(arguments)
         return options.run(options) or 0
     except (ValueError, RuntimeError, OSError) as error:  # OSError: a full disk, a file without permission
@@ -39,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     diagnose = commands.add_parser("diagnose", help="measure the base model's probability of every training target")
     _add_recipe(diagnose)
     diagnose.set_defaults(run=_diagnose)
+
+    launch = commands.add_parser(
+        "launch", help="submit `train` to Slurm, Kubeflow, SkyPilot or this machine, through NeMo-Run", add_help=False
+    )
+    launch.set_defaults(run=None)
 
     convert = commands.add_parser(
         "convert", help="convert or verify checkpoints: import, export, verify", add_help=False
@@ -156,6 +163,13 @@ def _evaluate(arguments: list[str]) -> int:
     from nemo_probsft.engines import evaluate
 
     return evaluate(arguments)
+
+
+def _launch(arguments: list[str]) -> int:
+    from nemo_probsft.submit import launch
+
+    launch(arguments)
+    return 0
 
 
 def _is_rank() -> bool:

@@ -24,14 +24,23 @@ LAYOUT = (
 REPORTING = ("checkpoint", "log", "export", "diagnose")
 
 
-def check(recipe: Recipe) -> list[Decision]:
-    """Refuse what cannot start. Raises ValueError in one line that names key, value, file and remedy."""
-    _refuse_missing_wandb(recipe)
+def check(recipe: Recipe, here: bool = True) -> list[Decision]:
+    """Refuse what cannot start. Raises ValueError in one line that names key, value, file and remedy.
+
+    here: False for a run on other machines that share the files; this one's GPUs and packages say nothing about them.
+    """
+    if here:
+        _refuse_missing_packages(recipe)
+        _refuse_missing_gpus(recipe)
     settings = [*_objective(recipe), _head(recipe), *_peft(recipe), *_layout(recipe)]
     return [*settings, *check_model(recipe), _data(recipe), _run_dir(recipe)]
 
 
-def _refuse_missing_wandb(recipe: Recipe) -> None:
+def _refuse_missing_packages(recipe: Recipe) -> None:
+    cp = recipe.parallel.context_parallel_size
+    if cp > 1 and importlib.util.find_spec("transformer_engine") is None:
+        problem = f"{cp} needs the attention of Transformer Engine, which is not installed; install it or use 1"
+        raise recipe.error("parallel.context_parallel_size", problem)
     if recipe.log.wandb is not None and importlib.util.find_spec("wandb") is None:
         project = strictyaml.show(recipe.log.wandb.project)
         raise recipe.error("log.wandb", f"project {project} needs the package wandb; install it, or remove the key")
@@ -78,11 +87,7 @@ def _peft(recipe: Recipe) -> list[Decision]:
 
 def _layout(recipe: Recipe) -> list[Decision]:
     tp, pp, cp = recipe.model_parallel_sizes
-    if cp > 1 and importlib.util.find_spec("transformer_engine") is None:
-        problem = f"{cp} needs the attention of Transformer Engine, which is not installed; install it or use 1"
-        raise recipe.error("parallel.context_parallel_size", problem)
     trainer, data, dp = recipe.trainer, recipe.data, recipe.data_parallel_size
-    _refuse_missing_gpus(recipe)
     return [
         Decision(
             "parallel",
