@@ -101,8 +101,10 @@ def _local(submission: Submission) -> run.LocalExecutor:
 
 def _slurm(submission: Submission) -> run.SlurmExecutor:
     options, here = submission.options, os.getcwd()
+    # srun's unbuffered output is a pseudo-terminal, into which progress bars would be drawn; Python is unbuffered anyway.
     # NeMo-Run's env_vars would come in upper case and without quotes.
-    setup = [f"export {name}={shlex.quote(value)}" for name, value in options.env.items()]
+    setup = ["unset SLURM_UNBUFFEREDIO"]
+    setup += [f"export {name}={shlex.quote(value)}" for name, value in options.env.items()]
     if options.container_image is None:
         setup.append(f"export PATH={shlex.quote(_scripts_directory())}:$PATH")
     flags = (text.partition("=") for text in options.sbatch)
