@@ -70,7 +70,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     source = local_model(recipe).absolute()
     hf = _hugging_face_files(source)
     settings = json.loads((hf / "config.json").read_text(encoding="utf-8"))
-    tokenizer = _tokenizer(recipe, hf)
+    tokenizer = load_tokenizer(recipe, hf)
     data.check_tokenizer(tokenizer, settings["vocab_size"])
     run_dir.mkdir(parents=True, exist_ok=True)
     _write_run_yaml(recipe, source, run_dir / RUN)
@@ -127,7 +127,8 @@ def _refuse_other_data(recipe: Recipe, dataset: data.TokenizedDataset, examples:
         problem = (
             f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started "
             f"({len(then['input_ids'])} tokens in {len(then['offsets']) - 1} examples then, "
-            f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, for example run_dir={run_dir}-2"
+            f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, "
+            f"for example run_dir={run_dir}-2"
         )
         shutil.rmtree(examples)
         raise recipe.error("data.train", problem)
@@ -213,7 +214,8 @@ def _hugging_face_files(source: Path) -> Path:
     return model_files_directory(source, None)
 
 
-def _tokenizer(recipe: Recipe, hf: Path) -> Any:
+def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
+    """That of a model's files, with the recipe's chat template."""
     from transformers import AutoTokenizer
 
     try:

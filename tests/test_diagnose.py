@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from nemo_probsft import batches
-from nemo_probsft.diagnose import collected, diagnose, interval, statistics
+from nemo_probsft.diagnose import diagnose
+from nemo_probsft.diagnosis.statistics import by_example, by_position, interval, percentiles_1_minus_p, statistics
+from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.objectives import parse_objective
 from nemo_probsft.region import NUM_BINS, SHORTLISTS, gradient_weights, region
 
@@ -72,24 +73,77 @@ def test_a_shortlist_can_be_trained(name):
     assert "original" in SHORTLISTS[name]
 
 
+def targets(*answers: list[float], first: int = 3) -> Targets:
+    """Examples of one answer each, given by p; every prompt has `first` tokens."""
+    lengths = [len(answer) for answer in answers]
+    return Targets(
+        np.log(np.concatenate(answers)).astype(np.float32),
+        np.repeat(np.arange(len(answers)), lengths),
+        np.concatenate([first + np.arange(length) for length in lengths]),
+    )
+
+
 def test_statistics_of_one_example_have_no_interval():
-    found = statistics(torch.tensor([0.9, 0.8]).log().numpy(), np.zeros(2, dtype=np.int64))
+    found = statistics(targets([0.9, 0.8]))
     assert found["interval_95"] is None
     assert found["region"]["name"] == "strong"
     assert [entry["objective"] for entry in found["shortlist"]] == list(found["gradient_weight"])
+    assert [entry["interval_95"] for entry in found["by_position"]] == [None, None]
 
 
-def test_ranks_are_put_in_the_order_of_the_file():
+def test_ranks_are_put_in_the_order_of_the_file_and_of_its_texts():
+    """Context parallelism gives a rank the two ends of an example and another its middle."""
     shards = [
-        {"logp": np.array([-1.0, -2.0, -5.0]), "example": np.array([0, 0, 2])},
-        {"logp": np.array([-3.0, -4.0]), "example": np.array([1, 1])},
+        {"logp": np.array([-1.0, -4.0, -7.0]), "example": np.array([0, 0, 2]), "position": np.array([3, 6, 1])},
+        {"logp": np.array([-5.0, -6.0]), "example": np.array([1, 1]), "position": np.array([4, 5])},
+        {"logp": np.array([-2.0, -3.0]), "example": np.array([0, 0]), "position": np.array([4, 5])},
     ]
-    logp, example = collected(shards)
-    assert logp.tolist() == [-1, -2, -3, -4, -5]
-    assert example.tolist() == [0, 0, 1, 1, 2]
+    found = collected(shards)
+    assert found.logp.tolist() == [-1, -2, -3, -4, -5, -6, -7]
+    assert found.example.tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert found.position.tolist() == [3, 4, 5, 6, 4, 5, 1]
     shards[1]["logp"][0] = np.nan
-    with pytest.raises(ValueError, match=r"log p of 1 of 5 targets is not finite; use another checkpoint"):
+    with pytest.raises(ValueError, match=r"log p of 1 of 7 targets is not finite; use another checkpoint"):
         collected(shards)
+
+
+def test_the_place_in_an_answer_starts_anew_with_each_answer():
+    """Example 0 has two answers, which 5 and 6 divide; example 1 goes on at the position where it ended."""
+    position, example = np.array([3, 4, 7, 8, 9, 10, 11]), np.array([0, 0, 0, 0, 0, 1, 1])
+    assert Targets(np.zeros(7), example, position).place_in_answer().tolist() == [1, 2, 1, 2, 3, 1, 2]
+
+
+def test_by_position_by_hand():
+    random = np.random.default_rng(1)
+    answers = [random.uniform(0.01, 1, length).tolist() for length in (3, 40, 11)]
+    found = by_position(targets(*answers))
+    spans = [(entry["first"], entry["last"]) for entry in found]
+    assert spans == [*((i, i) for i in range(1, 9)), (9, 16), (17, 32), (33, 40)]
+    for entry in found:
+        inside = [p for answer in answers for p in answer[entry["first"] - 1 : entry["last"]]]
+        assert entry["num_tokens"] == len(inside)
+        assert entry["mean_p"] == pytest.approx(np.mean(inside))
+        assert entry["mean_nll"] == pytest.approx(-np.log(inside).mean())
+        assert (entry["interval_95"] is None) == (entry["first"] > 16), "only one answer is that long"
+    assert sum(entry["num_tokens"] for entry in found) == 54
+
+
+def test_by_example_takes_the_mean_of_each():
+    found = by_example(targets([0.5] * 9, [0.1], [0.5, 0.02]))
+    means = -np.log([0.5, 0.1, 0.1])
+    assert found["mean_nll_percentiles"]["90"] == pytest.approx(np.percentile(means, 90))
+    assert found["mean_nll_histogram"]["counts"][-1] == 2
+    assert sum(found["mean_nll_histogram"]["counts"]) == 3
+
+
+def test_percentiles_near_one_are_resolved():
+    """1 - exp(log p) of fp32 numbers is 0 or a multiple of 6e-8."""
+    logp = np.full(100, -1e-9, dtype=np.float32)
+    assert percentiles_1_minus_p(logp)["50"] == pytest.approx(1e-9, rel=1e-6)
+    assert 1 - np.exp(logp[0]) == 0
+    p = np.random.default_rng(0).uniform(0.1, 0.9, 101)
+    found = percentiles_1_minus_p(np.log(p).astype(np.float32))
+    assert all(value == pytest.approx(1 - np.percentile(p, int(q)), rel=1e-5) for q, value in found.items())
 
 
 def test_under_a_torchrun_of_the_user_it_says_what_to_do(monkeypatch):

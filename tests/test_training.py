@@ -19,7 +19,7 @@ import yaml
 
 from nemo_probsft import batches
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
-from nemo_probsft.diagnose import interval
+from nemo_probsft.diagnosis.statistics import interval
 
 RTOL = 1e-5
 ROWS = [
@@ -212,19 +212,45 @@ def test_a_run_directory_of_another_recipe_is_refused_in_one_line(workspace, who
 
 
 def test_diagnose_measures_p_of_every_target(workspace):
-    path = recipe(workspace, "diagnosed", data={"global_batch_size": 6, "micro_batch_size": 2})
+    rows = (workspace / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    too_long = json.dumps({"prompt": "x" * 100, "response": "y"})
+    (workspace / "gaps.jsonl").write_text("\n".join(["", too_long, *rows[:3], "", *rows[3:]]), encoding="utf-8")
+    row_numbers = [3, 4, 5, 7, 8, 9, 10, 11]
+    data = {"train": str(workspace / "gaps.jsonl"), "long_prompts": "skip", "global_batch_size": 6}
+    path = recipe(workspace, "diagnosed", data=data | {"micro_batch_size": 2})
     printed = run("diagnose", path)
     found = json.loads((workspace / "diagnosed" / "diagnose" / "diagnose.json").read_text())
-    p = torch.cat(reference_logp(workspace / "model")[1]).exp().detach()
+    by_row = [part.detach() for part in reference_logp(workspace / "model")[1]]
+    p = torch.cat(by_row).exp()
     assert found["num_tokens"] == len(p)
     assert found["mean_p"] == pytest.approx(float(p.mean()), rel=RTOL)
     assert found["percentiles"]["50"] == pytest.approx(float(p.quantile(0.5)), rel=RTOL)
     assert found["fraction_above_0.55"] == float((p > 0.55).double().mean())
     assert sum(found["histogram"]["counts"]) == len(p)
-    assert (workspace / "diagnosed" / "diagnose" / "diagnose.png").read_bytes().startswith(b"\x89PNG")
+    check_places(found, by_row, row_numbers)
+    assert "forty-two" in (workspace / "diagnosed" / "diagnose" / "diagnose.html").read_text(encoding="utf-8")
     assert found["region"]["name"] == "weak"
     assert "region: weak (strong from mean p 0.675, weak up to 0.285" in printed
     assert found["shortlist"][0]["objective"] == "original"
+
+
+def check_places(found: dict, by_row: list[torch.Tensor], row_numbers: list[int]) -> None:
+    """Positions and rows of what diagnose found, against log p by row [answer] of the reference."""
+    for entry in found["by_position"]:
+        inside = torch.cat([part[entry["first"] - 1 : entry["last"]] for part in by_row])
+        assert entry["num_tokens"] == len(inside)
+        assert entry["mean_p"] == pytest.approx(float(inside.exp().mean()), rel=RTOL)
+    assert len(found["least_likely_tokens"]) == 50
+    for entry in found["least_likely_tokens"]:
+        i = row_numbers.index(entry["row"])
+        assert entry["logp"] == pytest.approx(float(by_row[i][entry["position"] - 1]), rel=RTOL)
+        text, start = "".join(ROWS[i]), len(ROWS[i][0]) + entry["position"] - 1
+        assert text[:start].endswith(entry["before"])
+        assert text[start : start + 1] in ("", entry["token"])
+    lowest = torch.cat(by_row).sort().values[:50]
+    assert [entry["logp"] for entry in found["least_likely_tokens"]] == pytest.approx(lowest.tolist(), rel=RTOL)
+    order = np.argsort([float(part.mean()) for part in by_row])
+    assert [entry["row"] for entry in found["least_likely_examples"]] == [row_numbers[i] for i in order]
 
 
 def test_diagnose_of_a_sample_on_two_data_parallel_ranks(workspace):

@@ -157,7 +157,8 @@ def _nemo_log_dir(run_dir: Path) -> Path:
 def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     """Forward the training set, or a sample of it, once.
 
-    Writes to `output`/<data-parallel rank>.npz of each target: logp fp32 [T], example int64 [T], its index in the data.
+    Writes to `output`/<data-parallel rank>.npz of each target: logp fp32 [T]; example int64 [T], its index in the data;
+    position int64 [T], the target's index among the example's tokens.
     """
     quiet()
     model, data = load_model(recipe, prepared), forward_data(recipe, prepared)
@@ -169,8 +170,12 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     first_of_tensor_parallel = parallel_state.get_tensor_model_parallel_rank() == 0
     if parallel_state.is_pipeline_last_stage(ignore_virtual=True) and first_of_tensor_parallel:
         rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-        found = {"logp": torch.cat(reduction.logp).numpy(), "example": np.concatenate(reduction.example)}
-        np.savez(output / f"{rank}.npz", **found)
+        np.savez(
+            output / f"{rank}.npz",
+            logp=torch.cat(reduction.logp).numpy(),
+            example=np.concatenate(reduction.example),
+            position=np.concatenate(reduction.position),
+        )
 
 
 def _weights_of(checkpoint: str) -> nl.AutoResume:

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from megatron.core import parallel_state
+from megatron.core.utils import get_batch_on_this_cp_rank
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from nemo_probsft.adapters import guards
@@ -92,13 +93,14 @@ class ObjectiveReduction(MaskedTokenLossReduction):
 
 
 class CollectLogp(MaskedTokenLossReduction):
-    """Forward-only reduction that keeps log p of every supervised token of this rank, and the example it is of."""
+    """Forward-only reduction that keeps log p of every target of this rank, its example and its place there."""
 
     def __init__(self, data: SFTData, num_micro_batches: int) -> None:
         super().__init__(validation_step=True)
         self.data, self.num_micro_batches = data, num_micro_batches  # the latter of a step
         self.logp: list[torch.Tensor] = []
         self.example: list[np.ndarray] = []
+        self.position: list[np.ndarray] = []  # of the target among the tokens of its example
         self.head = HeadReport()
 
     def forward(
@@ -106,12 +108,20 @@ class CollectLogp(MaskedTokenLossReduction):
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         supervised = batch["loss_mask"] > 0
         examples = self.data.examples(*divmod(len(self.logp), self.num_micro_batches))
-        self.logp.append(-forward_out[supervised].cpu())
-        self.example.append(np.repeat(examples, supervised.sum(1).cpu().numpy()))
+        row, column = supervised.nonzero(as_tuple=True)
+        self.logp.append(-forward_out[row, column].cpu())
+        self.example.append(examples[row.cpu().numpy()])
+        self.position.append(1 + _columns(supervised.shape[1])[column.cpu()].numpy())
         return forward_out.sum() * 0, supervised.sum().int(), {}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
         return torch.zeros((), device=torch.cuda.current_device())
+
+
+def _columns(num_columns: int) -> torch.Tensor:
+    """[num_columns] int64: where in the sequence this rank's columns lie, which context parallelism divides."""
+    whole = torch.arange(num_columns * parallel_state.get_context_parallel_world_size())
+    return get_batch_on_this_cp_rank({"columns": whole[None]})["columns"][0]
 
 
 class InstallObjective(pl.Callback):

@@ -1,0 +1,146 @@
+"""The page's figures, in the report's style. Each function draws one and returns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from evaluation.figures import COLORS, GRID, INK, MUTED, PAPER_DOMAINS, STYLE
+from nemo_probsft import region
+
+BARS = "#8fb3d1"
+MEAN = COLORS[1]
+# The salt makes the ids, so that equal diagnoses give equal files.
+SETTINGS: Any = STYLE | {"svg.fonttype": "path", "svg.hashsalt": "nemo_probsft"}
+
+
+def draw(result: Mapping[str, Any]) -> dict[str, bytes]:
+    """Name -> SVG of every figure of a diagnosis."""
+    figures = {
+        "continuum": continuum,
+        "histogram": histogram,
+        "position": position,
+        "weight": weight,
+        "example": example,
+    }
+    return {name: _svg(function(result)) for name, function in figures.items()}
+
+
+def continuum(result: Mapping[str, Any]) -> Figure:
+    """Mean p on the line from weak to strong, with the rule's borders and the paper's domains."""
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(8.2, 1.75), layout="constrained")
+        for name, color, low, high in (
+            ("weak", "#e3eef8", 0, region.WEAK),
+            ("intermediate", "#f5f8fa", region.WEAK, region.STRONG),
+            ("strong", "#fdeee4", region.STRONG, 1),
+        ):
+            axes.axvspan(low, high, color=color, zorder=0)
+            axes.text((low + high) / 2, 0.86, name, ha="center", va="center", color=MUTED)
+        for name, (low, high) in PAPER_DOMAINS.items():
+            axes.plot([low, high], [0.2, 0.2], color="#9aa5b1", linewidth=6, solid_capstyle="butt")
+            axes.text(
+                max((low + high) / 2, 0.07), 0.04, f"paper: {name}", ha="center", va="center", color=MUTED, fontsize=8
+            )
+        mean, interval = result["mean_p"], result["interval_95"] or [result["mean_p"]] * 2
+        axes.errorbar(
+            [mean], [0.52], xerr=[[mean - interval[0]], [interval[1] - mean]], fmt="o", color=MEAN, markersize=10,
+            capsize=5, linewidth=2, markeredgecolor="white",
+        )  # fmt: skip
+        right = mean < 0.7
+        axes.text(
+            interval[1] + 0.015 if right else interval[0] - 0.015, 0.52, f"mean p = {mean:.3f}", va="center",
+            ha="left" if right else "right", color=MEAN, fontweight="bold",
+        )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(-0.06, 1), yticks=[], xticks=[0, region.WEAK, 0.5, region.STRONG, 1])
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=False)
+        return figure
+
+
+def histogram(result: Mapping[str, Any]) -> Figure:
+    """Share of the targets over p, on a log scale, with the mean, the median and the 10th percentile."""
+    edges, counts = np.array(result["histogram"]["edges"]), np.array(result["histogram"]["counts"])
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        _bars(axes, edges, 100 * counts / counts.sum())
+        axes.axvline(result["mean_p"], color=MEAN, linewidth=2, label=f"mean p = {result['mean_p']:.3f}")
+        for q, style in ((10, (0, (1, 2))), (50, (0, (4, 2)))):
+            value = result["percentiles"][str(q)]
+            axes.axvline(value, color=INK, linewidth=1.2, linestyle=style, label=f"{q}th percentile = {value:.3g}")
+        axes.set(xlim=(0, 1), yscale="log", xlabel="p of a target token", ylabel="share of the target tokens, %")
+        axes.set_title("How probable the targets are")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.08), ncols=3, columnspacing=1.1, fontsize=8.5)
+        return figure
+
+
+def position(result: Mapping[str, Any]) -> Figure:
+    """Mean p with its interval over the place in the answer; a bin's width on the axis is that of its logarithm."""
+    bins = result["by_position"]
+    mean = np.array([entry["mean_p"] for entry in bins])
+    low, high = np.array([entry["interval_95"] or [entry["mean_p"]] * 2 for entry in bins]).T
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        axes.errorbar(
+            np.arange(len(bins)), mean, [mean - low, high - mean], fmt="o-", color=COLORS[0], capsize=3, markersize=6,
+            markeredgecolor="white", linewidth=1.6,
+        )  # fmt: skip
+        axes.axhline(result["mean_p"], color=MEAN, linewidth=1.2, linestyle=(0, (4, 2)))
+        axes.text(len(bins) - 0.55, result["mean_p"], " all", color=MEAN, va="center", fontsize=8.5)
+        labels = [_span(entry["first"], entry["last"]) for entry in bins]
+        axes.set_xticks(np.arange(len(bins)), labels, rotation=45 if len(bins) > 9 else 0, fontsize=8.5)
+        axes.set(xlim=(-0.5, len(bins) - 0.5), ylim=(0, 1.02), xlabel="token of the answer", ylabel="mean p")
+        axes.set_title("By position in the answer")
+        return figure
+
+
+def weight(result: Mapping[str, Any]) -> Figure:
+    """Which tokens each objective of the shortlist would learn from, beside how many there are."""
+    counts = np.array(result["histogram"]["counts"]).reshape(region.NUM_BINS, -1).sum(1)
+    edges = np.linspace(0, 1, region.NUM_BINS + 1)
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        _bars(axes, edges, 100 * counts / counts.sum(), color=GRID, label="tokens")
+        for color, (key, entry) in zip(COLORS, result["gradient_weight"].items(), strict=False):
+            axes.plot(
+                (edges[:-1] + edges[1:]) / 2, 100 * np.array(entry["shares"]), "o-", color=color, linewidth=1.6,
+                markersize=4, label=key,
+            )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, None), xticks=edges[::2], xlabel="p of a target token", ylabel="share, %")
+        axes.set_title("Where the gradient weight lies")
+        axes.legend(fontsize=8.5)
+        return figure
+
+
+def example(result: Mapping[str, Any]) -> Figure:
+    """How many examples have which mean nll."""
+    found = result["by_example"]["mean_nll_histogram"]
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        _bars(axes, np.array(found["edges"]), np.array(found["counts"]))
+        axes.set(yscale="symlog", xlabel="mean nll of an example, nats", ylabel="examples")
+        axes.set_title("By example")
+        return figure
+
+
+def _bars(axes: Any, edges: np.ndarray, heights: np.ndarray, color: str = BARS, label: str | None = None) -> None:
+    axes.bar(
+        edges[:-1], heights, np.diff(edges), align="edge", color=color, edgecolor="white", linewidth=0.6, label=label
+    )
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _svg(figure: Figure) -> bytes:
+    with plt.rc_context(SETTINGS):
+        file = BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return file.getvalue()
