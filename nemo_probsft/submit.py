@@ -58,6 +58,8 @@ def launch(arguments: Sequence[str]) -> None:
     if submission.options.dry_run:
         print(nemo_run.dry_run(submission), end="")
         return
+    if submission.options.executor == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("sbatch is not on PATH; submit from a login node of the cluster, or look at it with --dry-run")
     for place in nemo_run.submit(submission):
         print(place)
 
@@ -222,8 +224,6 @@ def _check_executor(options: argparse.Namespace) -> None:
         raise ValueError("--executor skypilot needs --gpu-type, such as H100, or --gpus-per-node 0")
     if executor in PACKAGES and importlib.util.find_spec(PACKAGES[executor][0]) is None:
         raise ValueError(f"--executor {executor} needs a package; pip install '{PACKAGES[executor][1]}'")
-    if executor == "slurm" and not options.dry_run and shutil.which("sbatch") is None:
-        raise ValueError("sbatch is not on PATH; submit from a login node of the cluster, or look at it with --dry-run")
 
 
 def _check(recipe: Recipe, options: argparse.Namespace) -> None:
