@@ -1,8 +1,9 @@
 """Variants of the adaptive objective on the demo's tasks, in plain torch: python -m benchmarks.variants run --help
 
-One process trains the demo's 0.6 M model from the same base once per (task, objective, seed), with the optimizer of the
+One process trains the demo's 0.6 M model from the same base once per (task, objective, seed, steps), with the optimizer of the
 recipes, and appends a line of JSON with the test items' scores; what has a line is not run again. `page` writes
-docs/variants.md from the lines. A seed draws the data (operands, words, cipher, wrong answers), the test items and the order.
+docs/variants.md from the lines. A seed draws the data (operands, words, cipher, wrong answers), the test items and the
+order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nemo_probsft.batches import step_indices
 from nemo_probsft.config import OptimConfig
 from nemo_probsft.data import Example
 
-STEPS, LR = 500, 3e-4
+LR = 3e-4
 BASE_STEPS, BASE_LR, BASE_BATCH = 600, 3e-3, 64  # recipes/demo/base.yaml
 OPTIM = OptimConfig()
 WORK = Path("runs/variants")
@@ -45,9 +46,9 @@ def main() -> None:
     for seed in args.seeds:
         for objective in args.objectives:
             for name in args.tasks:
-                cell = {"task": name, "objective": objective, "seed": seed}
+                cell = {"task": name, "objective": objective, "seed": seed, "steps": args.steps}
                 if not _is_done(args.lines, cell):
-                    line = cell | run(base, tokenizer, TASKS[name], variant(objective), seed, STEPS)
+                    line = cell | run(base, tokenizer, TASKS[name], variant(objective), seed, args.steps)
                     with args.lines.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line | _provenance()) + "\n")
                     print(
@@ -62,8 +63,8 @@ def main() -> None:
 def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, steps: int) -> dict[str, Any]:
     """Fine-tune a copy of `base` and score it on the clean test rows.
 
-    `greedy` is the share of test rows that greedy decoding answers exactly, `sampled` the expected share at temperature 1,
-    which is the mean probability of the right answer with its end token: exact, nothing is drawn.
+    `greedy` is the share of test rows that greedy decoding answers exactly, `sampled` the expected share at temperature
+    1, which is the mean probability of the right answer with its end token: exact, nothing is drawn.
     """
     began = time.perf_counter()
     train, test = (tokenize(tokenizer, rows) for rows in task.rows(seed))
@@ -178,6 +179,7 @@ def _arguments() -> argparse.Namespace:
         "--objectives", type=lambda text: text.split(","), required=True, help="keys of recipes or of VARIANTS"
     )
     runs.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
+    runs.add_argument("--steps", type=int, default=500)
     runs.add_argument("--lines", type=Path, default=LINES)
     commands.add_parser("page", help="write docs/variants.md from the lines")
     return parser.parse_args()

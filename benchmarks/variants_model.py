@@ -1,7 +1,7 @@
 """The demo's Qwen2 in plain torch, without work that is done twice: the forward pass of benchmarks/variants.py.
 
-Tokens with the same tokens before them have the same hidden state. A batch of short rows has many of those (the prompt's
-first words), so every distinct one is a node that goes through the linear layers once; attention gathers them into rows.
+Tokens with the same tokens before them have the same hidden state. A batch of short rows has many of those (the start
+of the prompt): every distinct one is a node that goes through the linear layers once; attention gathers them to rows.
 The last layer is computed where there is a target only. Equal to transformers' forward pass (tests/test_variants.py).
 """
 

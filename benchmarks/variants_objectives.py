@@ -1,7 +1,7 @@
 """Objectives beyond those that recipes can name: weights that look at more than the target's p (docs/variants.md).
 
-Every one is a function f(p) of the target's own p whose alpha, or whose weight on -log p, also depends on things that are
-numbers to the gradient: the other tokens, the steps before, the whole distribution, the base model.
+Every one is a function f(p) of the target's own p whose alpha, or whose weight on -log p, depends on more: the other
+tokens, the steps before, the whole distribution, the base model. All of that is numbers to the gradient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tasks of benchmarks/variants.py: the demo's continuum, and where an objective that moves by the mean p may break."""
+"""The tasks of benchmarks/variants.py: the demo's continuum, and where an objective moved by the mean p may break."""
 
 from __future__ import annotations
 

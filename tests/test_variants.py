@@ -1,0 +1,144 @@
+"""benchmarks/variants.py: its forward pass is transformers', a weight is the gradient of its value, runs repeat."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import variants, variants_page
+from benchmarks.variants_model import log_probs, pack
+from benchmarks.variants_objectives import VARIANTS, Now, Running, variant
+from benchmarks.variants_tasks import TASKS, Task, tokenize
+from nemo_probsft import demo_data
+
+KEYS = [*VARIANTS, "original", "OnlyTopLogP-0.2", "adaptive", "GeneralFamily-0to1"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """(tokenizer, random model) of the demo."""
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    directory = tmp_path_factory.mktemp("variants")
+    demo_data.write_tokenizer(directory)
+    demo_data.write_random_base(directory, 0)
+    return AutoTokenizer.from_pretrained(directory), Qwen2ForCausalLM.from_pretrained(directory)
+
+
+def rows(demo, name="weak_noisy", count=16):
+    train, test = TASKS[name].rows(0)
+    return tokenize(demo[0], train[:count]), tokenize(demo[0], test[:count])
+
+
+def some_step(requires_grad=True) -> Now:
+    """40 targets of 8 examples over 30 labels, in the middle of a run."""
+    generator = torch.Generator().manual_seed(0)
+    every = torch.log_softmax(4 * torch.randn(40, 30, generator=generator, dtype=torch.float64), -1).float()
+    labels = torch.randint(30, (40,), generator=generator)
+    labels[10:] = every[10:].argmax(-1)  # most of them are probable
+    logp = every.gather(1, labels[:, None])[:, 0].requires_grad_(requires_grad)
+    now = Now(logp, every, labels, torch.arange(8).repeat_interleave(5), logp.detach() - 0.1, Running(30), 0.5)
+    for _ in range(3):
+        now.running.add(now)
+    return now
+
+
+def test_forward_pass_is_that_of_transformers(demo):
+    examples, _ = rows(demo)
+    truth = []
+    for ids, mask in examples:
+        logits = demo[1](torch.tensor(ids[:-1])[None].long()).logits[0]
+        truth.append(torch.log_softmax(logits, -1)[torch.tensor(mask[:-1]) == 1])
+    batch = pack(examples)
+    assert len(batch.tokens) < batch.grid.numel()
+    torch.testing.assert_close(log_probs(demo[1], batch), torch.cat(truth), atol=2e-5, rtol=0)
+    labels = [id for ids, mask in examples for id in ids[1:][mask[:-1] == 1]]
+    assert batch.labels.tolist() == labels
+
+
+def test_gradients_are_those_of_transformers(demo):
+    examples, _ = rows(demo, count=4)
+    ours, theirs = copy.deepcopy(demo[1]), copy.deepcopy(demo[1])
+    batch = pack(examples)
+    log_probs(ours, batch).gather(1, batch.labels[:, None]).sum().backward()
+    for ids, mask in examples:
+        ids = torch.tensor(ids).long()
+        labels = torch.where(torch.tensor(mask[:-1]) == 1, ids[1:], -100)
+        logits = theirs(ids[None, :-1]).logits[0]
+        (-torch.nn.functional.cross_entropy(logits, labels, reduction="sum")).backward()
+    for (name, mine), truth in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        scale = truth.grad.abs().max()
+        assert (mine.grad - truth.grad).abs().max() <= 1e-4 * scale, name
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_weight_is_minus_the_gradient_of_the_value(key):
+    now = some_step()
+    (gradient,) = torch.autograd.grad(variant(key).value(now).sum(), now.logp)
+    weight = variant(key).weight(now)
+    torch.testing.assert_close(-gradient, weight, atol=1e-6, rtol=1e-5)
+    assert (weight >= 0).all()
+    assert key == "original" or not torch.allclose(weight, torch.ones_like(weight))
+
+
+def test_what_moves_by_the_steps_before_is_minus_log_p_at_the_start():
+    now = some_step()
+    fresh = Now(now.logp, now.log_probs, now.labels, now.example, now.base_logp, Running(30), 0.0)
+    keys = ("adaptive", "median", "to-2", "confidence", "DEFT-late", "plateau", "rising-threshold", "trim", "per-label")
+    for key in (*keys, "calibrated"):
+        assert torch.equal(variant(key).weight(fresh), torch.ones(40)), key
+
+
+def test_running_means_follow_what_they_saw():
+    now = some_step(requires_grad=False)
+    p = now.logp.exp()
+    assert now.running.p.value == pytest.approx(float(p.mean()))
+    for label in now.labels.unique():
+        assert now.running.label_p()[label] == pytest.approx(float(p[now.labels == label].mean()), rel=1e-5)
+
+
+def test_noise_replaces_the_share_it_names():
+    (clean, clean_test), (noisy, noisy_test) = (TASKS[name].rows(0) for name in ("weak", "weak_noisy"))
+    right = {row["prompt"]: row["response"] for row in clean}
+    wrong = sum(row["response"] != right[row["prompt"]] for row in noisy)
+    assert wrong == round(0.3 * len(clean))
+    assert clean_test == noisy_test
+
+
+def test_a_run_repeats_to_the_bit_and_depends_on_its_seed(demo):
+    tokenizer, model = demo
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    task = Task("tiny", "", lambda seed: tuple(part[:64] for part in TASKS["strong"].rows(seed)), batch_size=8)
+    lines = [variants.run(model, tokenizer, task, variant("per-label"), seed, 3) for seed in (0, 0, 1)]
+    for line in lines:
+        del line["seconds"]
+    assert lines[0] == lines[1] != lines[2]
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_scores_are_those_of_generating(demo):
+    """A model that has learned two of four rows: greedy decoding, token by token, agrees with the score."""
+    examples, _ = rows(demo, "weak", 4)
+    model = copy.deepcopy(demo[1])
+    variants.fine_tune(model, examples[:2], variant("original"), 2, 0, 30, 3e-3)
+    greedy, sampled = variants.scores(model, examples)
+    generated = []
+    for ids, mask in examples:
+        num_prompt = int(np.flatnonzero(mask)[0]) + 1
+        prompt = torch.tensor(ids[:num_prompt]).long()[None]
+        out = model.generate(prompt, max_new_tokens=len(ids) - num_prompt, do_sample=False, pad_token_id=0)
+        generated.append(int(out[0].tolist() == ids.tolist()))
+    assert greedy == generated
+    assert greedy == [1, 1, 0, 0]
+    assert all(0 < p <= 1 for p in sampled)
+    assert sampled[0] > 0.5 > sampled[2]
+
+
+def test_a_line_cut_off_by_a_kill_is_run_again(tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    assert variants_page.read(lines) == []
+    lines.write_text('{"task": "weak", "objective": "p", "seed": 0}\n{"task": "weak", "obj')
+    assert [line["objective"] for line in variants_page.read(lines)] == ["p"]
