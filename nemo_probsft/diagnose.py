@@ -78,9 +78,8 @@ def _write(recipe: Recipe, result: dict[str, Any], output: Path) -> Path:
     from nemo_probsft.diagnosis import page
 
     target = output / "diagnose.json"
-    html = page.render(result)
     runlog.write_atomically(target, json.dumps(result, indent=2) + "\n")
-    runlog.write_atomically(target.with_suffix(".html"), html)
+    runlog.write_atomically(target.with_suffix(".html"), page.render(result))
     print_summary(result, target)
     return target
 

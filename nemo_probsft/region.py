@@ -54,10 +54,11 @@ def shortlist(name: str) -> list[dict[str, str]]:
 
 
 def gradient_weights(logp: np.ndarray, keys: Sequence[str], mean_p: float) -> dict[str, dict[str, Any]]:
-    """What each objective would learn from: how its sum of W_f(p) = s_f(p) (1 - p) divides over bins of p.
+    """What each objective would learn from: how its sum of W_f(p) = s_f(p) (1 - p) divides over the tokens.
 
-    logp: fp32 [T], nats. Of an objective that moves, that of mean_p at the first step. shares: [NUM_BINS], sum 1, zero
-    when no token has a gradient. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all tokens count alike.
+    logp: fp32 [T], nats. Of an objective that moves, that of mean_p at the first step. shares: [NUM_BINS] over equal
+    bins of p, sum 1, zero when no token has a gradient; decile_shares: the same over tenths of the tokens, the least
+    likely first. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all tokens count alike.
     """
     import torch
 
@@ -65,12 +66,21 @@ def gradient_weights(logp: np.ndarray, keys: Sequence[str], mean_p: float) -> di
 
     values = torch.from_numpy(logp.astype(np.float64))
     bins = values.exp().mul(NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    deciles = torch.empty_like(bins)
+    deciles[values.argsort(stable=True)] = torch.arange(len(values)) * 10 // len(values)
     result = {}
     for key in keys:
         objective = objective_at(parse_objective(key), Moment(0.0, mean_p))
         weight = objective.weight(values) * objective.keep(values) * -torch.expm1(values)
         total = float(weight.sum())
-        shares = torch.zeros(NUM_BINS, dtype=torch.float64).index_add_(0, bins, weight) / (total or 1.0)
         effective = total**2 / float((weight**2).sum()) / len(values) if total else 0.0
-        result[key] = {"shares": shares.tolist(), "effective_tokens": effective}
+        result[key] = {
+            "shares": _sums(weight / (total or 1.0), bins, NUM_BINS),
+            "decile_shares": _sums(weight / (total or 1.0), deciles, 10),
+            "effective_tokens": effective,
+        }
     return result
+
+
+def _sums(values: Any, bins: Any, num_bins: int) -> list[float]:
+    return values.new_zeros(num_bins).index_add_(0, bins, values).tolist()

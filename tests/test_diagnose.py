@@ -62,6 +62,7 @@ def test_gradient_weights_by_hand():
         shares = np.array(found[key]["shares"])
         assert len(shares) == NUM_BINS
         assert shares[[0, 5, 9]] == pytest.approx(weight / weight.sum())
+        assert np.array(found[key]["decile_shares"])[[0, 3, 6]] == pytest.approx(weight / weight.sum())
         assert found[key]["effective_tokens"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum() / 3)
     sure = gradient_weights(np.zeros(4), ["original"], mean_p=1.0)["original"]
     assert (sum(sure["shares"]), sure["effective_tokens"]) == (0.0, 0.0)

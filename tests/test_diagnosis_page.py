@@ -157,7 +157,7 @@ def test_the_page_is_whole_needs_no_other_file_and_runs_nothing(diagnosed):
     html = rendered(diagnosed)
     found = Page(html)
     assert found.open == []
-    assert sum(tag == "img" for tag, _ in found.elements) == 5
+    assert sum(tag == "img" for tag, _ in found.elements) == 6
     for tag, attributes in found.elements:
         assert tag not in ("script", "link", "iframe")
         assert not any(name.startswith("on") for name in attributes)

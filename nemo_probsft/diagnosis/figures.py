@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from evaluation.figures import COLORS, GRID, INK, MUTED, PAPER_DOMAINS, STYLE
+from evaluation.figures import COLORS, INK, MUTED, PAPER_DOMAINS, STYLE
 from nemo_probsft import region
 
-BARS = "#8fb3d1"
+BARS, TOKENS = "#8fb3d1", "#e4e8ec"
 MEAN = COLORS[1]
 # The salt makes the ids, so that equal diagnoses give equal files.
 SETTINGS: Any = STYLE | {"svg.fonttype": "path", "svg.hashsalt": "nemo_probsft"}
@@ -21,14 +21,8 @@ SETTINGS: Any = STYLE | {"svg.fonttype": "path", "svg.hashsalt": "nemo_probsft"}
 
 def draw(result: Mapping[str, Any]) -> dict[str, bytes]:
     """Name -> SVG of every figure of a diagnosis."""
-    figures = {
-        "continuum": continuum,
-        "histogram": histogram,
-        "position": position,
-        "weight": weight,
-        "example": example,
-    }
-    return {name: _svg(function(result)) for name, function in figures.items()}
+    functions = (continuum, weight, decile, histogram, position, example)
+    return {function.__name__: _svg(function(result)) for function in functions}
 
 
 def continuum(result: Mapping[str, Any]) -> Figure:
@@ -73,7 +67,9 @@ def histogram(result: Mapping[str, Any]) -> Figure:
         for q, style in ((10, (0, (1, 2))), (50, (0, (4, 2)))):
             value = result["percentiles"][str(q)]
             axes.axvline(value, color=INK, linewidth=1.2, linestyle=style, label=f"{q}th percentile = {value:.3g}")
-        axes.set(xlim=(0, 1), yscale="log", xlabel="p of a target token", ylabel="share of the target tokens, %")
+        shares = 100 * counts[counts > 0] / counts.sum()
+        axes.set(xlim=(0, 1), yscale="log", ylim=(shares.min() / 2, min(200, 2 * shares.max())))
+        axes.set(xlabel="p of a target token", ylabel="share of the target tokens, %")
         axes.set_title("How probable the targets are")
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.08), ncols=3, columnspacing=1.1, fontsize=8.5)
         return figure
@@ -100,21 +96,38 @@ def position(result: Mapping[str, Any]) -> Figure:
 
 
 def weight(result: Mapping[str, Any]) -> Figure:
-    """Which tokens each objective of the shortlist would learn from, beside how many there are."""
+    """How the gradient weight of each objective of the shortlist lies over p, beside how the tokens do."""
     counts = np.array(result["histogram"]["counts"]).reshape(region.NUM_BINS, -1).sum(1)
     edges = np.linspace(0, 1, region.NUM_BINS + 1)
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
-        _bars(axes, edges, 100 * counts / counts.sum(), color=GRID, label="tokens")
-        for color, (key, entry) in zip(COLORS, result["gradient_weight"].items(), strict=False):
-            axes.plot(
-                (edges[:-1] + edges[1:]) / 2, 100 * np.array(entry["shares"]), "o-", color=color, linewidth=1.6,
-                markersize=4, label=key,
-            )  # fmt: skip
+        _bars(axes, edges, 100 * counts / counts.sum(), color=TOKENS, label="tokens")
+        _shares(axes, (edges[:-1] + edges[1:]) / 2, result, "shares")
         axes.set(xlim=(0, 1), ylim=(0, None), xticks=edges[::2], xlabel="p of a target token", ylabel="share, %")
-        axes.set_title("Where the gradient weight lies")
+        axes.set_title("Gradient weight by p")
         axes.legend(fontsize=8.5)
         return figure
+
+
+def decile(result: Mapping[str, Any]) -> Figure:
+    """The same over tenths of the tokens, which tells objectives apart where all p are alike."""
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        _bars(axes, np.arange(11) + 0.5, np.full(10, 10.0), color=TOKENS, label="tokens")
+        _shares(axes, np.arange(1, 11), result, "decile_shares")
+        axes.set(xlim=(0.5, 10.5), ylim=(0, None), xticks=range(1, 11), ylabel="share, %")
+        axes.set_xlabel("tenth of the target tokens, the least likely first")
+        axes.set_title("Gradient weight by rank")
+        return figure
+
+
+def _shares(axes: Any, x: np.ndarray, result: Mapping[str, Any], name: str) -> None:
+    """One line an objective; later ones are thinner, so that equal ones show."""
+    for number, (key, entry) in enumerate(result["gradient_weight"].items()):
+        axes.plot(
+            x, 100 * np.array(entry[name]), "o-", color=COLORS[number], linewidth=3.2 - 0.5 * number, markersize=4,
+            label=key,
+        )  # fmt: skip
 
 
 def example(result: Mapping[str, Any]) -> Figure:
@@ -123,7 +136,7 @@ def example(result: Mapping[str, Any]) -> Figure:
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         _bars(axes, np.array(found["edges"]), np.array(found["counts"]))
-        axes.set(yscale="symlog", xlabel="mean nll of an example, nats", ylabel="examples")
+        axes.set(yscale="log", ylim=(0.5, None), xlabel="mean nll of an example, nats", ylabel="examples")
         axes.set_title("By example")
         return figure
 
