@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.memory_ranks import measure
+
 ADAPTER = ".adapter."
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo", "torch._dynamo"])
@@ -144,7 +146,7 @@ def context_parallel(job: dict, output: Path) -> None:
     torch.distributed.barrier()
 
 
-TASKS = {"first_step": first_step, "whole_step": whole_step, "context_parallel": context_parallel}
+TASKS = {"first_step": first_step, "whole_step": whole_step, "context_parallel": context_parallel, "memory": measure}
 
 
 class _FirstStepDoneError(Exception):
