@@ -87,11 +87,11 @@ def position(result: Mapping[str, Any]) -> Figure:
             markeredgecolor="white", linewidth=1.6,
         )  # fmt: skip
         axes.axhline(result["mean_p"], color=MEAN, linewidth=1.2, linestyle=(0, (4, 2)))
-        axes.text(len(bins) - 0.55, result["mean_p"], " all", color=MEAN, va="center", fontsize=8.5)
+        axes.text(1.01, result["mean_p"], "all", transform=axes.get_yaxis_transform(), color=MEAN, va="center")
         labels = [_span(entry["first"], entry["last"]) for entry in bins]
         axes.set_xticks(np.arange(len(bins)), labels, rotation=45 if len(bins) > 9 else 0, fontsize=8.5)
         axes.set(xlim=(-0.5, len(bins) - 0.5), ylim=(0, 1.02), xlabel="token of the answer", ylabel="mean p")
-        axes.set_title("By position in the answer")
+        axes.set_title("Mean p by position")
         return figure
 
 
@@ -137,7 +137,7 @@ def example(result: Mapping[str, Any]) -> Figure:
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         _bars(axes, np.array(found["edges"]), np.array(found["counts"]))
         axes.set(yscale="log", ylim=(0.5, None), xlabel="mean nll of an example, nats", ylabel="examples")
-        axes.set_title("By example")
+        axes.set_title("How probable the examples are")
         return figure
 
 

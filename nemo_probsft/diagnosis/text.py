@@ -21,7 +21,7 @@ def least_likely_tokens(targets: Targets, dataset: TokenizedDataset, tokenizer: 
 
     row is the line of a .jsonl file or the row of another source, from 1; position is the place in the answer, from 1.
     """
-    place = targets.place_in_answer()
+    p, place = targets.p, targets.place_in_answer()
     found = []
     for t in np.argsort(targets.logp, kind="stable")[:NUM_SHOWN]:
         example, position = int(targets.example[t]), int(targets.position[t])
@@ -35,7 +35,7 @@ def least_likely_tokens(targets: Targets, dataset: TokenizedDataset, tokenizer: 
                 "example": example,
                 "position": int(place[t]),
                 "logp": float(targets.logp[t]),
-                "p": float(targets.p[t]),
+                "p": float(p[t]),
                 "before": "".join(before),
                 # A part of a character has no text of its own, but a name in the vocabulary.
                 "token": token or tokenizer.convert_ids_to_tokens(int(ids[position])),
@@ -51,22 +51,23 @@ def least_likely_examples(targets: Targets, dataset: TokenizedDataset, tokenizer
     answer: [text, p] of the tokens from the first target on, p None of those that are no targets; tokens_left_out
     counts those behind the last that is shown.
     """
-    examples, nll, p = example_means(targets)
+    p = targets.p
+    examples, mean_nll, mean_p = example_means(targets)
     found = []
-    for i in np.argsort(-nll, kind="stable")[:NUM_SHOWN]:
+    for i in np.argsort(-mean_nll, kind="stable")[:NUM_SHOWN]:
         example = int(examples[i])
         span = slice(*np.searchsorted(targets.example, [example, example + 1]))
         ids, positions = dataset[example].input_ids, targets.position[span]
         first = int(positions[0])
         shown = ids[first : first + ANSWER_TOKENS]
-        p_at = dict(zip(positions.tolist(), targets.p[span].tolist(), strict=True))
+        p_at = dict(zip(positions.tolist(), p[span].tolist(), strict=True))
         found.append(
             {
                 "row": int(dataset.rows[example]),
                 "example": example,
                 "num_tokens": len(positions),
-                "mean_nll": float(nll[i]),
-                "mean_p": float(p[i]),
+                "mean_nll": float(mean_nll[i]),
+                "mean_p": float(mean_p[i]),
                 "prompt": _text(tokenizer, ids[max(0, first - PROMPT_TOKENS) : first].tolist()),
                 "answer": [[text, p_at.get(first + k)] for k, text in enumerate(pieces(tokenizer, shown))],
                 "tokens_left_out": len(ids) - first - len(shown),
