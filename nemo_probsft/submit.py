@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ OPTIONS = {
     "gpu_type": ("skypilot",),
     "infra": ("skypilot",),
 }
-PACKAGES = {"kubeflow": ("kubernetes", "kubernetes"), "skypilot": ("sky", "skypilot[kubernetes]>=0.12.3")}
+# Later clients of Kubernetes do not work with the urllib3 1.26 that torchx, NeMo-Run's backend, asks for.
+PACKAGES = {"kubeflow": ("kubernetes", "kubernetes<32"), "skypilot": ("sky", "skypilot[kubernetes]>=0.12.3")}
 REQUEUES = 20
 
 
@@ -218,6 +220,10 @@ def _check_executor(options: argparse.Namespace) -> None:
         raise ValueError("--executor slurm needs --account; `sacctmgr show associations` lists yours")
     if executor == "slurm" and options.mount and options.container_image is None:
         raise ValueError(f"--mount: {options.mount[0]} has no effect without --container-image")
+    paths = (str(Path.cwd()), os.environ.get("NEMORUN_HOME", ""), options.recipe, *options.overrides)
+    if executor == "slurm" and options.container_image is None and (found := [p for p in paths if "/nemo_run" in p]):
+        # In a job without a container NeMo-Run replaces /nemo_run, wherever it stands, by the job's directory.
+        raise ValueError(f"{found[0]}: NeMo-Run would replace /nemo_run in it; use a path without")
     if executor in ("kubeflow", "skypilot") and options.container_image is None:
         raise ValueError(f"--executor {executor} needs --container-image, one that has nemo-probsft (see Dockerfile)")
     if executor == "skypilot" and options.gpu_type is None and options.gpus_per_node != 0:

@@ -61,6 +61,8 @@ def _train_rank(recipe: Recipe) -> None:
         nemo.fit(recipe, prepared, objective, denominator)
         if os.environ["RANK"] == "0":
             in_use.check(run_dir, objective, denominator)
+            if recipe.export.at_end and not launch.started_here():
+                print(f"exported: {export(recipe, prepared)}")
 
 
 def export(recipe: Recipe, prepared: Prepared) -> Path:

@@ -125,7 +125,7 @@ def test_kubeflow_prints_a_manifest_or_names_the_package(here, capsys, monkeypat
     arguments += ("--mount", "claim:/data", "--env", "a=b")
     if importlib.util.find_spec("kubernetes") is None:
         assert main(["launch", "tiny.yaml", *arguments, "--dry-run"]) == 2
-        assert "pip install 'kubernetes'" in capsys.readouterr().err
+        assert "pip install 'kubernetes<32'" in capsys.readouterr().err
         return
     cluster = {"name": "c", "cluster": {"server": "https://localhost:1"}}
     context = {"name": "c", "context": {"cluster": "c", "user": "c"}}
@@ -160,6 +160,7 @@ BAD = {
     "requeue": (["--executor", "local", "--requeue"], "--requeue has no effect"),
     "env": ([*SLURM, "--env", "1A=2"], "--env: 1A=2 is not NAME=VALUE"),
     "name": ([*SLURM, "--name", "a b"], "--name: a b"),
+    "path": ([*SLURM, "run_dir=runs/nemo_run"], "run_dir=runs/nemo_run: NeMo-Run would replace"),
     "kubeflow": (["--executor", "kubeflow"], "--container-image"),
     "skypilot": (["--executor", "skypilot", *IMAGE], "--gpu-type"),
     "gpus": ([*SLURM[:4], "--gpus-per-node", "1"], "--gpus-per-node: 1 is fewer than trainer.devices 2"),
@@ -208,7 +209,7 @@ def environment(folder):
     """As at a shell, with NeMo-Run's files in the test's folder."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     root = str(Path(__file__).resolve().parent.parent)
-    return {**clean, "PYTHONPATH": root, "NEMORUN_HOME": str(folder / "nemo_run"), "OMP_NUM_THREADS": "1"}
+    return {**clean, "PYTHONPATH": root, "NEMORUN_HOME": str(folder / "submitted"), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,17 @@ def test_a_local_job_that_fails_is_an_error(here, environment):
     assert not Path("broken").exists()
 
 
-ARRAY = ("trainer.devices=1", "--nodes", "2", "--objectives", "original,p", *SLURM, "--time", "10")
+ARRAY = (
+    "trainer.devices=1",
+    "export.at_end=true",
+    "--nodes",
+    "2",
+    "--objectives",
+    "original,p",
+    *SLURM,
+    "--time",
+    "10",
+)
 
 
 def test_an_array_of_two_nodes_each_trains_on_slurm(here, environment, trained, tmp_path, capsys):
@@ -249,6 +260,7 @@ def test_an_array_of_two_nodes_each_trains_on_slurm(here, environment, trained, 
             job = output.partition("slurm_tunnel://nemo_run/")[2].split()[0]
             assert slurm.wait_for(with_slurm, job, 400) == {"COMPLETED"}
         assert Path("array/original-seed0/metrics.jsonl").read_bytes() != trained
+        assert Path("array/p-seed0/export/config.json").exists()
     else:
         script = printed(capsys, "--objectives", "original,p", "run_dir=array", *SLURM).partition("#!/usr/bin/bash\n")[
             2

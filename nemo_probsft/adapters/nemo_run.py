@@ -15,6 +15,7 @@ from nemo_run.core.execution.slurm import SlurmJobDetails
 from nemo_run.core.frontend.console.api import CONSOLE
 from nemo_run.run.job import Job
 from torchx.specs.api import AppState
+from urllib3.exceptions import HTTPError
 
 from nemo_probsft.submit import Submission
 
@@ -36,18 +37,28 @@ def submit(submission: Submission) -> list[str]:
 
     Raises RuntimeError when the scheduler refuses the job, or the local one fails.
     """
-    local = submission.options.executor == "local"
+    executor = submission.options.executor
+    local = executor == "local"
     try:
         with _experiment(submission, None) as experiment:
             _add(experiment, submission)
             experiment.run(detach=not local, sequential=local)  # on one machine the cells take turns
             experiment.detach = not local  # NeMo-Run would wait for Kubeflow's jobs, which need nobody to wait
-    except UnexpectedExit as error:
-        raise RuntimeError(f"{submission.options.executor}: {error.result.stderr.strip()}") from error
+    except _refusals(executor) as error:
+        reason = error.result.stderr if isinstance(error, UnexpectedExit) else str(error)
+        raise RuntimeError(f"{executor}: {' '.join(reason.split())}") from error
     failed = [job for job in experiment.jobs if job.state in (AppState.FAILED, AppState.CANCELLED)]
     if failed:
         raise RuntimeError(f"{failed[0].id} failed; its output is in {failed[0].executor.job_dir}")
     return [f"{job.handle}  {job.executor.job_dir}" for job in experiment.jobs]
+
+
+def _refusals(executor: str) -> tuple[type[Exception], ...]:
+    if executor != "kubeflow":
+        return (UnexpectedExit,)  # of sbatch
+    from kubernetes.client.exceptions import ApiException
+
+    return (ApiException, HTTPError)
 
 
 def _experiment(submission: Submission, folder: str | None) -> run.Experiment:
@@ -101,7 +112,7 @@ def _local(submission: Submission) -> run.LocalExecutor:
 
 def _slurm(submission: Submission) -> run.SlurmExecutor:
     options, here = submission.options, os.getcwd()
-    # srun's unbuffered output is a pseudo-terminal, into which progress bars would be drawn; Python is unbuffered anyway.
+    # srun's unbuffered output is a pseudo-terminal, in which progress bars would be drawn; Python is unbuffered anyway.
     # NeMo-Run's env_vars would come in upper case and without quotes.
     setup = ["unset SLURM_UNBUFFEREDIO"]
     setup += [f"export {name}={shlex.quote(value)}" for name, value in options.env.items()]
@@ -192,4 +203,6 @@ def _manifest(job: Job) -> str:
         return shlex.join(role.args) + "\n"
     if isinstance(job.executor, run.KubeflowExecutor):
         return yaml.safe_dump(job.executor.get_job_body(job.id, info.request.cmd), sort_keys=False)
-    return str(info)
+    from sky.utils import yaml_utils
+
+    return yaml_utils.dump_yaml_str(info.request.task.to_yaml_config())
