@@ -20,13 +20,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _evaluate(arguments[1:])
         if arguments[:1] == ["launch"]:
             return _launch(arguments[1:])
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         return options.run(options) or 0
     except (ValueError, RuntimeError, OSError) as error:  # OSError: a full disk, a file without permission
         if _is_rank():
             raise  # torchrun records the traceback of the rank that failed
         print(f"nemo-probsft: {error}", file=sys.stderr)
         return 2
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """argparse takes positional arguments in one piece: overrides behind an option are added here."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in text and text[0] != "-" for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a recipe, or go on with it where it was interrupted")
     _add_recipe(train)
+    train.add_argument("--plan", action="store_true", help="print what would be done and the memory of a rank, and end")
     train.set_defaults(run=_train)
 
     diagnose = commands.add_parser("diagnose", help="measure the base model's probability of every training target")
@@ -99,6 +111,11 @@ def _add_data_prepare(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.plan:
+        from nemo_probsft.preview import preview
+
+        preview(options.recipe, options.overrides)
+        return
     from nemo_probsft.train import train
 
     train(options.recipe, options.overrides)

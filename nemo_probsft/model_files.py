@@ -50,15 +50,7 @@ def check_model(recipe: Recipe) -> list[Decision]:
 
 def check_model_directory(recipe: Recipe, path: Path) -> list[Decision]:
     """A Hugging Face directory (also one just downloaded) or a NeMo checkpoint, and the layout against its shape."""
-    if (path / "config.json").is_file():
-        files, kind = path, "Hugging Face directory"
-    elif is_nemo(path):
-        files, kind = _nemo_model_files(recipe, path), "NeMo checkpoint"
-    else:
-        problem = (
-            f"{path} has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo); name a model"
-        )
-        raise recipe.error("model.path", problem)
+    files, kind = _model_files(recipe, path)
     spec, context_length = _model_spec(recipe, files)
     _refuse_layout(recipe, spec, files / "config.json")
     if not any((files / name).is_file() for name in TOKENIZER_FILES):
@@ -71,6 +63,40 @@ def check_model_directory(recipe: Recipe, path: Path) -> list[Decision]:
         reason = f"longer than the {context_length} positions of {source}: positions beyond are untrained"
         decisions.append(Decision("data.max_length", str(recipe.data.max_length), reason))
     return decisions
+
+
+def model_shape(recipe: Recipe) -> ModelSpec:
+    """The model's tensors by its config.json, which is all it needs to be on this disk, once the layout divides them.
+
+    Raises ValueError, one line.
+    """
+    path = Path(recipe.model.path)
+    files = _model_files(recipe, path)[0] if path.is_dir() else _cached_config(recipe).parent
+    spec, _ = _model_spec(recipe, files)
+    _refuse_layout(recipe, spec, files / "config.json")
+    return spec
+
+
+def _cached_config(recipe: Recipe) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    check_model(recipe)  # refuses what is no hub name
+    name = recipe.model.path
+    found = try_to_load_from_cache(name, "config.json", revision=recipe.model.revision)
+    if not isinstance(found, str):
+        remedy = f"fetch it (hf download {name} config.json), or name a directory that has it"
+        raise recipe.error("model.path", f"{name} is not on this disk, and its config.json is needed; {remedy}")
+    return Path(found)
+
+
+def _model_files(recipe: Recipe, path: Path) -> tuple[Path, str]:
+    """Where a model directory keeps config.json, and what kind of directory it is."""
+    if (path / "config.json").is_file():
+        return path, "Hugging Face directory"
+    if is_nemo(path):
+        return _nemo_model_files(recipe, path), "NeMo checkpoint"
+    problem = f"{path} has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo); name a model"
+    raise recipe.error("model.path", problem)
 
 
 def _model_spec(recipe: Recipe, files: Path) -> tuple[ModelSpec, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,27 @@ LOG_WIDTH = 140  # columns, where the output is no terminal
 PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets")
 
 
-def show(decisions: list[Decision]) -> None:
+def show(decisions: list[Decision], title: str = "What will be done") -> None:
     """One row a decision: key, value, reason."""
+    table(title, ("key", "value", "why"), [(found.key, found.value, found.reason) for found in decisions])
+
+
+def table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Print a table; long cells are folded."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="What will be done", title_justify="left", show_lines=False)
-    for heading in ("key", "value", "why"):
-        table.add_column(heading, overflow="fold")
-    for decision in decisions:
+    drawn = Table(title=title, title_justify="left", show_lines=False)
+    for heading in headings:
+        drawn.add_column(heading, overflow="fold")
+    for line in lines:
         # Text: what stands in the data is no markup, and moves no cursor.
-        table.add_row(*(Text(_printable(part)) for part in (decision.key, decision.value, decision.reason)))
+        drawn.add_row(*(Text(_printable(part)) for part in line))
     console = Console()
     if not console.is_terminal:
         console.width = LOG_WIDTH
-    console.print(table)
+    console.print(drawn)
 
 
 def _printable(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ def check(recipe: Recipe, here: bool = True) -> list[Decision]:
     if here:
         _refuse_missing_packages(recipe)
         _refuse_missing_gpus(recipe)
-    settings = [*_objective(recipe), _head(recipe), *_peft(recipe), *_layout(recipe)]
-    return [*settings, *check_model(recipe), _data(recipe), _run_dir(recipe)]
+    return [decision for part in parts() for decision in part(recipe)]
+
+
+def parts() -> list[Callable[[Recipe], list[Decision]]]:
+    """The checks of `check` that hold on any machine, one by one: `train --plan` goes on after one that fails."""
+    return [_objective, _head, _peft, _layout, check_model, _data, _run_dir]
 
 
 def _refuse_missing_packages(recipe: Recipe) -> None:
@@ -64,10 +69,10 @@ def _objective(recipe: Recipe) -> list[Decision]:
     return decisions
 
 
-def _head(recipe: Recipe) -> Decision:
+def _head(recipe: Recipe) -> list[Decision]:
     head = recipe.head
     if not head.skip_rows:
-        return Decision("head", "every row", "head.skip_rows is false")
+        return [Decision("head", "every row", "head.skip_rows is false")]
     value = "only rows with a loss; backward, only rows with a gradient"
     reason = "exact: what is skipped is zero"
     if head.skip_below:
@@ -75,7 +80,7 @@ def _head(recipe: Recipe) -> Decision:
         reason = "NOT exact: head.skip_below asks for it; the share left out is logged as skipped_weight"
     if head.chunk_tokens:
         value += f"; logits of {head.chunk_tokens} tokens at a time, made again in the backward pass"
-    return Decision("head", value, reason)
+    return [Decision("head", value, reason)]
 
 
 def _peft(recipe: Recipe) -> list[Decision]:
@@ -112,19 +117,19 @@ def _refuse_missing_gpus(recipe: Recipe) -> None:
         raise recipe.error("trainer.devices", problem)
 
 
-def _data(recipe: Recipe) -> Decision:
+def _data(recipe: Recipe) -> list[Decision]:
     name, path = recipe.data.train, Path(recipe.data.train)
     if path.is_file():
-        return _data_file(recipe, path)
+        return [_data_file(recipe, path)]
     if path.is_dir():
         if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
             problem = f"{name} is a directory without a saved data set; name a {' or '.join(FORMATS)} file in it"
             raise recipe.error("data.train", problem)
-        return Decision("data.train", name, "data set written by datasets.save_to_disk")
+        return [Decision("data.train", name, "data set written by datasets.save_to_disk")]
     if path.suffix in FORMATS or not HUB_NAME.fullmatch(name) or Path(path.parts[0]).exists():
         problem = f"{name} does not exist; name a {' or '.join(FORMATS)} file or a Hugging Face data set"
         raise recipe.error("data.train", problem)
-    return Decision("data.train", name, f"no such file, so split {recipe.data.split} of that Hugging Face data set")
+    return [Decision("data.train", name, f"no such file, so split {recipe.data.split} of that Hugging Face data set")]
 
 
 def _data_file(recipe: Recipe, path: Path) -> Decision:
@@ -141,17 +146,17 @@ def _data_file(recipe: Recipe, path: Path) -> Decision:
     return Decision("data.train", str(path), f"file of {size} bytes")
 
 
-def _run_dir(recipe: Recipe) -> Decision:
+def _run_dir(recipe: Recipe) -> list[Decision]:
     path = Path(recipe.run_dir)
     if resumable(path, recipe):
-        return Decision("run_dir", str(path), "holds this run already: continues it")
+        return [Decision("run_dir", str(path), "holds this run already: continues it")]
     upwards = [path, *path.absolute().parents]
     if dangling := next((parent for parent in upwards if parent.is_symlink() and not parent.exists()), None):
         raise recipe.error("run_dir", f"{path}: {dangling} is a link to nothing; name another")
     existing = next(parent for parent in upwards if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise recipe.error("run_dir", f"{path}: {existing} is not a writable directory; name another")
-    return Decision("run_dir", str(path), "new run")
+    return [Decision("run_dir", str(path), "new run")]
 
 
 def resumable(run_dir: str | Path, recipe: Recipe) -> bool:

@@ -68,7 +68,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     import conversion
 
     source = local_model(recipe).absolute()
-    hf = _hugging_face_files(source)
+    hf = hugging_face_files(source)
     settings = json.loads((hf / "config.json").read_text(encoding="utf-8"))
     tokenizer = load_tokenizer(recipe, hf)
     data.check_tokenizer(tokenizer, settings["vocab_size"])
@@ -205,7 +205,7 @@ def local_model(recipe: Recipe) -> Path:
     return downloaded
 
 
-def _hugging_face_files(source: Path) -> Path:
+def hugging_face_files(source: Path) -> Path:
     """Where config.json and the tokenizer of a model are; a NeMo checkpoint carries them in its context."""
     if not is_nemo(source):
         return source
