@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from nemo_probsft.diagnosis.text import least_likely_examples, least_likely_toke
 from nemo_probsft.rows import read_rows
 from tests.test_data import CHAT, PLAIN
 
+ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = "<script>alert('x')</script>&amp;\u202e\x07"
 
 
@@ -138,10 +141,11 @@ class Page(HTMLParser):
             self.marked.append(data)
 
 
-def rendered(diagnosed) -> str:
+def described(diagnosed) -> dict:
+    """What diagnose.json would hold."""
     data = tokenize(read_rows(diagnosed), PLAIN, max_length=80, long_prompts="skip")
     targets = measured(data, noise)
-    result = statistics(targets) | {
+    return statistics(targets) | {
         "least_likely_examples": least_likely_examples(targets, data, PLAIN),
         "least_likely_tokens": least_likely_tokens(targets, data, PLAIN),
         "of_examples": 3,
@@ -150,7 +154,17 @@ def rendered(diagnosed) -> str:
         "data": str(diagnosed),
         "versions": {"torch": "2"},
     }
-    return page.render(json.loads(json.dumps(result)))
+
+
+def rendered(diagnosed) -> str:
+    return page.render(json.loads(json.dumps(described(diagnosed))))
+
+
+def test_every_key_of_the_json_is_in_the_documentation(diagnosed):
+    text = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
+    table = text[text.index("| key | |") :].splitlines()[2:]
+    documented = {key for line in table for key in re.findall(r"`([^`]+)`", line.split("|")[1])}
+    assert documented == set(described(diagnosed))
 
 
 def test_the_page_is_whole_needs_no_other_file_and_runs_nothing(diagnosed):
