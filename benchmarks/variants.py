@@ -1,7 +1,7 @@
 """Variants of the adaptive objective on the demo's tasks, in plain torch: python -m benchmarks.variants run --help
 
-One process trains the demo's 0.6 M model from the same base once per (task, objective, seed, steps), with the optimizer of the
-recipes, and appends a line of JSON with the test items' scores; what has a line is not run again. `page` writes
+One process trains the demo's 0.6 M model from the same base once per (task, objective, seed, steps), with the optimizer
+of the recipes, and appends a line of JSON with the test items' scores; what has a line is not run again. `page` writes
 docs/variants.md from the lines. A seed draws the data (operands, words, cipher, wrong answers), the test items and the
 order.
 """
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import variants_page
 from benchmarks.variants_model import log_probs, pack
-from benchmarks.variants_objectives import Now, Running, Variant, variant
+from benchmarks.variants_objectives import PROMPT_CLASSES, Now, Running, Variant, variant
 from benchmarks.variants_tasks import CONTINUUM, TASKS, Task, tokenize
 from nemo_probsft import demo_data
 from nemo_probsft.batches import step_indices
@@ -88,14 +89,21 @@ def fine_tune(
     base = copy.deepcopy(model) if getattr(objective, "needs_base", False) else None
     optimizer = _optimizer(model)
     running = Running(model.config.vocab_size)
+    if getattr(objective, "needs_prompts", False):
+        prompt_class = prompt_classes(model, train)
+    else:
+        prompt_class = torch.zeros(len(train), dtype=torch.int64)
     history = []
     for step in range(steps):
-        batch = pack([train[i] for i in step_indices(len(train), batch_size, seed, step)])
+        chosen = torch.tensor(step_indices(len(train), batch_size, seed, step))
+        batch = pack([train[i] for i in chosen])
         every = log_probs(model, batch)
         with torch.no_grad():
             base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
         logp = every.gather(1, batch.labels[:, None])[:, 0]
-        now = Now(logp, every.detach(), batch.labels, batch.example, base_logp, running, step / max(1, steps - 1))
+        classes = prompt_class[chosen][batch.example]
+        fraction = step / max(1, steps - 1)
+        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, running, fraction)
         objective.value(now).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
         for group in optimizer.param_groups:
@@ -105,6 +113,23 @@ def fine_tune(
         running.add(now)
         history.append(float(now.p.mean()))
     return history
+
+
+@torch.no_grad()
+def prompt_classes(base: Any, train: Sequence[Example], chunk: int = 500) -> Tensor:
+    """[examples] int64: which of PROMPT_CLASSES equally frequent classes, by the mean log p of the prompt's tokens."""
+    prompts = [Example(ids, 1 - mask) for ids, mask in train]
+    for ids, mask in prompts:
+        mask[len(ids) - 1] = 0  # no token after the last one
+    means = []
+    for i in range(0, len(prompts), chunk):
+        batch = pack(prompts[i : i + chunk])
+        logp = log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
+        totals = torch.zeros(int(batch.example.max()) + 1).index_add(0, batch.example, logp)
+        means.append(totals / torch.bincount(batch.example))
+    mean = torch.cat(means)
+    bounds = torch.quantile(mean, torch.arange(1, PROMPT_CLASSES) / PROMPT_CLASSES)
+    return torch.bucketize(mean, bounds)
 
 
 @torch.no_grad()
@@ -131,7 +156,7 @@ def load_base(directory: Path) -> tuple[Any, Any]:
         demo_data.write_random_base(random_base, 0)
         model = Qwen2ForCausalLM.from_pretrained(random_base)
         tokenizer = AutoTokenizer.from_pretrained(random_base)
-        rows = tokenize(tokenizer, demo_data.pretrain_rows(demo_data._rng(0, "pretrain")))
+        rows = tokenize(tokenizer, demo_data.pretrain_rows(demo_data.seeded(0, "pretrain")))
         fine_tune(model, rows, variant("original"), BASE_BATCH, 0, BASE_STEPS, BASE_LR)
         partial = directory / "base.partial"
         model.save_pretrained(partial)

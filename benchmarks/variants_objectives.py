@@ -14,13 +14,32 @@ from torch import Tensor
 
 from nemo_probsft.objectives import Adaptive, AnyObjective, Moment, RunningMean, objective_at, parse_objective
 
+PROMPT_CLASSES = 10
 STALLED_STEPS = 100  # of `plateau`, until alpha is 1
 PLATEAU_GAIN = 0.01  # of the fast mean over the slow one: less is no progress
 
 
+class ClassMeans:
+    """Running mean of p of each of `count` classes of tokens; a class that a step does not have keeps its mean."""
+
+    def __init__(self, count: int) -> None:
+        self.total, self.weight = torch.zeros(count), torch.zeros(count)
+
+    def add(self, classes: Tensor, p: Tensor) -> None:
+        seen = torch.bincount(classes, minlength=len(self.total))
+        decay = torch.where(seen > 0, Adaptive.decay, 1.0)
+        mean = torch.bincount(classes, p, len(self.total)) / seen.clamp_min(1)
+        self.total = decay * self.total + (1 - decay) * mean
+        self.weight = decay * self.weight + (1 - decay)
+
+    def value(self) -> Tensor:
+        """[count] fp32: 0 for a class that was never seen."""
+        return self.total / self.weight.clamp_min(1e-9)
+
+
 @dataclass
 class Running:
-    """What is known of the steps before: decayed means of p, of its median, of the model's confidence, and by label."""
+    """What is known of the steps before: decayed means of p, of its median, of the model's confidence, and by class."""
 
     num_labels: int
     p: RunningMean = field(default_factory=lambda: RunningMean(0.9))
@@ -30,27 +49,18 @@ class Running:
     stalled: int = 0  # steps, not in a row, at which p was no longer rising
 
     def __post_init__(self) -> None:
-        self.label_total = torch.zeros(self.num_labels)
-        self.label_weight = torch.zeros(self.num_labels)
+        self.by_label = ClassMeans(self.num_labels)
+        self.by_prompt = ClassMeans(PROMPT_CLASSES)
 
     @torch.no_grad()
     def add(self, now: Now) -> None:
-        p = now.logp.exp()
-        self.p.add(float(p.mean()))
-        self.slow_p.add(float(p.mean()))
-        self.median_p.add(float(p.median()))
+        self.p.add(float(now.p.mean()))
+        self.slow_p.add(float(now.p.mean()))
+        self.median_p.add(float(now.p.median()))
         self.confidence.add(float(now.confidence.mean()))
         self.stalled += self.p.value - self.slow_p.value < PLATEAU_GAIN
-        count = torch.bincount(now.labels, minlength=self.num_labels)
-        decay = 0.9 ** (count > 0).float()  # a label that does not occur keeps its mean
-        self.label_total = decay * self.label_total + 0.1 * torch.bincount(
-            now.labels, p, self.num_labels
-        ) / count.clamp_min(1)
-        self.label_weight = decay * self.label_weight + 0.1 * (count > 0)
-
-    def label_p(self) -> Tensor:
-        """[num_labels] fp32: running mean of p by label; 0 for what has not been seen."""
-        return self.label_total / self.label_weight.clamp_min(1e-9)
+        self.by_label.add(now.labels, now.p)
+        self.by_prompt.add(now.prompt_class, now.p)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,7 @@ class Now:
     log_probs: Tensor  # [N, V] fp32: the whole distribution
     labels: Tensor  # [N] int64
     example: Tensor  # [N] int64, from 0
+    prompt_class: Tensor  # [N] int64: of PROMPT_CLASSES; 0 where the objective does not ask
     base_logp: Tensor | None  # [N] fp32 under the model before training, where the objective asks for it
     running: Running
     fraction: float  # of the run: 0 at the first step, 1 at the last
@@ -86,6 +97,7 @@ class Power:
 
     formula: str
     alpha: Callable[[Now], Tensor]
+    needs_prompts: bool = False
 
     def value(self, now: Now) -> Tensor:
         a = self.alpha(now)
@@ -193,7 +205,12 @@ OURS: dict[str, Variant] = {
     "per-token": Power("power, a = ramp(p) of the token itself", lambda now: ramp(now.p)),
     "per-example": Power("power, a = ramp of the example's mean p", lambda now: ramp(now.example_mean(now.p))),
     "per-label": Power(
-        "power, a = ramp of the label's running mean p", lambda now: ramp(now.running.label_p())[now.labels]
+        "power, a = ramp of the label's running mean p", lambda now: ramp(now.running.by_label.value())[now.labels]
+    ),
+    "per-prompt": Power(
+        f"power, a = ramp of the running mean p of its prompt class: {PROMPT_CLASSES} quantiles of the prompts' log p",
+        lambda now: ramp(now.running.by_prompt.value())[now.prompt_class],
+        needs_prompts=True,
     ),
     "median": Power("power, a = ramp of the running median of p", lambda now: ramp(now.running.median_p.value)),
     "to-2": Power("power, a = 2 ramp(m)", lambda now: 2 * ramp(now.running.p.value)),

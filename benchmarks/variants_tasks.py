@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,12 +57,23 @@ def few(make: Callable[[int], TrainTest], count: int) -> Callable[[int], TrainTe
     return rows
 
 
-def mixed(share_weak: float) -> Callable[[int], TrainTest]:
-    """Additions that the base model knows, with `share_weak` of the cipher that it does not; tested on the cipher."""
+def weak_digits(seed: int) -> TrainTest:
+    """The same cipher for digits: its answers are made of the tokens that the answers of additions are made of."""
+    rng = _rng(seed, "digits")
+    digits = list(string.digits)
+    rng.shuffle(digits)
+    cipher = str.maketrans(dict(zip(digits, digits[1:] + digits[:1], strict=True)))
+    numbers = rng.sample(range(1000, 1_000_000), demo_data.NUM_TEST + 2000)
+    rows = [{"prompt": f"code:{n}=", "response": str(n).translate(cipher)} for n in numbers]
+    return rows[demo_data.NUM_TEST :], rows[: demo_data.NUM_TEST]
+
+
+def mixed(make_unknown: Callable[[int], TrainTest], share: float) -> Callable[[int], TrainTest]:
+    """Additions that the base model knows, with `share` of a task that it does not; tested on the latter."""
 
     def rows(seed: int) -> TrainTest:
-        (known, _), (unknown, test) = strong(seed), weak(seed)
-        train = known + unknown[: round(share_weak / (1 - share_weak) * len(known))]
+        (known, _), (unknown, test) = strong(seed), make_unknown(seed)
+        train = known + unknown[: round(share / (1 - share) * len(known))]
         _rng(seed, "mixed").shuffle(train)
         return train, test
 
@@ -78,7 +90,8 @@ BREAKS = (
     Task("weak_noisy_60", "the cipher, 60 % wrong answers", noisy(weak, 0.6)),
     Task("weak_noisy_few", "the cipher, 30 % wrong answers, 1,000 rows", few(noisy(weak, 0.3), 1000)),
     Task("weak_noisy_batch_8", "the cipher, 30 % wrong answers, batch of 8", noisy(weak, 0.3), batch_size=8),
-    Task("mixed_10", "90 % `strong` with its wrong answers, 10 % the clean cipher; tested on the cipher", mixed(0.1)),
+    Task("mixed_10", "90 % `strong`, 10 % the clean cipher; tested on the cipher", mixed(weak, 0.1)),
+    Task("mixed_10_digits", "90 % `strong`, 10 % a clean cipher of digits; tested on that", mixed(weak_digits, 0.1)),
 )
 TASKS = {task.name: task for task in CONTINUUM + BREAKS}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -40,7 +42,8 @@ def some_step(requires_grad=True) -> Now:
     labels = torch.randint(30, (40,), generator=generator)
     labels[10:] = every[10:].argmax(-1)  # most of them are probable
     logp = every.gather(1, labels[:, None])[:, 0].requires_grad_(requires_grad)
-    now = Now(logp, every, labels, torch.arange(8).repeat_interleave(5), logp.detach() - 0.1, Running(30), 0.5)
+    example = torch.arange(8).repeat_interleave(5)
+    now = Now(logp, every, labels, example, example // 2, logp.detach() - 0.1, Running(30), 0.5)
     for _ in range(3):
         now.running.add(now)
     return now
@@ -86,8 +89,19 @@ def test_weight_is_minus_the_gradient_of_the_value(key):
 
 def test_what_moves_by_the_steps_before_is_minus_log_p_at_the_start():
     now = some_step()
-    fresh = Now(now.logp, now.log_probs, now.labels, now.example, now.base_logp, Running(30), 0.0)
-    keys = ("adaptive", "median", "to-2", "confidence", "DEFT-late", "plateau", "rising-threshold", "trim", "per-label")
+    fresh = dataclasses.replace(now, running=Running(30), fraction=0.0)
+    keys = (
+        "adaptive",
+        "median",
+        "to-2",
+        "confidence",
+        "DEFT-late",
+        "plateau",
+        "rising-threshold",
+        "trim",
+        "per-label",
+        "per-prompt",
+    )
     for key in (*keys, "calibrated"):
         assert torch.equal(variant(key).weight(fresh), torch.ones(40)), key
 
@@ -97,7 +111,20 @@ def test_running_means_follow_what_they_saw():
     p = now.logp.exp()
     assert now.running.p.value == pytest.approx(float(p.mean()))
     for label in now.labels.unique():
-        assert now.running.label_p()[label] == pytest.approx(float(p[now.labels == label].mean()), rel=1e-5)
+        assert now.running.by_label.value()[label] == pytest.approx(float(p[now.labels == label].mean()), rel=1e-5)
+
+
+def test_prompts_are_classed_by_what_the_base_model_makes_of_them(demo):
+    examples, _ = rows(demo, count=40)
+    classes = variants.prompt_classes(demo[1], examples, chunk=7)
+    assert classes.bincount().tolist() == [4] * 10
+    means = []
+    for ids, mask in examples:
+        prompt = torch.tensor(ids[: int(np.flatnonzero(mask)[0]) + 1]).long()
+        logits = demo[1](prompt[None, :-1]).logits[0]
+        means.append(-torch.nn.functional.cross_entropy(logits, prompt[1:]).item())
+    by_class = [[m for m, c in zip(means, classes, strict=True) if c == k] for k in range(10)]
+    assert all(max(low) < min(high) for low, high in itertools.pairwise(by_class))
 
 
 def test_noise_replaces_the_share_it_names():
