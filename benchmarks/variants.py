@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import variants_page
 from benchmarks.variants_model import log_probs, pack
 from benchmarks.variants_objectives import PROMPT_CLASSES, Now, Running, Variant, variant
-from benchmarks.variants_tasks import CONTINUUM, TASKS, Task, tokenize
+from benchmarks.variants_tasks import CONTINUUM, TASKS, Task, pretrain_rows, tokenize
 from nemo_probsft import demo_data
 from nemo_probsft.batches import step_indices
 from nemo_probsft.config import OptimConfig
@@ -156,7 +156,7 @@ def load_base(directory: Path) -> tuple[Any, Any]:
         demo_data.write_random_base(random_base, 0)
         model = Qwen2ForCausalLM.from_pretrained(random_base)
         tokenizer = AutoTokenizer.from_pretrained(random_base)
-        rows = tokenize(tokenizer, demo_data.pretrain_rows(demo_data.seeded(0, "pretrain")))
+        rows = tokenize(tokenizer, pretrain_rows())
         fine_tune(model, rows, variant("original"), BASE_BATCH, 0, BASE_STEPS, BASE_LR)
         partial = directory / "base.partial"
         model.save_pretrained(partial)

@@ -26,6 +26,10 @@ class Task:
     batch_size: int = 64
 
 
+def pretrain_rows() -> Rows:
+    return demo_data.pretrain_rows(_rng(0, "pretrain"))
+
+
 def strong(seed: int) -> TrainTest:
     return demo_data.strong_rows(_rng(seed, "strong"))
 
