@@ -39,6 +39,7 @@ OPTIONS = {
 # Later clients of Kubernetes do not work with the urllib3 1.26 that torchx, NeMo-Run's backend, asks for.
 PACKAGES = {"kubeflow": ("kubernetes", "kubernetes<32"), "skypilot": ("sky", "skypilot[kubernetes]>=0.12.3")}
 REQUEUES = 20
+MOUNT = re.compile(r"((?:[a-z0-9]+://)?[^:,]+):(/[^:,]*)(:[a-z,+]+)?")  # the source may be a URL; flags such as :ro
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
             flag, where = "--" + name.replace("_", "-"), " and ".join(executors)
             raise ValueError(f"{flag} has no effect with --executor {options.executor}, only with {where}; remove it")
     options.env = dict(_variable(text) for text in options.env)
-    for mount in options.mount:
-        if not re.fullmatch(r"[^:,]+:/[^:,]*(:[a-z,+]+)?", mount):
-            raise ValueError(f"--mount: {mount} is not SOURCE:DIRECTORY with an absolute directory in the container")
+    options.mount = [_mount(text) for text in options.mount]
     if options.name is None:
         options.name = re.sub("[^A-Za-z0-9.-]+", "-", Path(options.recipe).stem).strip("-.") or "train"
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9.-]*", options.name):
@@ -154,6 +153,14 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _mount(text: str) -> tuple[str, str, str]:
+    """Source, directory in the container, flags."""
+    match = MOUNT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"--mount: {text} is not SOURCE:DIRECTORY with an absolute directory in the container")
+    return match[1], match[2], match[3] or ""
+
+
 def plan(options: argparse.Namespace) -> Submission:
     """The commands and what they need, after every check that can be made here. Raises ValueError."""
     from nemo_probsft import config
@@ -219,7 +226,7 @@ def _check_executor(options: argparse.Namespace) -> None:
     if executor == "slurm" and options.account is None:
         raise ValueError("--executor slurm needs --account; `sacctmgr show associations` lists yours")
     if executor == "slurm" and options.mount and options.container_image is None:
-        raise ValueError(f"--mount: {options.mount[0]} has no effect without --container-image")
+        raise ValueError(f"--mount: {options.mount[0][0]} has no effect without --container-image")
     paths = (str(Path.cwd()), os.environ.get("NEMORUN_HOME", ""), options.recipe, *options.overrides)
     if executor == "slurm" and options.container_image is None and (found := [p for p in paths if "/nemo_run" in p]):
         # In a job without a container NeMo-Run replaces /nemo_run, wherever it stands, by the job's directory.
@@ -235,7 +242,7 @@ def _check_executor(options: argparse.Namespace) -> None:
 def _check(recipe: Recipe, options: argparse.Namespace) -> None:
     """What `train` will check when it starts, where the job has the paths of this machine."""
     in_another_place = options.executor in ("kubeflow", "skypilot")
-    moved = any(mount.split(":")[0] != mount.split(":")[1] for mount in options.mount)
+    moved = any(source != directory for source, directory, _ in options.mount)
     if not in_another_place and not moved:
         from nemo_probsft import preflight
 

@@ -128,7 +128,10 @@ def _slurm(submission: Submission) -> run.SlurmExecutor:
         torchrun_nproc_per_node=submission.ranks_per_node,
         gpus_per_node=submission.gpus_per_node or None,
         container_image=options.container_image,
-        container_mounts=[f"{here}:{here}", *options.mount],
+        container_mounts=[
+            f"{here}:{here}",
+            *(f"{source}:{directory}{how}" for source, directory, how in options.mount),
+        ],
         container_env=list(options.env) or None,
         array=f"0-{len(submission.commands) - 1}" if len(submission.commands) > 1 else None,
         signal=f"TERM@{SECONDS_BEFORE_LIMIT}" if options.requeue else None,
@@ -146,7 +149,6 @@ def _kubeflow(submission: Submission) -> run.KubeflowExecutor:
     from kubernetes.config import ConfigException
 
     options = submission.options
-    claims = [mount.split(":")[:2] for mount in options.mount]
     try:
         return run.KubeflowExecutor(
             image=options.container_image,
@@ -158,10 +160,11 @@ def _kubeflow(submission: Submission) -> run.KubeflowExecutor:
             env_vars=options.env,
             volumes=[
                 {"name": f"mount-{number}", "persistentVolumeClaim": {"claimName": claim}}
-                for number, (claim, _) in enumerate(claims)
+                for number, (claim, _, _) in enumerate(options.mount)
             ],
             volume_mounts=[
-                {"name": f"mount-{number}", "mountPath": directory} for number, (_, directory) in enumerate(claims)
+                {"name": f"mount-{number}", "mountPath": directory}
+                for number, (_, directory, _) in enumerate(options.mount)
             ],
             train_job_basename=options.name,
         )
@@ -179,7 +182,7 @@ def _skypilot(submission: Submission) -> run.SkypilotExecutor:
         num_nodes=submission.nodes,
         infra=options.infra,
         env_vars=options.env,
-        file_mounts=dict(reversed(mount.split(":", 1)) for mount in options.mount),
+        file_mounts={directory: source for source, directory, _ in options.mount},
         launcher=run.Torchrun() if submission.nodes > 1 else None,
         packager=run.GitArchivePackager(),
     )
