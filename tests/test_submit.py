@@ -251,17 +251,8 @@ def test_a_local_job_that_fails_is_an_error(here, environment):
     assert not Path("broken").exists()
 
 
-ARRAY = (
-    "trainer.devices=1",
-    "export.at_end=true",
-    "--nodes",
-    "2",
-    "--objectives",
-    "original,p",
-    *SLURM,
-    "--time",
-    "10",
-)
+ARRAY = ("--objectives", "original,p", "run_dir=array", *SLURM)
+TWO_NODES = ("trainer.devices=1", "export.at_end=true", "--nodes", "2", "--time", "10", "--sbatch", "array=1")
 
 
 def test_an_element_of_an_array_trains_on_two_nodes_of_slurm(here, environment, trained, tmp_path, capsys):
@@ -271,14 +262,12 @@ def test_an_element_of_an_array_trains_on_two_nodes_of_slurm(here, environment, 
     """
     if slurm.installed():
         with slurm.cluster(tmp_path, 2) as with_slurm:
-            output = nemo_probsft(environment | with_slurm, "launch", "tiny.yaml", "run_dir=array", *ARRAY)
+            output = nemo_probsft(environment | with_slurm, "launch", "tiny.yaml", *ARRAY, *TWO_NODES)
             job = output.partition("slurm_tunnel://nemo_run/")[2].split()[0]
             assert slurm.wait_for(with_slurm, job, 400) == {"COMPLETED"}
         assert Path("array/p-seed0/export/config.json").exists()
     else:
-        script = printed(capsys, "--objectives", "original,p", "run_dir=array", *SLURM).partition("#!/usr/bin/bash\n")[
-            2
-        ]
+        script = printed(capsys, *ARRAY).partition("#!/usr/bin/bash\n")[2]
         path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
         second = environment | {"SLURM_ARRAY_TASK_ID": "1", "PATH": path}
         subprocess.run(["bash", "-c", script], env=second, check=True, timeout=600)
