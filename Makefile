@@ -1,7 +1,10 @@
-.PHONY: demo test lint fuzz setup-train setup-eval
+.PHONY: demo continuum test lint fuzz setup-train setup-eval
 
 demo: setup-train setup-eval
 	.venv/train/bin/nemo-probsft demo
+
+continuum: setup-train setup-eval
+	.venv/train/bin/nemo-probsft continuum $(if $(FULL),--full)
 
 test: setup-train setup-eval
 	.venv/train/bin/python -m pytest

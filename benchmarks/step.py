@@ -66,7 +66,7 @@ def _recipe(args: argparse.Namespace, folder: Path) -> config.Recipe:
     num_prompt = round(args.prompt * args.length)
     row = {"prompt": "a" * num_prompt, "response": "b" * (args.length - num_prompt)}
     rows = [row] * (2 * args.batch)
-    demo_data._write_rows(folder / "train.jsonl", rows)
+    demo_data.write_rows(folder / "train.jsonl", rows)
     path = folder / "step.yaml"
     content = {
         "run_dir": str(folder / "run"),

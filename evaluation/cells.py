@@ -7,7 +7,8 @@ import numpy as np
 from markupsafe import Markup
 
 from evaluation.comparison import ModelRow, PaperRow
-from evaluation.report_inputs import Result, Row
+from evaluation.report_inputs import Row
+from evaluation.seeds import Result
 from evaluation.statistics import RESAMPLES, Difference
 
 COUNTS = {
@@ -55,12 +56,16 @@ def _cell(row: Row | None) -> dict[str, Any]:
     content = row.main.content
     if not content.get("judged", True):
         return {"figure": _judgement(content), "interval": "", "notes": [f"{content['mean_tokens']:.0f} tokens"]}
-    notes = [f"{EXTRAS.get(name, name).format(n=content['samples_per_item'])} {100 * extra['mean']:.1f}"
+    notes = [f"{EXTRAS.get(name, name).format(n=_answers_per_model(content))} {100 * extra['mean']:.1f}"
              for name, extra in content["extra"].items()]  # fmt: skip
     if row.greedy is not None and row.sampled is not None:
         notes.append(f"greedy {accuracy(row.greedy)}")
     notes += [f"{content[key]} {text}" for key, text in COUNTS.items() if content.get(key)]
     return _figure(content["mean"], content["low"], content["high"]) | {"notes": notes}
+
+
+def _answers_per_model(content: dict[str, Any]) -> int:
+    return content.get("answers_per_model", content["samples_per_item"])
 
 
 def _judgement(content: dict[str, Any]) -> str:
@@ -127,13 +132,17 @@ def provenance(name: str, content: dict[str, Any]) -> dict[str, Any]:
         "model": name,
         "reproduces": content.get("reproduces") or "-",
         "decoding": content["decoding"],
-        "n": f"{content['num_items']} x {content['samples_per_item']}",
+        "n": f"{content['num_items']} x {_answers_per_model(content)}{_seeds(content)}",
         "seed": content["seed"],
         "generation": ", ".join(f"{key} {value}" for key, value in content["generation"].items() if key != "until"),
         "versions": ", ".join(f"{package} {version}" for package, version in content["versions"].items()),
         "hashes": ", ".join(f"{key} {content[f'{key}_hash'][:8]}" for key in ("model", "data", "prompt")),
         "notes": ", ".join(f"{content[key]} {text}" for key, text in COUNTS.items() if content.get(key)) or "-",
     }
+
+
+def _seeds(content: dict[str, Any]) -> str:
+    return f" x {content['training_seeds']} training seeds" if "training_seeds" in content else ""
 
 
 def breakable(name: str) -> Markup:

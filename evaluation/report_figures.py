@@ -13,7 +13,8 @@ from evaluation.report_inputs import Inputs, Row
 CAPTIONS = {
     "continuum": "Accuracy with T=1 sampling against the mean probability that the base model gives to the training "
     "targets. Bars are intervals over items; the grey brackets show where the paper's own domains lie.",
-    "training": "The trained objective, the plain negative log-likelihood and the mean probability of the targets. "
+    "training": "The trained objective, the plain negative log-likelihood and the mean probability of the targets; "
+    "the mean over seeds where there are several. "
     "Objectives have different scales; nll and p are comparable.",
     "weights": "The weight that multiplies each token's NLL gradient, as a function of its current probability.",
     "diagnosis": "How probable the base model finds the training targets before fine-tuning.",
@@ -22,7 +23,7 @@ CAPTIONS = {
 
 def draw_figures(inputs: Inputs, tables: list[DomainTable]) -> dict[str, Any]:
     """Name -> figure, for what there are inputs of; one per domain, called domain-<its name>."""
-    trained = list(dict.fromkeys(row.label for row in inputs.rows if row.run is not None))
+    trained = list(dict.fromkeys(row.label for row in inputs.rows if row.runs))
     palette = figures.colors(trained, [label for label in inputs.labels if label not in trained])
     drawn = {}
     points = [_point(row, inputs.diagnoses[row.task]) for row in inputs.rows if row.task in inputs.diagnoses]
@@ -31,7 +32,8 @@ def draw_figures(inputs: Inputs, tables: list[DomainTable]) -> dict[str, Any]:
         drawn["diagnosis"] = figures.diagnosis({cells.title(task): report for task, report in inputs.diagnoses.items()})
     if curves := training_curves(inputs):
         drawn["training"] = figures.training_curves(curves, palette)
-        drawn["weights"] = figures.weight_curves(*_weights(inputs), palette)
+        by_objective = {run.objective: palette[row.label] for row in inputs.rows for run in row.runs}
+        drawn["weights"] = figures.weight_curves(*_weights(inputs), by_objective)
     ordered = {name: drawn[name] for name in CAPTIONS if name in drawn}
     for table in tables:
         if any(_interval(model.rows.get(task)) for model in table.models for task in table.tasks):
@@ -44,11 +46,20 @@ def training_curves(inputs: Inputs) -> dict[str, dict[str, list[dict[str, Any]]]
     groups: dict[tuple[Path, ...], list[Row]] = {}
     for task in inputs.tasks:
         for backbone in dict.fromkeys(row.backbone for row in inputs.rows):
-            rows = [row for row in inputs.rows if (row.task, row.backbone) == (task, backbone) and row.run]
-            rows = [row for row in rows if row.run.metrics]
+            rows = [row for row in inputs.rows if (row.task, row.backbone) == (task, backbone)]
+            rows = [row for row in rows if any(run.metrics for run in row.runs)]
             if rows:
-                groups.setdefault(tuple(row.run.directory for row in rows), []).extend(rows)
-    return {_group_name(rows, inputs): {row.label: row.run.metrics for row in rows} for rows in groups.values()}
+                groups.setdefault(tuple(run.directory for row in rows for run in row.runs), []).extend(rows)
+    return {_group_name(rows, inputs): {row.label: _mean_over_seeds(row) for row in rows} for rows in groups.values()}
+
+
+def _mean_over_seeds(row: Row) -> list[dict[str, Any]]:
+    """The logged rows; of several seeds their means at the steps that all have logged."""
+    logged = [{line["step"]: line for line in run.metrics} for run in row.runs if run.metrics]
+    steps = sorted(set.intersection(*(set(lines) for lines in logged)))
+    keys = ("objective", "nll", "p")
+    return [{"step": step} | {key: float(np.mean([lines[step][key] for lines in logged])) for key in keys}
+            for step in steps]  # fmt: skip
 
 
 def _group_name(rows: list[Row], inputs: Inputs) -> str:
@@ -92,7 +103,7 @@ def _weights(inputs: Inputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
     p = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
     curves = {}
-    for key in dict.fromkeys(row.run.objective for row in inputs.rows if row.run is not None):
+    for key in dict.fromkeys(run.objective for row in inputs.rows for run in row.runs):
         objective = parse_objective(key)
         if not isinstance(objective, Objective):
             continue  # one that moves has no single curve

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from evaluation.results import Store, read_result
-from evaluation.statistics import Difference, paired_difference
+from evaluation.results import read_result
+from evaluation.seeds import Result, difference, pooled
+from evaluation.statistics import Difference
 
 BASELINE, BASE_MODEL = "original", "base model"
 
@@ -25,27 +25,9 @@ class Run:
     backbone: str  # name of that model
     base: str | None  # its directory, where it has one here
     metrics: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One results.json, with its path for the samples beside it."""
-
-    path: Path
-    content: dict[str, Any]
-
-    @cached_property
-    def samples(self) -> list[dict[str, Any]]:
-        return Store(self.path.parent).samples()
-
-    @cached_property
-    def scores(self) -> np.ndarray:
-        """[items, samples]"""
-        return np.array([sample["scores"] for sample in self.samples])
-
-    @property
-    def sampled(self) -> bool:
-        return self.content["decoding"] != "greedy"
+    seed: int | None
+    data: str | None  # the training set
+    settings: str  # the recipe without objective, seed and directory: what runs that are pooled must share
 
 
 @dataclass(frozen=True)
@@ -53,6 +35,7 @@ class Row:
     """One model on one task. `difference`: its sampled answers (greedy where both have no others) minus the baseline's.
 
     label: the objective; "base model"; or, of a model of no given run, its directory. backbone: what it started from.
+    Runs that differ in their seed only are one row, with the answers of all.
     """
 
     task: str
@@ -62,7 +45,7 @@ class Row:
     sampled: Result | None
     difference: Difference | None
     baseline: str  # label of the model that it is compared with
-    run: Run | None
+    runs: tuple[Run, ...]  # one per seed
 
     @property
     def main(self) -> Result:
@@ -113,7 +96,7 @@ class Inputs:
 
 def read_inputs(run_dirs: list[Path], result_paths: list[Path], diagnosis_paths: list[Path]) -> Inputs:
     """Read and match: a result belongs to the run whose directory holds its model, a diagnosis to the task whose
-    name is in that of the diagnosed set or in its path.
+    name is in that of the diagnosed set or in its path, or to those of the models trained on that set.
 
     Raises: ValueError naming the file for anything missing or unreadable.
     """
@@ -122,8 +105,7 @@ def read_inputs(run_dirs: list[Path], result_paths: list[Path], diagnosis_paths:
     if not results:
         raise ValueError("a report needs results: give at least one results.json of an evaluation")
     rows = _rows(results, runs)
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    return Inputs(runs, rows, _by_task({path: read_diagnosis(path) for path in diagnosis_paths}, tasks))
+    return Inputs(runs, rows, _by_task({path: read_diagnosis(path) for path in diagnosis_paths}, rows))
 
 
 def read_run(run_dir: Path) -> Run:
@@ -134,10 +116,23 @@ def read_run(run_dir: Path) -> Run:
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.is_file() else []
     model = content.get("model") or {}
-    backbone = Path(str(model.get("id") or model.get("path") or "")).name
+    recipe = content.get("recipe") or {}
     return Run(
-        run_dir, _objective_key(content, path), backbone, model.get("path"), [json.loads(line) for line in lines]
+        directory=run_dir,
+        objective=_objective_key(content, path),
+        backbone=Path(str(model.get("id") or model.get("path") or "")).name,
+        base=model.get("path"),
+        metrics=[json.loads(line) for line in lines],
+        seed=content.get("seed"),
+        data=(recipe.get("data") or {}).get("train"),
+        settings=_shared_settings(recipe),
     )
+
+
+def _shared_settings(recipe: dict[str, Any]) -> str:
+    trainer = {key: value for key, value in (recipe.get("trainer") or {}).items() if key != "seed"}
+    own = ("objective", "run_dir", "checkpoint", "log", "export", "diagnose")
+    return json.dumps({key: value for key, value in (recipe | {"trainer": trainer}).items() if key not in own})
 
 
 def _objective_key(content: dict[str, Any], path: Path) -> str:
@@ -152,15 +147,20 @@ def _objective_key(content: dict[str, Any], path: Path) -> str:
 
 
 def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
-    by_model: dict[tuple[str, str], dict[bool, Result]] = {}
+    by_name: dict[tuple[str, str, str], dict[str, dict[bool, Result]]] = {}
     for result in results:
-        by_model.setdefault((result.content["task"], result.content["model"]), {})[result.sampled] = result
-    names = {model: _name(model, runs) for _, model in by_model}
-    baselines = _baselines(list(by_model), names)
+        task, model = result.content["task"], result.content["model"]
+        models = by_name.setdefault((task, *_name(model, runs)), {})
+        models.setdefault(model, {})[result.sampled] = result
+    by_name = _split_what_differs(by_name, runs)
+    pairs = {name: _pooled(list(models.values())) for name, models in by_name.items()}
+    made_by = {
+        name: tuple(run for model in models if (run := _run_of(model, runs))) for name, models in by_name.items()
+    }
+    baselines = _baselines(list(pairs))
     rows = []
-    for (task, model), pair in by_model.items():
-        backbone, label = names[model]
-        baseline = by_model[task, baselines[task, backbone]]
+    for (task, backbone, label), pair in pairs.items():
+        baseline = pairs[task, backbone, baselines[task, backbone]]
         rows.append(
             Row(
                 task=task,
@@ -169,8 +169,8 @@ def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
                 greedy=pair.get(False),
                 sampled=pair.get(True),
                 difference=None if baseline is pair else _difference(pair, baseline),
-                baseline=names[baselines[task, backbone]][1],
-                run=_run_of(model, runs),
+                baseline=baselines[task, backbone],
+                runs=made_by[task, backbone, label],
             )
         )
     tasks = list(dict.fromkeys(row.task for row in rows))
@@ -180,20 +180,38 @@ def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
         key=lambda row: (
             tasks.index(row.task),
             backbones.index(row.backbone),
-            row.run is not None,
+            bool(row.runs),
             row.label != BASELINE,
             row.label,
         ),
     )
 
 
-def _baselines(evaluated: list[tuple[str, str]], names: dict[str, tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(task, backbone) -> the model that the others are compared with: BASELINE's, else the first one evaluated."""
+def _split_what_differs(by_name: dict[tuple[str, str, str], Any], runs: list[Run]) -> dict[tuple[str, str, str], Any]:
+    """Models of one objective that differ in more than their seed are no repetitions: each has its directory's name."""
+    split = {}
+    for (task, backbone, label), models in by_name.items():
+        made = [run for model in models if (run := _run_of(model, runs))]
+        if len({run.settings for run in made}) <= 1 and len({run.seed for run in made}) == len(made):
+            split[task, backbone, label] = models
+            continue
+        for model, results in models.items():
+            split[task, backbone, f"{label} ({_directory_name(Path(model))})"] = {model: results}
+    return split
+
+
+def _pooled(models: list[dict[bool, Result]]) -> dict[bool, Result]:
+    """Greedy and sampled results of models that differ in their seed; a decoding that one of them lacks is left out."""
+    decodings = [sampled for sampled in (False, True) if all(sampled in results for results in models)]
+    return {sampled: pooled([results[sampled] for results in models]) for sampled in decodings}
+
+
+def _baselines(evaluated: list[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
+    """(task, backbone) -> the label that the others are compared with: BASELINE, else the first one evaluated."""
     baselines: dict[tuple[str, str], str] = {}
-    for task, model in evaluated:
-        backbone, label = names[model]
+    for task, backbone, label in evaluated:
         if label == BASELINE or (task, backbone) not in baselines:
-            baselines[task, backbone] = model
+            baselines[task, backbone] = label
     return baselines
 
 
@@ -225,28 +243,25 @@ def _run_of(model: str, runs: list[Run]) -> Run | None:
 def _difference(pair: dict[bool, Result], baseline: dict[bool, Result]) -> Difference | None:
     for sampled in (True, False):
         if sampled in pair and sampled in baseline:
-            a, b = pair[sampled], baseline[sampled]
-            if not a.content.get("judged", True):
-                return None
-            if a.content["prompt_hash"] != b.content["prompt_hash"]:
-                raise ValueError(
-                    f"{a.path} and {b.path} saw different prompts; evaluate both on the same test set and limit"
-                )
-            return paired_difference(a.scores, b.scores, seed=a.content["seed"])
+            return difference(pair[sampled], baseline[sampled])
     return None
 
 
-def _by_task(diagnoses: dict[Path, dict[str, Any]], tasks: list[str]) -> dict[str, dict[str, Any]]:
-    """Match by the last word of a task (demo_strong: strong) in the diagnosed set's name, else in the file's path."""
+def _by_task(diagnoses: dict[Path, dict[str, Any]], rows: list[Row]) -> dict[str, dict[str, Any]]:
+    """Match by the last word of a task (demo_strong: strong) in the diagnosed set's name, else in the file's path,
+    else to all tasks of the models that were trained on that set."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
     by_task = {}
     for path, diagnosis in diagnoses.items():
-        places = (Path(diagnosis.get("data", "")).stem, "/".join(path.resolve().parts[-3:]))
+        data = diagnosis.get("data", "")
+        places = (Path(data).stem, "/".join(path.resolve().parts[-3:]))
         matches = next((found for place in places if len(found := _named_in(place, tasks)) == 1), [])
+        matches = matches or [row.task for row in rows if any(run.data == data for run in row.runs)]
         if not matches:
             raise ValueError(
                 f"{path}: cannot tell which of {', '.join(tasks)} it diagnoses; name its directory after the task"
             )
-        by_task[matches[0]] = diagnosis
+        by_task |= dict.fromkeys(matches, diagnosis)
     return by_task
 
 

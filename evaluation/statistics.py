@@ -63,6 +63,33 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int = 0) -> Differe
     return Difference(float(differences.mean()), low, high, _sign_flip_p_value(differences, seed), len(differences))
 
 
+def estimate_over_seeds(by_seed: Sequence[np.ndarray], *, seed: int = 0) -> Estimate:
+    """Mean over training seeds and items, `by_seed` one [items, samples] each: seeds and items are both resampled.
+
+    Where no resample moves the mean, the bounds of `estimate` stand in. Few seeds tell little about their spread.
+    """
+    means = np.stack([_matrix(scores).mean(axis=1) for scores in by_seed])
+    resampled = _two_way_means(means, seed)
+    low, high = _percentiles(resampled)
+    if resampled.min() == resampled.max():
+        single = estimate(by_seed[0], seed=seed)
+        low, high = single.low, single.high
+    samples = sum(np.shape(scores)[1] for scores in by_seed)
+    return Estimate(float(means.mean()), low, high, means.shape[1], samples)
+
+
+def paired_difference_over_seeds(a: Sequence[np.ndarray], b: Sequence[np.ndarray], *, seed: int = 0) -> Difference:
+    """Mean of a - b, one [items, samples] per training seed, in the same order of seeds: both are resampled.
+
+    The p-value flips signs of the per-item differences of the means over seeds: it speaks of items, for these seeds.
+    Raises: ValueError when the numbers of items differ.
+    """
+    differences = np.stack([_item_differences(one, other) for one, other in zip(a, b, strict=True)])
+    low, high = _percentiles(_two_way_means(differences, seed))
+    of_items = differences.mean(axis=0)
+    return Difference(float(of_items.mean()), low, high, _sign_flip_p_value(of_items, seed), len(of_items))
+
+
 def mean_of_tasks(tasks: Sequence[np.ndarray], *, seed: int = 0) -> Estimate:
     """The unweighted mean over `tasks`, each [items, samples]: items are resampled within their task.
 
@@ -115,6 +142,18 @@ def _percentiles(means: np.ndarray) -> tuple[float, float]:
 def _bootstrap_means(values: np.ndarray, seed: int | list[int]) -> np.ndarray:
     """Means [RESAMPLES] of resampled `values` [items]."""
     return np.concatenate([values[rows].mean(axis=1) for rows in _resamples(len(values), seed)])
+
+
+def _two_way_means(values: np.ndarray, seed: int, block: int = 500) -> np.ndarray:
+    """Means [RESAMPLES] of `values` [seeds, items], seeds and items resampled independently of each other."""
+    rng = np.random.default_rng(seed)
+    num_seeds, num_items = values.shape
+    means = []
+    for _ in range(RESAMPLES // block):
+        weights = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=block) / num_seeds
+        items = rng.integers(num_items, size=(block, num_items))
+        means.append(np.einsum("bs,sbi->b", weights, values[:, items]) / num_items)
+    return np.concatenate(means)
 
 
 def _resamples(num_items: int, seed: int | list[int], block: int = 500):

@@ -11,7 +11,11 @@ DESCRIPTION = "Supervised fine-tuning with probability-based objectives f(p) on 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 when `convert verify` finds a difference, 2 for an error that the user can mend."""
+    """Run one command.
+
+    Returns 0, 1 when `convert verify` finds a difference or a cell of a sweep failed, 2 for an error that the user can
+    mend.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["convert"]:
@@ -54,6 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(diagnose)
     diagnose.set_defaults(run=_diagnose)
 
+    sweep = commands.add_parser("sweep", help="train, evaluate and compare several objectives, with several seeds")
+    _add_recipe(sweep)
+    sweep.add_argument("--objectives", required=True, metavar="A,B", help="for example original,p,GeneralFamily-10")
+    _add_sweep(sweep)
+    sweep.add_argument("--plan", action="store_true", help="print cells, steps, time and disk, and end")
+    sweep.set_defaults(run=_sweep)
+
+    one_click = commands.add_parser("one-click", help="diagnose, sweep what the diagnosis suggests, compare")
+    _add_recipe(one_click)
+    _add_sweep(one_click)
+    one_click.set_defaults(run=_one_click)
+
     launch = commands.add_parser(
         "launch", help="submit `train` to Slurm, Kubeflow, SkyPilot or this machine, through NeMo-Run", add_help=False
     )
@@ -84,12 +100,29 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the paper's continuum on this machine: two tasks, two objectives, vLLM")
     demo.set_defaults(run=_demo)
+
+    continuum = commands.add_parser("continuum", help="the paper's continuum, measured: objectives x tasks x seeds")
+    continuum.add_argument(
+        "--full", action="store_true", help="more alphas, thresholds, noise levels and seeds: a night"
+    )
+    continuum.add_argument("--seed", type=int, action="append", metavar="N", help="these only; repeatable")
+    continuum.set_defaults(run=_continuum)
     return parser
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, see recipes/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example objective=p optim.lr=1e-5")
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", default="0", metavar="0,1,2", help="of training, one run each (default 0)")
+    parser.add_argument("--tasks", required=True, metavar="T,T", help="what decides, as for `eval`")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory of the test sets (default: the hub)")
+    parser.add_argument("--samples", metavar="N", help="answers per item (default: the task's own)")
+    parser.add_argument("--limit", metavar="N", help="first N items of each task only")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, without a GPU (default 1)")
+    parser.add_argument("--drop-checkpoints", action="store_true", help="remove those of a run once it is exported")
 
 
 def _add_data_prepare(commands: argparse._SubParsersAction) -> None:
@@ -125,6 +158,28 @@ def _diagnose(options: argparse.Namespace) -> None:
     from nemo_probsft.diagnose import diagnose
 
     diagnose(options.recipe, options.overrides)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from nemo_probsft.sweep import plan_sweep, show_plan, sweep
+
+    planned = plan_sweep(options.recipe, options.overrides, options.objectives, options.seeds, *_of_sweep(options))
+    show_plan(planned)
+    return 0 if options.plan or sweep(planned) else 1
+
+
+def _one_click(options: argparse.Namespace) -> int:
+    from nemo_probsft.one_click import one_click
+
+    return 0 if one_click(options.recipe, options.overrides, options.seeds, *_of_sweep(options)) else 1
+
+
+def _of_sweep(options: argparse.Namespace) -> tuple[list[str], int, bool]:
+    """The arguments of `eval`, --jobs and --drop-checkpoints."""
+    given = {"--tasks": options.tasks, "--data-dir": options.data_dir}
+    given |= {"--samples": options.samples, "--limit": options.limit}
+    evaluation = [part for flag, value in given.items() if value is not None for part in (flag, value)]
+    return evaluation, options.jobs, options.drop_checkpoints
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -168,6 +223,12 @@ def _demo(options: argparse.Namespace) -> None:
     from nemo_probsft.demo import demo
 
     demo()
+
+
+def _continuum(options: argparse.Namespace) -> int:
+    from nemo_probsft.continuum import continuum
+
+    return 0 if continuum(full=options.full, seeds=options.seed) else 1
 
 
 def _convert(arguments: list[str]) -> int:

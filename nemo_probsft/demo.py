@@ -81,6 +81,14 @@ def _stages() -> list[Stage]:
     return stages
 
 
+def make_base() -> None:
+    """The demo's data and its trained base model, if they are not there yet."""
+    for stage in _stages()[:2]:
+        if not stage.done():
+            print(stage.title, flush=True)
+            stage.run()
+
+
 def _make_data() -> None:
     from nemo_probsft.demo_data import make_demo
 

@@ -53,13 +53,13 @@ def make_demo(directory: Path, seed: int) -> DemoFiles:
     files = DemoFiles(directory / "random_base", *(directory / f"{name}.jsonl" for name in names))
     write_tokenizer(files.random_base)
     write_random_base(files.random_base, seed)
-    strong_train, strong_test = strong_rows(_rng(seed, "strong"))
-    weak_train, weak_test = weak_rows(_rng(seed, "weak"))
-    _write_rows(files.pretrain, pretrain_rows(_rng(seed, "pretrain")))
-    _write_rows(files.strong_train, strong_train)
-    _write_rows(files.strong_test, strong_test)
-    _write_rows(files.weak_test, weak_test)
-    _write_rows(files.weak_train, weak_train)  # last: its presence says that everything is there
+    strong_train, strong_test = strong_rows(seeded(seed, "strong"))
+    weak_train, weak_test = weak_rows(seeded(seed, "weak"))
+    write_rows(files.pretrain, pretrain_rows(seeded(seed, "pretrain")))
+    write_rows(files.strong_train, strong_train)
+    write_rows(files.strong_test, strong_test)
+    write_rows(files.weak_test, weak_test)
+    write_rows(files.weak_train, weak_train)  # last: its presence says that everything is there
     return files
 
 
@@ -74,13 +74,13 @@ def pretrain_rows(rng: random.Random) -> list[Row]:
     return rows
 
 
-def strong_rows(rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """(train, test): disjoint pairs of operands; WRONG_ANSWERS of the training answers are another possible sum."""
+def strong_rows(rng: random.Random, wrong_answers: float = WRONG_ANSWERS) -> tuple[list[Row], list[Row]]:
+    """(train, test): disjoint pairs of operands; `wrong_answers` of the training answers are another possible sum."""
     pairs = [(a, b) for a in OPERANDS for b in OPERANDS]
     rng.shuffle(pairs)
     rows = [_addition(a, b) for a, b in pairs]
     train, test = rows[NUM_TEST : NUM_TEST + NUM_STRONG_TRAIN], rows[:NUM_TEST]
-    for row in train[: round(WRONG_ANSWERS * len(train))]:
+    for row in train[: round(wrong_answers * len(train))]:
         sums = range(2 * OPERANDS[0], 2 * OPERANDS[-1] + 1)
         row["response"] = str(rng.choice([s for s in sums if str(s) != row["response"]]))
     rng.shuffle(train)
@@ -159,11 +159,13 @@ def _words(rng: random.Random) -> Iterator[str]:
             yield word
 
 
-def _rng(seed: int, task: str) -> random.Random:
+def seeded(seed: int, task: str) -> random.Random:
+    """The stream of one task: a task's rows do not depend on what else is made."""
     return random.Random(f"{seed}/{task}")
 
 
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """JSON lines, complete or absent."""
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -46,6 +46,15 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
         print(f"train would stop here: {problem}")
 
 
+def cost(recipe: Recipe) -> tuple[str, int, int]:
+    """(steps, bytes of a checkpoint with the optimizer's state, bytes of the weights alone) of one run."""
+    spec = model_shape(recipe)
+    dataset = _tokenize(recipe, [])
+    setup = _setup(recipe, dataset)
+    steps = _steps(recipe, dataset)[0].value
+    return steps, memory.checkpoint_bytes(spec, setup), setup.element * memory.num_parameters(spec)
+
+
 def _decide(recipe: Recipe) -> tuple[list[Decision], list[str]]:
     """The decisions of `train`, and what it would refuse: files that are not on this machine, above all."""
     decisions, problems = [], []

@@ -119,7 +119,7 @@ def test_rows_join_results_runs_and_baseline(inputs):
     for row in read.rows:
         assert row.greedy.content["decoding"] == "greedy"
         assert row.sampled.content["mean"] == pytest.approx(sample_mean(row.sampled.path), abs=1e-12)
-        assert len(row.run.metrics) == 60
+        assert len(row.runs[0].metrics) == 60
     baseline, p = read.rows[0], read.rows[1]
     assert baseline.difference is None
     assert p.difference.mean == pytest.approx(p.sampled.content["mean"] - baseline.sampled.content["mean"], abs=1e-12)
@@ -132,7 +132,7 @@ def test_a_model_of_no_run_comes_first_under_its_directory_and_is_compared_too(i
     base = write_result(tmp_path / "eval" / "base", tmp_path / "base" / "export", "demo_strong", "sample", 0.5)
     rows = read_inputs(runs, [*results, base], diagnoses).rows
     assert [(row.task, row.label) for row in rows] == [("demo_strong", "base"), *ACCURACY]
-    assert rows[0].run is None
+    assert rows[0].runs == ()
     assert rows[0].difference.mean == pytest.approx(sample_mean(base) - sample_mean(rows[1].sampled.path), abs=1e-12)
     assert rows[0].backbone == rows[1].backbone
     write_report(runs, [*results, base], diagnoses, tmp_path / "with_base" / "report.html")
@@ -213,7 +213,7 @@ def test_wins_and_losses_are_counted_and_shown_with_the_models_texts(mathematics
     found = {(duel.task, duel.name): duel for duel in duels(inputs, shown=3)}
     assert set(found) == {(task, name) for task in ("math_500", "aime24") for name in ("base model", "p")}
     duel = found["math_500", "p"]
-    scores = [row.main.scores.mean(axis=1) for row in inputs.rows if row.task == "math_500" and row.run is not None]
+    scores = [row.main.scores.mean(axis=1) for row in inputs.rows if row.task == "math_500" and row.runs]
     assert (duel.num_won, duel.num_lost) == ((scores[1] > scores[0]).sum(), (scores[1] < scores[0]).sum())
     assert duel.num_won + duel.num_lost + duel.num_tied == 40
     gains = [item["ours"] - item["theirs"] for item in duel.won]

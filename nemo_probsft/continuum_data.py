@@ -1,0 +1,52 @@
+"""The continuum's four tasks on the demo's base model, and with FULL=1 their noise levels; all functions of the seed.
+
+`strong` and `weak` are the demo's. `intermediate`: additions of `strong`, wrong answers included, and the clean cipher,
+about as many target tokens of each; tested on both. `weak_noisy`: the cipher with wrong answers.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from nemo_probsft.demo_data import NUM_TEST, Row, seeded, strong_rows, weak_rows, write_rows
+
+NOISE = 0.3
+NUM_CIPHER_IN_INTERMEDIATE = 1_400
+TESTS = {"strong": "strong", "intermediate": "intermediate", "weak": "weak", "weak_noisy": "weak"}  # task -> test set
+
+
+def make_continuum(directory: Path, seed: int) -> None:
+    """Write <task>_train.jsonl and <test>_test.jsonl; the same seed writes the same bytes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for task in TESTS:
+        train, test = rows(task, seed)
+        write_rows(directory / f"{TESTS[task]}_test.jsonl", test)
+        write_rows(directory / f"{task}_train.jsonl", train)
+
+
+def rows(task: str, seed: int, noise: float = NOISE) -> tuple[list[Row], list[Row]]:
+    """(train, test) of a task; `noise`: the share of wrong answers in training where the task has them."""
+    strong, weak = strong_rows(seeded(seed, "strong"), noise), weak_rows(seeded(seed, "weak"))
+    if task == "strong":
+        return strong
+    if task == "weak":
+        return weak
+    if task == "weak_noisy":
+        return _with_wrong_answers(weak[0], noise, seeded(seed, "weak_noisy")), weak[1]
+    assert task == "intermediate", task
+    train = strong[0] + weak[0][:NUM_CIPHER_IN_INTERMEDIATE]
+    seeded(seed, "intermediate").shuffle(train)
+    half = NUM_TEST // 2
+    return train, strong[1][:half] + weak[1][:half]
+
+
+def _with_wrong_answers(train: list[Row], share: float, rng: random.Random) -> list[Row]:
+    """A wrong answer is that of another row, so it is as long and as likely as the right ones."""
+    answers = [row["response"] for row in train]
+    changed = []
+    for number, row in enumerate(train):
+        others = [answer for answer in rng.sample(answers, 2) if answer != row["response"]]
+        changed.append(row | {"response": others[0]} if number < round(share * len(train)) else row)
+    rng.shuffle(changed)
+    return changed

@@ -1,0 +1,320 @@
+"""`nemo-probsft sweep RECIPE --objectives a,b --seeds 0,1 --tasks t`: train, export, evaluate and compare every cell.
+
+A cell is one objective with one seed, a run of the recipe in `<run_dir>/<objective>-seed<seed>`; its export says that
+it is complete. The base weights are imported once, into `<run_dir>/base`, to which every cell has a link.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_probsft import config, strictyaml
+from nemo_probsft.config import Recipe
+from nemo_probsft.runlog import write_atomically
+
+SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One objective with one seed."""
+
+    objective: str
+    seed: int
+    run_dir: Path
+
+    @property
+    def name(self) -> str:
+        return self.run_dir.name
+
+    @property
+    def export(self) -> Path:
+        return self.run_dir / "export"
+
+    @property
+    def done(self) -> bool:
+        return self.export.is_dir()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was asked for, checked. evaluation: arguments of `nemo-probsft eval` besides models and output."""
+
+    path: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    cells: tuple[Cell, ...]
+    evaluation: tuple[str, ...]
+    jobs: int = 1
+    drop_checkpoints: bool = False
+
+    @property
+    def output(self) -> Path:
+        return Path(self.recipe.run_dir)
+
+    def command(self, cell: Cell) -> list[str]:
+        """The `train` command of a cell, as a person would type it."""
+        own = [f"objective={cell.objective}", f"trainer.seed={cell.seed}", f"run_dir={cell.run_dir}"]
+        kept = [text for text in self.overrides if not text.startswith("run_dir=")]
+        if not any(text.startswith("checkpoint.keep_last=") for text in kept):
+            own.append("checkpoint.keep_last=1")
+        return ["train", self.path, *kept, *own, "export.at_end=true"]
+
+
+def plan_sweep(
+    path: str,
+    overrides: Sequence[str],
+    objectives: str,
+    seeds: str,
+    evaluation: Sequence[str],
+    jobs: int = 1,
+    drop_checkpoints: bool = False,
+) -> Sweep:
+    """Check what can be checked before anything is written. Raises ValueError in one line."""
+    from nemo_probsft.objectives import parse_objective
+
+    recipe = config.load(path, overrides)
+    keys = [parse_objective(key).key for key in _list("--objectives", objectives)]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"--objectives: {objectives} names {_repeated(keys)} twice; name each objective once")
+    numbers = [_seed(text) for text in _list("--seeds", seeds)]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"--seeds: {seeds} names {_repeated(numbers)} twice; name each seed once")
+    output = Path(recipe.run_dir)
+    cells = [Cell(key, seed, output / f"{key}-seed{seed}") for seed, key in itertools.product(numbers, keys)]
+    _refuse_jobs(jobs)
+    planned = Sweep(path, tuple(overrides), recipe, tuple(cells), tuple(evaluation), jobs, drop_checkpoints)
+    for cell in cells:
+        config.load(path, planned.command(cell)[2:])
+        _refuse_other_recipe(planned, cell)
+    return planned
+
+
+def sweep(planned: Sweep) -> bool:
+    """Run what is missing and write `<run_dir>/report/report.html`. Returns False when a cell failed.
+
+    A cell that fails is reported at the end and does not stop the others. Raises ValueError for the user.
+    """
+    from nemo_probsft import preflight
+
+    todo = [cell for cell in planned.cells if not cell.done]
+    if todo:
+        preflight.check(config.load(planned.path, planned.command(todo[0])[2:]))
+        base = import_base(planned.recipe)
+        for cell in todo:
+            link_base(base, cell.run_dir)
+    failures = _train(planned, todo)
+    trained = [cell for cell in planned.cells if cell.done]
+    if trained:
+        failures |= _evaluate(planned, trained)
+        _report(planned, trained)
+    for name, reason in failures.items():
+        print(f"failed: {name}: {reason}", flush=True)
+    return not failures
+
+
+def show_plan(planned: Sweep) -> None:
+    """Cells, steps, time and disk, printed; nothing is written."""
+    from nemo_probsft import plan, preview
+    from nemo_probsft.model_files import Decision
+
+    todo = [cell for cell in planned.cells if not cell.done]
+    rows = [Decision(cell.name, "done" if cell.done else _state(cell), str(cell.run_dir)) for cell in planned.cells]
+    plan.show(rows, title=f"{len(planned.cells)} cells, {len(todo)} to train")
+    steps, checkpoint, weights = preview.cost(planned.recipe)
+    kept = weights if planned.drop_checkpoints else weights + checkpoint
+    disk = weights + len(todo) * kept + 2 * planned.jobs * checkpoint
+    what = "base once; a cell's export" + (
+        ", its checkpoint is dropped" if planned.drop_checkpoints else " and last checkpoint"
+    )
+    plan.show(
+        [
+            Decision("steps", f"{len(todo)} x {steps}", "of the recipe"),
+            Decision("time", _time_left(planned, len(todo)), f"{planned.jobs} at a time, training and export"),
+            Decision("disk", f"at most {preview.readable(disk)}", f"{what}; {planned.jobs} while they train"),
+            Decision("evaluation", " ".join(planned.evaluation), "all cells in one command, after training"),
+        ],
+        title="In all",
+    )
+
+
+def import_base(recipe: Recipe) -> Path:
+    """The NeMo checkpoint that all cells start from, imported if it is not there yet."""
+    import conversion
+    from nemo_probsft.checkpoints import is_nemo
+    from nemo_probsft.prepare import local_model
+
+    source = local_model(recipe)
+    if is_nemo(source):
+        return source
+    base = Path(recipe.run_dir) / "base"
+    if not is_nemo(base):
+        base.parent.mkdir(parents=True, exist_ok=True)
+        conversion.import_hf(source, base, progress=True)
+    return base
+
+
+def link_base(base: Path, run_dir: Path) -> None:
+    """Give a run the imported weights where `prepare` looks for its own; a run of a NeMo checkpoint needs no link."""
+    if base.parent == run_dir.parent:
+        run_dir.mkdir(exist_ok=True)
+        if not os.path.lexists(run_dir / "base"):
+            (run_dir / "base").symlink_to(Path("..") / base.name)
+
+
+def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
+    """Train cells, `jobs` at a time, each as its own command with a log. Returns the failed ones with the reason."""
+    waiting, failures = list(todo), {}
+    running: dict[Cell, tuple[subprocess.Popen, float]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < planned.jobs:
+                cell = waiting.pop(0)
+                running[cell] = _start(planned, cell), time.monotonic()
+                print(f"[{len(todo) - len(waiting)}/{len(todo)}] {cell.name}: log in {_log(cell)}", flush=True)
+            time.sleep(0.2)
+            for cell, (process, started) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[cell]
+                seconds = time.monotonic() - started
+                if process.returncode or not cell.done:
+                    failures[cell.name] = _last_line(_log(cell))
+                    print(f"  {cell.name} failed after {seconds:.0f} s: {failures[cell.name]}", flush=True)
+                    continue
+                _finish(planned, cell, seconds)
+                left = _time_left(planned, len(waiting) + len(running))
+                print(f"  {cell.name} took {seconds:.0f} s; time left for training: {left}", flush=True)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.wait()
+    return failures
+
+
+def _start(planned: Sweep, cell: Cell) -> subprocess.Popen:
+    command = [sys.executable, "-m", "nemo_probsft", *planned.command(cell)]
+    with _log(cell).open("w", encoding="utf-8") as output:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _log(cell: Cell) -> Path:
+    return cell.run_dir / "sweep.log"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("nemo-probsft: ") if lines else "it said nothing"
+
+
+def _finish(planned: Sweep, cell: Cell, seconds: float) -> None:
+    times = _times(planned) | {cell.name: round(seconds, 1)}
+    write_atomically(planned.output / SECONDS, json.dumps({"seconds": times}, indent=2) + "\n")
+    if planned.drop_checkpoints:
+        shutil.rmtree(cell.run_dir / "checkpoints")
+
+
+def _times(planned: Sweep) -> dict[str, float]:
+    path = planned.output / SECONDS
+    return json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else {}
+
+
+def _time_left(planned: Sweep, count: int) -> str:
+    """From the cells of this sweep that have been trained; nothing is guessed before the first one."""
+    times = list(_times(planned).values())
+    if not times:
+        return "not known before the first cell is trained"
+    minutes = count * sum(times) / len(times) / planned.jobs / 60
+    return f"about {minutes:.0f} min, by the {len(times)} cells trained here"
+
+
+def _state(cell: Cell) -> str:
+    from nemo_probsft.checkpoints import last_checkpoint
+
+    last = last_checkpoint(cell.run_dir / "checkpoints")
+    return "to train" if last is None else f"goes on from {last.name}"
+
+
+def _evaluate(planned: Sweep, trained: Sequence[Cell]) -> dict[str, str]:
+    """All cells and the base model in one command. Returns what failed."""
+    from nemo_probsft import engines
+
+    models = _models(planned, trained)
+    code = engines.evaluate([*map(str, models), *planned.evaluation, "--output", str(_results(planned))])
+    return {"evaluation": f"exit code {code}, its own error stands above"} if code else {}
+
+
+def _models(planned: Sweep, trained: Sequence[Cell]) -> list[Path]:
+    source = Path(planned.recipe.model.path)
+    return [source] * (source / "config.json").exists() + [cell.export for cell in trained]
+
+
+def _results(planned: Sweep) -> Path:
+    return planned.output / "results"
+
+
+def _report(planned: Sweep, trained: Sequence[Cell]) -> None:
+    from rich.console import Console
+
+    from evaluation.report import report_table, write_report
+
+    stores = ["-".join(model.resolve().parts[-2:]) for model in _models(planned, trained)]  # evaluation/runner.py
+    results = [path for store in stores for path in sorted((_results(planned) / store).glob("*/*/results.json"))]
+    if not results:
+        return
+    runs = [cell.run_dir for cell in trained]
+    diagnosis = Path(planned.recipe.diagnose.output or planned.output / "diagnose") / "diagnose.json"
+    page = write_report(runs, results, [diagnosis] * diagnosis.exists(), planned.output / "report" / "report.html")
+    Console(width=140).print(report_table(runs, results))
+    print(f"report: {page}", flush=True)
+
+
+def _list(flag: str, text: str) -> list[str]:
+    values = [value.strip() for value in text.split(",")]
+    if "" in values:
+        raise ValueError(f"{flag}: {text!r} has an empty entry; separate entries by one comma")
+    return values
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"--seeds: {text} is no seed; give whole numbers from 0, such as 0,1,2")
+    return int(text)
+
+
+def _repeated(values: Sequence[Any]) -> Any:
+    return next(value for number, value in enumerate(values) if value in values[:number])
+
+
+def _refuse_jobs(jobs: int) -> None:
+    import torch
+
+    if jobs > 1 and torch.cuda.is_available():
+        raise ValueError(f"--jobs: {jobs} runs at a time would share the GPUs; use `launch --objectives` on a cluster")
+
+
+def _refuse_other_recipe(planned: Sweep, cell: Cell) -> None:
+    """A cell that is there must be one of this recipe: what it was trained with stands in its run.yaml."""
+    record = cell.run_dir / "run.yaml"
+    if not record.exists():
+        return
+    recipe = config.load(planned.path, planned.command(cell)[2:])
+    before = strictyaml.plain(strictyaml.parse(record.read_text(encoding="utf-8"), str))["recipe"]
+    now = strictyaml.plain(strictyaml.parse(strictyaml.dump(config.dump(recipe)), str))
+    for section in ("model", "data", "objective", "parallel", "optim", "peft"):
+        if before.get(section) != now.get(section):
+            raise ValueError(
+                f"{cell.run_dir} was made with another {section} ({before.get(section)}, now {now.get(section)}); "
+                f"choose another run_dir, for example run_dir={planned.output}-2"
+            )
