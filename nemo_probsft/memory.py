@@ -247,15 +247,23 @@ def head_input(spec: ModelSpec, s: Setup) -> int:
 def logits(spec: ModelSpec, s: Setup) -> int:
     """Bytes of the logits, which their gradient overwrites: rows x v, v = (padded V) / tp.
 
-    head.skip_rows: N rows, those with a loss, else all T. head.chunk_tokens bounds them. Where an objective leaves rows
-    without a gradient (weight exactly 0, or below fp32), the others are copied for the backward pass: at most N more.
+    head.skip_rows: N rows, those with a loss, and no padded columns, else all T. head.chunk_tokens bounds them. Where
+    an objective leaves rows without a gradient (weight exactly 0, or below fp32), the others are copied for the
+    backward pass: at most N more.
     """
+    return math.prod(logits_shape(spec, s)) * s.element * (2 if _copies_logits(s) else 1)
+
+
+def logits_shape(spec: ModelSpec, s: Setup) -> tuple[int, int]:
+    """Rows and columns of the largest logits of a rank."""
     shard = padded_vocabulary(spec, s.tp) // s.tp
     if not s.skip_rows:
-        return s.tokens * shard * s.element
-    if s.chunk_tokens is not None:
-        return min(s.num_targets, s.chunk_tokens) * shard * s.element
-    return (2 if s.drops_rows else 1) * s.num_targets * shard * s.element
+        return s.tokens, shard
+    return min(s.num_targets, s.chunk_tokens or s.num_targets), min(shard, spec.vocab_size)
+
+
+def _copies_logits(s: Setup) -> bool:
+    return s.skip_rows and s.drops_rows and s.chunk_tokens is None
 
 
 def working(spec: ModelSpec, s: Setup, *, head: bool) -> int:

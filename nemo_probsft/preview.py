@@ -151,13 +151,13 @@ def _activations(spec: ModelSpec, s: Setup, rank: Rank) -> str:
 
 
 def _logits(spec: ModelSpec, s: Setup) -> str:
-    shard = memory.padded_vocabulary(spec, s.tp) // s.tp
-    every = readable(s.tokens * shard * s.element)
+    held, columns = memory.logits_shape(spec, s)
+    shape = f"[{held:,}, {columns:,}] of {s.element} B"
     if not s.skip_rows:
-        return f"[T, V/tp] = [{s.tokens:,}, {shard:,}] of {s.element} B; head.skip_rows keeps the rows with a loss only"
-    held = s.num_targets if s.chunk_tokens is None else min(s.num_targets, s.chunk_tokens)
-    copied = ", twice where the objective leaves rows without a gradient" * (s.drops_rows and s.chunk_tokens is None)
-    return f"[N, V/tp] = [{held:,}, {shard:,}] of {s.element} B{copied}; all T rows: {every}"
+        return f"[T, V/tp] = {shape}; head.skip_rows keeps the rows with a loss only"
+    total, every = memory.logits(spec, s), memory.logits(spec, replace(s, skip_rows=False))
+    twice = ", and a copy: the objective may leave rows without a gradient" * (total > held * columns * s.element)
+    return f"[N, V/tp] = {shape}{twice}; without head.skip_rows {readable(every)}"
 
 
 def _fits(rank: Rank) -> Decision:
