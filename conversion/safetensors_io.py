@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from conversion.staging import start_flushing
+
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100 << 20  # the limit of the reference implementation
@@ -125,10 +127,11 @@ class ShardedWriter:
         place = self._places[name]
         assert (rows.dtype, tuple(rows.shape[1:])) == (place.dtype, place.shape[1:]), name
         stream = self._streams[place.file.name]
-        stream.seek(place.offset + first * place.row_bytes)
+        start = stream.seek(place.offset + first * place.row_bytes)
         view = _bytes(rows.contiguous())
         while len(view):
             view = view[stream.write(view[: 1 << 30]) :]
+        start_flushing(stream, start, stream.tell())
         self._missing[name] -= len(rows)
 
     def close(self) -> None:

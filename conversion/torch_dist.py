@@ -27,6 +27,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from conversion.staging import start_flushing
+
 FILE_BYTES = 4 << 30
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
 
@@ -80,7 +82,9 @@ class TorchDistWriter:
     def _save(self, value: Any) -> _StorageInfo:
         start = self._stream.tell()
         _save(value, self._stream)
-        return _StorageInfo(Path(self._stream.name).name, start, self._stream.tell() - start)
+        end = self._stream.tell()
+        start_flushing(self._stream, start, end)
+        return _StorageInfo(Path(self._stream.name).name, start, end - start)
 
     def _next_file(self) -> BinaryIO:
         self._num_files += 1

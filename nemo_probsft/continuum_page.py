@@ -64,8 +64,8 @@ def _lines(cells, diagnoses, table, tasks, objectives) -> list[str]:
     lines = [
         "# The continuum, measured",
         "",
-        "`make continuum` (`FULL=1` for the full grid) fine-tunes the demo's base model of 0.6 M parameters with",
-        "the real NeMo and Megatron, and asks it with the real vLLM. This page is written from `docs/continuum/cells.jsonl`;",
+        "`make continuum` (`FULL=1` for the full grid) fine-tunes the demo's base model of 0.6 M parameters with the",
+        "real NeMo and Megatron, and asks it with the real vLLM. This page is written from docs/continuum/cells.jsonl;",
         "the command goes on with the cells that are missing there.",
         "",
     ]

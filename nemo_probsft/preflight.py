@@ -159,13 +159,16 @@ def _run_dir(recipe: Recipe) -> list[Decision]:
     return [Decision("run_dir", str(path), "new run")]
 
 
+NO_RUN_YET = ("diagnose", "base", "sweep.log")  # what a diagnosis or a sweep leaves where no run was started
+
+
 def resumable(run_dir: str | Path, recipe: Recipe) -> bool:
     """True when `run_dir` holds a run of this recipe, False when it holds nothing. Layout and reporting may differ.
 
     Raises ValueError when it holds anything else: a run directory is never overwritten.
     """
     run_dir = Path(run_dir)
-    if not run_dir.is_dir() or all(child.name == "diagnose" for child in run_dir.iterdir()):
+    if not run_dir.is_dir() or all(child.name in NO_RUN_YET for child in run_dir.iterdir()):
         return False
     source = run_dir / "run.yaml"
     remedy = "choose another, for example run_dir=" + str(run_dir) + "-2"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_probsft import config, strictyaml
+from nemo_probsft import config, preflight
 from nemo_probsft.config import Recipe
 from nemo_probsft.runlog import write_atomically
 
@@ -95,8 +95,7 @@ def plan_sweep(
     _refuse_jobs(jobs)
     planned = Sweep(path, tuple(overrides), recipe, tuple(cells), tuple(evaluation), jobs, drop_checkpoints)
     for cell in cells:
-        config.load(path, planned.command(cell)[2:])
-        _refuse_other_recipe(planned, cell)
+        preflight.resumable(cell.run_dir, config.load(path, planned.command(cell)[2:]))
     return planned
 
 
@@ -105,8 +104,6 @@ def sweep(planned: Sweep) -> bool:
 
     A cell that fails is reported at the end and does not stop the others. Raises ValueError for the user.
     """
-    from nemo_probsft import preflight
-
     todo = [cell for cell in planned.cells if not cell.done]
     if todo:
         preflight.check(config.load(planned.path, planned.command(todo[0])[2:]))
@@ -302,19 +299,3 @@ def _refuse_jobs(jobs: int) -> None:
 
     if jobs > 1 and torch.cuda.is_available():
         raise ValueError(f"--jobs: {jobs} runs at a time would share the GPUs; use `launch --objectives` on a cluster")
-
-
-def _refuse_other_recipe(planned: Sweep, cell: Cell) -> None:
-    """A cell that is there must be one of this recipe: what it was trained with stands in its run.yaml."""
-    record = cell.run_dir / "run.yaml"
-    if not record.exists():
-        return
-    recipe = config.load(planned.path, planned.command(cell)[2:])
-    before = strictyaml.plain(strictyaml.parse(record.read_text(encoding="utf-8"), str))["recipe"]
-    now = strictyaml.plain(strictyaml.parse(strictyaml.dump(config.dump(recipe)), str))
-    for section in ("model", "data", "objective", "parallel", "optim", "peft"):
-        if before.get(section) != now.get(section):
-            raise ValueError(
-                f"{cell.run_dir} was made with another {section} ({before.get(section)}, now {now.get(section)}); "
-                f"choose another run_dir, for example run_dir={planned.output}-2"
-            )

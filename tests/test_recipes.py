@@ -15,7 +15,7 @@ from nemo_probsft import config, strictyaml
 
 ROOT = Path(__file__).parent.parent
 ALL = sorted((ROOT / "recipes").glob("*/*.yaml"))
-RECIPES = [path for path in ALL if path.parent.name != "demo"]
+RECIPES = [path for path in ALL if path.parent.name not in ("demo", "continuum")]
 NAMES = [str(path.relative_to(ROOT)) for path in RECIPES]
 
 # layers, attention heads, key-value heads, ffn, vocabulary: config.json of each public model

@@ -1,0 +1,119 @@
+"""`sweep` and `one-click`: what they refuse, what they plan, and a real sweep with a failing cell that is gone on with.
+
+The grid is run by `make continuum`; here NeMo trains for 2 steps and vLLM answers 4 items."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evaluation.report_inputs import read_inputs
+from nemo_probsft.demo_data import make_demo
+from nemo_probsft.sweep import plan_sweep
+
+EVALUATION = ("--tasks", "demo_strong", "--limit", "4", "--samples", "2")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("sweep")
+    make_demo(directory / "data", seed=0)
+    recipe = {
+        "run_dir": str(directory / "run"),
+        "model": {"path": str(directory / "data" / "random_base")},
+        "data": {
+            "train": str(directory / "data" / "strong_train.jsonl"),
+            "max_length": 32,
+            "global_batch_size": 16,
+            "micro_batch_size": 16,
+        },
+        "objective": "original",
+        "trainer": {"devices": 1, "max_steps": 2, "precision": "fp32"},
+    }
+    (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return directory
+
+
+def command(*arguments, **options):
+    line = [sys.executable, "-m", "nemo_probsft", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=900, **options)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "seeds", "said"),
+    [
+        ("original,GenralFamily-10", "0", "GeneralFamily"),
+        ("original,logp", "0", "names original twice"),
+        ("original,,p", "0", "empty entry"),
+        ("original", "0,one", "one is no seed"),
+        ("original", "0,-1", "-1 is no seed"),
+        ("original", "0,1,0", "names 0 twice"),
+    ],
+)
+def test_bad_lists_are_refused_before_anything_is_written(work, objectives, seeds, said):
+    with pytest.raises(ValueError, match=said) as raised:
+        plan_sweep(str(work / "recipe.yaml"), (), objectives, seeds, EVALUATION)
+    assert "\n" not in str(raised.value)
+    assert not (work / "run").exists()
+
+
+def test_plan_says_cells_steps_time_and_disk_and_writes_nothing(work):
+    run = command(
+        *("sweep", work / "recipe.yaml", "--objectives", "original,p", "--seeds", "0,1", "--tasks", "demo_strong"),
+        *("--plan", f"run_dir={work / 'planned'}"),
+    )
+    assert run.returncode == 0, run.stderr
+    for text in ("4 cells, 4 to train", "original-seed0", "p-seed1", "4 x 2", "not known before the first cell", "MiB"):
+        assert text in run.stdout, text
+    assert not (work / "planned").exists()
+
+
+def test_a_sweep_shares_one_import_survives_a_failing_cell_and_pools_seeds(work):
+    """A file stands where one cell's directory of checkpoints belongs: that cell fails, the others are compared."""
+    broken = work / "run" / "p-seed1" / "checkpoints"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("in the way")
+    arguments = (
+        *("sweep", work / "recipe.yaml", "--objectives", "original,p", "--seeds", "0,1", *EVALUATION),
+        *("--data-dir", work / "data", "--jobs", "2", "--drop-checkpoints"),
+    )
+    first = command(*arguments)
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert "failed: p-seed1: " in first.stdout
+    cells = [work / "run" / name for name in ("original-seed0", "p-seed0", "original-seed1")]
+    for cell in cells:
+        assert (cell / "base").resolve() == (work / "run" / "base").resolve()
+        assert (cell / "export" / "config.json").exists()
+        assert not (cell / "checkpoints").exists()
+        assert yaml.safe_load((cell / "run.yaml").read_text())["model"]["path"].endswith("random_base")
+    assert (work / "run" / "report" / "report.html").exists()
+    before = [(cell / "export" / "model.safetensors").stat().st_mtime_ns for cell in cells]
+
+    broken.unlink()
+    second = command(*arguments)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert before == [(cell / "export" / "model.safetensors").stat().st_mtime_ns for cell in cells]
+    runs = [work / "run" / f"{key}-seed{seed}" for key in ("original", "p") for seed in (0, 1)]
+    results = sorted((work / "run" / "results").glob("*/*/*/results.json"))
+    inputs = read_inputs(runs, results, [])
+    assert [(row.label, len(row.runs)) for row in inputs.rows] == [("base model", 0), ("original", 2), ("p", 2)]
+    assert inputs.rows[1].main.content["samples_per_item"] == 4
+    assert set(json.loads((work / "run" / "sweep.json").read_text())["seconds"]) == {run.name for run in runs}
+
+    third = command(*arguments, "optim.lr=1e-3")
+    assert third.returncode == 2
+    assert "holds another run (optim.lr" in third.stderr
+    assert len(third.stderr.strip().splitlines()) == 1
+
+
+def test_one_click_refuses_what_a_sweep_refuses_before_it_diagnoses(work):
+    output = work / "one-click"
+    run = command(
+        "one-click", work / "recipe.yaml", "--seeds", "x", "--tasks", "demo_strong", f"run_dir={output}", cwd=Path.cwd()
+    )
+    assert run.returncode == 2
+    assert "x is no seed" in run.stderr
+    assert not output.exists()
