@@ -145,6 +145,15 @@ def _seeds(content: dict[str, Any]) -> str:
     return f" x {content['training_seeds']} training seeds" if "training_seeds" in content else ""
 
 
+def region(task: str, diagnosis: dict[str, Any]) -> str:
+    """Where the base model stands on the continuum, with the rule and its numbers."""
+    mean = f"{title(task)}: mean p {diagnosis['mean_p']:.3f}"
+    if "interval_95" in diagnosis:
+        mean += " [{:.3f}, {:.3f}]".format(*diagnosis["interval_95"])
+    found = diagnosis.get("region")
+    return f"{mean}, {found['name']}. Rule: {found['rule']}." if found else f"{mean}."
+
+
 def breakable(name: str) -> Markup:
     """A name that may break after its underscores."""
     return Markup("_<wbr>").join(name.split("_"))

@@ -37,6 +37,7 @@ def write_report(runs: list[Path], results: list[Path], diagnoses: list[Path], o
         "captions": CAPTIONS,
         "headings": {name: heading for name, heading in HEADINGS.items() if name in images},
         "images": list(images),
+        "regions": [cells.region(task, diagnosis) for task, diagnosis in inputs.diagnoses.items()],
         "provenance": [
             cells.provenance(inputs.name(row.backbone, row.label), result.content)
             for row in inputs.rows
