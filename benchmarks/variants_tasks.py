@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_probsft import demo_data
+from nemo_probsft import continuum_data, demo_data
 from nemo_probsft.data import Example
 
 Rows = list[demo_data.Row]
@@ -38,6 +37,10 @@ def weak(seed: int) -> TrainTest:
     return demo_data.weak_rows(_rng(seed, "weak"))
 
 
+def intermediate(seed: int) -> TrainTest:
+    return continuum_data.rows("intermediate", seed)
+
+
 def noisy(make: Callable[[int], TrainTest], share: float) -> Callable[[int], TrainTest]:
     """`share` of the training answers are replaced by the answer of another row that differs."""
 
@@ -61,22 +64,18 @@ def few(make: Callable[[int], TrainTest], count: int) -> Callable[[int], TrainTe
     return rows
 
 
-def weak_digits(seed: int) -> TrainTest:
-    """The same cipher for digits: its answers are made of the tokens that the answers of additions are made of."""
-    rng = _rng(seed, "digits")
-    digits = list(string.digits)
-    rng.shuffle(digits)
-    cipher = str.maketrans(dict(zip(digits, digits[1:] + digits[:1], strict=True)))
-    numbers = rng.sample(range(1000, 1_000_000), demo_data.NUM_TEST + 2000)
-    rows = [{"prompt": f"code:{n}=", "response": str(n).translate(cipher)} for n in numbers]
-    return rows[demo_data.NUM_TEST :], rows[: demo_data.NUM_TEST]
+def copies(seed: int) -> TrainTest:
+    """Copies of words, which the base model knows, with the wrong answers of `strong`; labels are those of the cipher."""
+    words = [row["prompt"].removeprefix("code:") for part in weak(seed + 1000) for row in part]
+    rows = [{"prompt": f"copy:{word}", "response": word.removesuffix("=")} for word in words[:2000]]
+    return noisy(lambda _: (rows, []), demo_data.WRONG_ANSWERS)(seed)
 
 
-def mixed(make_unknown: Callable[[int], TrainTest], share: float) -> Callable[[int], TrainTest]:
-    """Additions that the base model knows, with `share` of a task that it does not; tested on the latter."""
+def mixed(make_known: Callable[[int], TrainTest], share: float) -> Callable[[int], TrainTest]:
+    """What the base model knows, with `share` of the cipher that it does not; tested on the cipher."""
 
     def rows(seed: int) -> TrainTest:
-        (known, _), (unknown, test) = strong(seed), make_unknown(seed)
+        (known, _), (unknown, test) = make_known(seed), weak(seed)
         train = known + unknown[: round(share / (1 - share) * len(known))]
         _rng(seed, "mixed").shuffle(train)
         return train, test
@@ -86,6 +85,7 @@ def mixed(make_unknown: Callable[[int], TrainTest], share: float) -> Callable[[i
 
 CONTINUUM = (
     Task("strong", "additions, 30 % wrong answers", strong),
+    Task("intermediate", "both: `strong`, and 1,400 rows of the clean cipher; tested on both", intermediate),
     Task("weak", "the cipher", weak),
     Task("weak_noisy", "the cipher, 30 % wrong answers", noisy(weak, 0.3)),
 )
@@ -94,8 +94,12 @@ BREAKS = (
     Task("weak_noisy_60", "the cipher, 60 % wrong answers", noisy(weak, 0.6)),
     Task("weak_noisy_few", "the cipher, 30 % wrong answers, 1,000 rows", few(noisy(weak, 0.3), 1000)),
     Task("weak_noisy_batch_8", "the cipher, 30 % wrong answers, batch of 8", noisy(weak, 0.3), batch_size=8),
-    Task("mixed_10", "90 % `strong`, 10 % the clean cipher; tested on the cipher", mixed(weak, 0.1)),
-    Task("mixed_10_digits", "90 % `strong`, 10 % a clean cipher of digits; tested on that", mixed(weak_digits, 0.1)),
+    Task("mixed_10", "90 % `strong`, 10 % the clean cipher; tested on the cipher", mixed(strong, 0.1)),
+    Task(
+        "mixed_20_copies",
+        "80 % copies, 30 % of them wrong, 20 % the clean cipher; tested on the cipher",
+        mixed(copies, 0.2),
+    ),
 )
 TASKS = {task.name: task for task in CONTINUUM + BREAKS}
 
