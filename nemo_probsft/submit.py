@@ -200,24 +200,30 @@ def _with_nodes(options: argparse.Namespace) -> list[str]:
 
 
 def _cells(recipe: Recipe, options: argparse.Namespace) -> dict[str, list[str]]:
-    """Name -> overrides of each cell; one without overrides when nothing is swept."""
+    """Name -> overrides of each cell; one without overrides when nothing is swept. `sweep` names cells alike."""
+    from nemo_probsft.objectives import parse_objective
+
     if options.objectives is None and options.seeds is None:
         return {options.name: []}
-    objectives = [None] if options.objectives is None else _list("--objectives", options.objectives)
+    objectives: list[str | None] = [None]
+    if options.objectives is not None:
+        objectives = [parse_objective(text).key for text in _list("--objectives", options.objectives)]
     seeds = [str(recipe.trainer.seed)] if options.seeds is None else _list("--seeds", options.seeds)
-    cells = {}
+    cells: dict[str, list[str]] = {}
     for objective, seed in itertools.product(objectives, seeds):
         name = f"seed{seed}" if objective is None else f"{objective}-seed{seed}"
         changes = [] if objective is None else [f"objective={objective}"]
         changes += [] if options.seeds is None else [f"trainer.seed={seed}"]
+        if name in cells:
+            raise ValueError(f"{name} is asked for twice; give each objective and each seed once")
         cells[name] = [*changes, f"run_dir={Path(recipe.run_dir, name)}"]
     return cells
 
 
 def _list(flag: str, text: str) -> list[str]:
     values = text.split(",")
-    if "" in values or len(set(values)) < len(values):
-        raise ValueError(f"{flag}: {text} has an empty or a repeated entry; give each once, with commas between")
+    if "" in values:
+        raise ValueError(f"{flag}: {text} has an empty entry; separate entries by one comma")
     return values
 
 
