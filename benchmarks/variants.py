@@ -50,8 +50,7 @@ def main() -> None:
                 cell = {"task": name, "objective": objective, "seed": seed, "steps": args.steps}
                 if not _is_done(args.lines, cell):
                     line = cell | run(base, tokenizer, TASKS[name], variant(objective), seed, args.steps)
-                    with args.lines.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line | _provenance()) + "\n")
+                    append(args.lines, line | _provenance())
                     print(
                         name,
                         objective,
@@ -59,6 +58,15 @@ def main() -> None:
                         *(f"{k} {line[k]:.3f}" for k in ("greedy", "sampled", "seconds")),
                         flush=True,
                     )
+
+
+def append(lines: Path, line: dict[str, Any]) -> None:
+    """Add a line, over one that a kill cut off."""
+    done = lines.read_bytes() if lines.exists() else b""
+    with lines.open("r+b" if done else "wb") as file:
+        file.seek(done.rfind(b"\n") + 1)
+        file.truncate()
+        file.write(json.dumps(line).encode() + b"\n")
 
 
 def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, steps: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""docs/variants.md from the lines of benchmarks/variants.py: tables of accuracy with intervals, beside the text."""
+"""docs/variants.md from the lines of benchmarks/variants.py: tables of accuracy with intervals, and what they say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.variants_tasks import BREAKS, CONTINUUM, Task
 from evaluation.statistics import Estimate, estimate
 
 Line = dict[str, Any]
-TEXT = Path(__file__).with_name("variants_text.md")  # what the tables are read as; {continuum} and {breaks} are tables
+TEXT = Path(__file__).with_name("variants_page.md")  # {name} stands for what `write` calls so
 
 
 def read(lines: Path) -> list[Line]:
@@ -28,21 +28,23 @@ def read(lines: Path) -> list[Line]:
 
 def write(lines: Path, page: Path) -> None:
     cells = read(lines)
-    objectives = list(dict.fromkeys(cell["objective"] for cell in cells))
+    short, long = ([cell for cell in cells if cell["steps"] == steps] for steps in (200, 500))
+    seen = {cell["task"] for cell in cells}
     parts = {
-        "continuum": _table(cells, objectives, CONTINUUM, "sampled"),
-        "greedy": _table(cells, objectives, CONTINUUM, "greedy"),
-        "breaks": _table(cells, objectives, BREAKS, "sampled"),
-        "formulas": "\n".join(f"| `{key}` | {_source(key)} | {variant(key).formula} |" for key in objectives),
-        "base": ", ".join(f"`{task}` {p:.2f}" for task, p in _base_p(cells).items()),
-        "tasks": "\n".join(f"- `{task.name}`: {task.what}" for task in CONTINUUM + BREAKS),
+        "continuum": _table(short, CONTINUUM, "sampled"),
+        "continuum_greedy": _table(short, CONTINUUM, "greedy"),
+        "long": _table(long, CONTINUUM, "sampled"),
+        "breaks": _table(short, BREAKS, "sampled"),
+        "formulas": "\n".join(_formula_row(key) for key in dict.fromkeys(cell["objective"] for cell in cells)),
+        "tasks": "\n".join(_task_row(task, cells) for task in CONTINUUM + BREAKS if task.name in seen),
+        "untried": ", ".join(f"`{key}`" for key in PUBLISHED | OURS if all(cell["objective"] != key for cell in cells)),
         "versions": "; ".join(sorted({cell["versions"] for cell in cells})),
         "dates": " and ".join(sorted({cell["date"] for cell in cells})),
         "count": str(len(cells)),
     }
     text = TEXT.read_text(encoding="utf-8")
     for name, part in parts.items():
-        assert f"{{{name}}}" in text, name
+        assert f"{{{name}}}" in text, f"{TEXT.name} does not use {name}"
         text = text.replace(f"{{{name}}}", part)
     page.write_text(text, encoding="utf-8")
 
@@ -53,34 +55,44 @@ def pooled(cells: Iterable[Line], score: str) -> Estimate:
     return estimate(np.array(items)[:, None])
 
 
-def _table(cells: list[Line], objectives: list[str], tasks: tuple[Task, ...], score: str) -> str:
-    """Accuracy in % with its interval and the number of seeds; bold where no other's interval lies above."""
-    by_cell = defaultdict(list)
+def _table(cells: list[Line], tasks: tuple[Task, ...], score: str) -> str:
+    """Accuracy in % with its interval; bold where no other objective's interval lies above; the best on average first.
+
+    Objectives that were run on more of the tasks come before those that were run on fewer.
+    """
+    by_objective: dict[str, dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
-        by_cell[cell["task"], cell["objective"]].append(cell)
-    seen = [task.name for task in tasks if any(name == task.name for name, _ in by_cell)]
-    estimates = {key: pooled(group, score) for key, group in by_cell.items() if key[0] in seen}
-    highest = {name: max(e.low for (task, _), e in estimates.items() if task == name) for name in seen}
-    rows = [f"| objective | {' | '.join(seen)} |", f"|---|{'---|' * len(seen)}"]
-    for objective in objectives:
-        texts = []
-        for name in seen:
-            if (name, objective) not in estimates:
-                texts.append("")
-                continue
-            e, seeds = estimates[name, objective], len(by_cell[name, objective])
-            mean = f"{100 * e.mean:.1f}"
-            mean = f"**{mean}**" if e.high >= highest[name] else mean
-            texts.append(f"{mean} [{100 * e.low:.1f}, {100 * e.high:.1f}]{f' x{seeds}' if seeds > 1 else ''}")
-        if any(texts):
-            rows.append(f"| `{objective}` | {' | '.join(texts)} |")
-    return "\n".join(rows)
+        if cell["task"] in {task.name for task in tasks}:
+            by_objective[cell["objective"]][cell["task"]].append(cell)
+    rows = {
+        objective: {task: (pooled(group, score), len(group)) for task, group in groups.items()}
+        for objective, groups in by_objective.items()
+    }
+    columns = [task.name for task in tasks if any(task.name in row for row in rows.values())]
+    highest = {task: max(row[task][0].low for row in rows.values() if task in row) for task in columns}
+    order = sorted(rows, key=lambda key: (-len(rows[key]), -np.mean([e.mean for e, _ in rows[key].values()])))
+    lines = [f"| objective | {' | '.join(f'`{task}`' for task in columns)} |", f"|---|{'---|' * len(columns)}"]
+    for objective in order:
+        texts = [_cell_text(rows[objective].get(task), highest[task]) for task in columns]
+        lines.append(f"| `{objective}` | {' | '.join(texts)} |")
+    return "\n".join(lines)
 
 
-def _base_p(cells: list[Line]) -> dict[str, float]:
-    """Mean p of each task's first batch of seed 0 under the base model."""
-    return {cell["task"]: cell["first_p"] for cell in reversed(cells) if cell["seed"] == 0}
+def _cell_text(measured: tuple[Estimate, int] | None, highest: float) -> str:
+    if measured is None:
+        return ""
+    e, seeds = measured
+    mean = f"{100 * e.mean:.1f}"
+    mean = f"**{mean}**" if e.high >= highest else mean
+    return f"{mean} [{100 * e.low:.1f}, {100 * e.high:.1f}]{f', {seeds} seeds' if seeds > 1 else ''}"
 
 
-def _source(key: str) -> str:
-    return "published" if key in PUBLISHED else "here" if key in OURS else "recipe key"
+def _formula_row(key: str) -> str:
+    source = "published" if key in PUBLISHED else "own" if key in OURS else "recipe key"
+    return f"| `{key}` | {source} | {variant(key).formula} |"
+
+
+def _task_row(task: Task, cells: list[Line]) -> str:
+    """With the mean p of the first batch of the first seed, which the base model gives it."""
+    first_p = next(cell["first_p"] for cell in cells if cell["task"] == task.name and cell["seed"] == 0)
+    return f"| `{task.name}` | {task.what} | {first_p:.2f} |"

@@ -65,7 +65,7 @@ def few(make: Callable[[int], TrainTest], count: int) -> Callable[[int], TrainTe
 
 
 def copies(seed: int) -> TrainTest:
-    """Copies of words, which the base model knows, with the wrong answers of `strong`; labels are those of the cipher."""
+    """Copies of words, which the base model knows, some of them wrong; the cipher has the same labels."""
     words = [row["prompt"].removeprefix("code:") for part in weak(seed + 1000) for row in part]
     rows = [{"prompt": f"copy:{word}", "response": word.removesuffix("=")} for word in words[:2000]]
     return noisy(lambda _: (rows, []), demo_data.WRONG_ANSWERS)(seed)

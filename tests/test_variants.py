@@ -170,3 +170,20 @@ def test_a_line_cut_off_by_a_kill_is_run_again(tmp_path):
     assert variants_page.read(lines) == []
     lines.write_text('{"task": "weak", "objective": "p", "seed": 0}\n{"task": "weak", "obj')
     assert [line["objective"] for line in variants_page.read(lines)] == ["p"]
+    variants.append(lines, {"task": "weak", "objective": "original"})
+    variants.append(lines, {"task": "weak", "objective": "dft"})
+    assert [line["objective"] for line in variants_page.read(lines)] == ["p", "original", "dft"]
+
+
+def test_page_pools_seeds_and_marks_the_best(tmp_path):
+    lines, page = tmp_path / "lines.jsonl", tmp_path / "page.md"
+    for objective, p, seed in (("p", 0.1, 0), ("adaptive", 0.9, 0), ("adaptive", 0.7, 1)):
+        items = {"greedy": "01" * 50, "sampled": [p] * 100}
+        cell = {"task": "weak", "objective": objective, "seed": seed, "steps": 200, "first_p": 0.25, "items": items}
+        variants.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
+    variants_page.write(lines, page)
+    text = page.read_text(encoding="utf-8").splitlines()
+    best = text.index("| objective | `weak` |") + 2
+    assert text[best].startswith("| `adaptive` | **80.0** [78.")
+    assert text[best].endswith(", 2 seeds |")
+    assert text[best + 1].startswith("| `p` | 10.0 [")
