@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -171,6 +172,7 @@ def link_base(base: Path, run_dir: Path) -> None:
 
 def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
     """Train cells, `jobs` at a time, each as its own command with a log. Returns the failed ones with the reason."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # no cell goes on alone, as with Ctrl-C
     waiting, failures = list(todo), {}
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
     try:
@@ -197,13 +199,19 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
             process.terminate()
         for process, _ in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, before)
     return failures
 
 
 def _start(planned: Sweep, cell: Cell) -> subprocess.Popen:
     command = [sys.executable, "-m", "nemo_probsft", *planned.command(cell)]
+    environment = dict(os.environ)
+    num_processes = planned.jobs * planned.recipe.trainer.devices
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     with _log(cell).open("w", encoding="utf-8") as output:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
 
 
 def _log(cell: Cell) -> Path:

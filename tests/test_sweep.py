@@ -3,8 +3,11 @@
 The grid is run by `make continuum`; here NeMo trains for 2 steps and vLLM answers 4 items."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,37 @@ def test_one_click_refuses_what_a_sweep_refuses_before_it_diagnoses(work):
     assert run.returncode == 2
     assert "x is no seed" in run.stderr
     assert not output.exists()
+
+
+def test_a_sweep_that_is_stopped_stops_its_cells(work):
+    output = work / "stopped"
+    arguments = (
+        "sweep",
+        work / "recipe.yaml",
+        "--objectives",
+        "original",
+        "--tasks",
+        "demo_strong",
+        f"run_dir={output}",
+    )
+    line = [sys.executable, "-m", "nemo_probsft", *map(str, arguments), "trainer.max_steps=100000"]
+    with (work / "stopped.log").open("w") as log:
+        process = subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT)
+    metrics = output / "original-seed0" / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    until(lambda: not running(str(output)))
+
+
+def until(true, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def running(text):
+    """Processes whose command line names `text`."""
+    found = subprocess.run(["pgrep", "-f", text], capture_output=True, text=True).stdout.split()
+    return [pid for pid in found if int(pid) != os.getpid()]
