@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 GPU_BYTES = 80 * 2**30  # of an A100 or H100
 SHORTER = {
     "weights": "raise tensor or pipeline parallelism",
-    "gradients": "raise tensor or pipeline parallelism, or train LoRA (peft)",
-    "optimizer": "use more GPUs, over which data parallelism divides it, or raise tensor or pipeline parallelism",
+    "gradients": "raise tensor or pipeline parallelism, or train LoRA",
+    "optimizer": "use more GPUs (data parallelism divides it), raise tensor or pipeline parallelism, or train LoRA",
     "activations": "lower data.micro_batch_size, set trainer.recompute: full, or raise tensor parallelism with "
     "sequence_parallel",
     "logits": "set head.chunk_tokens, or raise tensor parallelism",
@@ -41,7 +41,7 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
     _show_stages(recipe, ranks)
     largest = max(ranks, key=lambda rank: rank.total)
     plan.show(_parts(spec, setup, largest), title=f"Memory of the largest rank, stage {largest.stage}")
-    plan.show([_fits(largest), *_without_cuda(spec, setup), *_disk(recipe, spec, setup)], title="In all")
+    plan.show([_fits(largest), _disk(recipe, spec, setup), _without_cuda(spec, setup)], title="In all")
     for problem in problems:
         print(f"train would stop here: {problem}")
 
@@ -170,23 +170,19 @@ def _fits(rank: Rank) -> Decision:
     return Decision("largest rank", readable(rank.total), reason)
 
 
-def _without_cuda(spec: ModelSpec, s: Setup) -> list[Decision]:
-    import torch
-
-    if torch.cuda.is_available():
-        return []
+def _without_cuda(spec: ModelSpec, s: Setup) -> Decision:
     largest = max(rank.total for rank in memory.ranks(spec, replace(s, distributed_optimizer=False)))
-    reason = "the distributed optimizer needs CUDA; layers without Transformer Engine keep more activations"
-    return [Decision("on this CPU", f"at least {readable(largest)}", reason)]
+    reason = "the optimizer's state is not divided there, and layers without Transformer Engine keep more activations"
+    return Decision("on CPUs", f"at least {readable(largest)}", reason)
 
 
-def _disk(recipe: Recipe, spec: ModelSpec, s: Setup) -> list[Decision]:
+def _disk(recipe: Recipe, spec: ModelSpec, s: Setup) -> Decision:
     size, keep = memory.checkpoint_bytes(spec, s), recipe.checkpoint.keep_last
     most = (keep + 1) * size
     reason = (
         f"on disk, with the optimizer's state; every {recipe.checkpoint.every_steps} steps, the last {keep} are kept"
     )
-    return [Decision("checkpoint", readable(size), f"{reason}: {readable(most)} while one is written")]
+    return Decision("checkpoint", readable(size), f"{reason}: {readable(most)} while one is written")
 
 
 def readable(number: int) -> str:
