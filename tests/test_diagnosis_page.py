@@ -196,6 +196,16 @@ def test_the_page_marks_what_is_unlikely_and_says_what_the_json_says(diagnosed):
         assert text in html, text
 
 
+def test_the_page_says_when_it_is_of_a_sample_or_of_one_example(diagnosed):
+    result = described(diagnosed)
+    assert "44 target tokens of 3 examples, all of them" in rendered(diagnosed)
+    drawn = page.render(result | {"of_examples": 7, "seed": 5})
+    assert "44 target tokens of 3 of 7 examples, drawn with seed 5" in drawn
+    two_tokens = Targets(np.log([0.4, 0.8]).astype(np.float32), np.zeros(2, dtype=np.int64), np.arange(3, 5))
+    one = result | statistics(two_tokens)
+    assert page.render(one).count("(one example: no interval)") == 2 + len(one["by_position"])
+
+
 def test_the_same_diagnosis_is_the_same_page(diagnosed):
     assert rendered(diagnosed) == rendered(diagnosed)
 
