@@ -95,6 +95,11 @@ def test_weights_gradients_and_optimizer_state_are_those_of_the_trainer(launch, 
         assert held["weights"] == rank.weights
         assert held["gradients"] == rank.gradients
         assert state.get("master", 0) + state["exp_avg"] + state["exp_avg_sq"] == rank.optimizer
+        if measured.setup.tp > 1:  # a tp-th of everything, norms and second embedding forgotten
+            whole = memory.ranks(measured.spec, replace(measured.setup, tp=1, pp=1))[0]
+            assert held["weights"] != whole.weights // (measured.setup.tp * measured.setup.pp)
+        if measured.setup.element == 2:
+            assert held["gradients"] != held["weights"]  # as they would be with bf16 buffers
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.pp > 1])
@@ -108,8 +113,12 @@ def test_as_many_micro_batches_are_in_flight_as_the_schedule_holds(launch, name)
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.recompute != "full" and not case.vp])
 def test_a_layer_keeps_what_the_formula_says_and_what_layers_without_transformer_engine_add(launch, name):
     measured = launch[name]
+    spec, s = measured.spec, measured.setup
     saved = sum(size for _, size in measured.ranks[0]["saved"]["layer 2"])
-    assert saved == memory.layer_activations(measured.spec, measured.setup) + extra_of_local_layers(measured)
+    extra = extra_of_local_layers(measured)
+    assert saved == memory.layer_activations(spec, s) + extra
+    wrong = {"sequence_parallel": not s.sequence_parallel} if s.tp > 1 else {"tp": 2}
+    assert saved != memory.layer_activations(spec, replace(s, **wrong)) + extra
 
 
 def extra_of_local_layers(measured: Measured) -> int:
