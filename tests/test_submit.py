@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -250,6 +251,21 @@ def test_a_local_job_that_fails_is_an_error(here, environment):
     assert done.returncode == 2
     assert "tiny failed; its output is in" in done.stderr
     assert not Path("broken").exists()
+
+
+def test_a_local_job_ends_with_its_launch(here, environment):
+    arguments = ["launch", "tiny.yaml", "run_dir=stopped", "trainer.max_steps=100000", "--executor", "local"]
+    command = [sys.executable, "-m", "nemo_probsft", *arguments]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as launch:
+        assert any("What will be done" in line for line in launch.stdout)  # the job is at work
+        (job,) = [child for child in psutil.Process(launch.pid).children() if "train" in child.cmdline()]
+        launch.terminate()
+        _, error = launch.communicate(timeout=100)
+    assert launch.returncode == 2
+    assert error.splitlines()[-1].startswith("nemo-probsft: stopped by signal 15")
+    assert not job.is_running()
 
 
 ARRAY = ("--objectives", "original,p", "run_dir=array", *SLURM)

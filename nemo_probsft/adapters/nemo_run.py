@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nemo_run as run
@@ -40,7 +43,8 @@ def submit(submission: Submission) -> list[str]:
     executor = submission.options.executor
     local = executor == "local"
     try:
-        with _experiment(submission, None) as experiment:
+        experiment = _experiment(submission, None)
+        with _ending_with_this(experiment) if local else contextlib.nullcontext(), experiment:
             _add(experiment, submission)
             experiment.run(detach=not local, sequential=local)  # on one machine the cells take turns
             experiment.detach = not local  # NeMo-Run would wait for Kubeflow's jobs, which need nobody to wait
@@ -51,6 +55,23 @@ def submit(submission: Submission) -> list[str]:
     if failed:
         raise RuntimeError(f"{failed[0].id} failed; its output is in {failed[0].executor.job_dir}")
     return [f"{job.handle}  {job.executor.job_dir}" for job in experiment.jobs]
+
+
+@contextlib.contextmanager
+def _ending_with_this(experiment: run.Experiment) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the jobs, too; NeMo-Run starts them in sessions of their own and would wait for them."""
+
+    def stop(number: int, frame: object) -> None:
+        for job in experiment.jobs:
+            experiment.cancel(job.id)
+        raise RuntimeError(f"stopped by signal {number}; the same command goes on from the last checkpoint")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refusals(executor: str) -> tuple[type[Exception], ...]:
