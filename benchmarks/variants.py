@@ -110,9 +110,8 @@ def fine_tune(
             base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
         logp = every.gather(1, batch.labels[:, None])[:, 0]
         classes = prompt_class[chosen][batch.example]
-        source = batch.tokens[batch.grid[:, 0]][batch.example]
         fraction = step / max(1, steps - 1)
-        now = Now(logp, every.detach(), batch.labels, batch.example, source, classes, base_logp, running, fraction)
+        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, running, fraction)
         objective.value(now).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
         for group in optimizer.param_groups:

@@ -50,7 +50,6 @@ class Running:
 
     def __post_init__(self) -> None:
         self.by_label = ClassMeans(self.num_labels)
-        self.by_source = ClassMeans(self.num_labels)
         self.by_prompt = ClassMeans(PROMPT_CLASSES)
 
     @torch.no_grad()
@@ -61,7 +60,6 @@ class Running:
         self.confidence.add(float(now.confidence.mean()))
         self.stalled += self.p.value - self.slow_p.value < PLATEAU_GAIN
         self.by_label.add(now.labels, now.p)
-        self.by_source.add(now.source, now.p)
         self.by_prompt.add(now.prompt_class, now.p)
 
 
@@ -73,7 +71,6 @@ class Now:
     log_probs: Tensor  # [N, V] fp32: the whole distribution
     labels: Tensor  # [N] int64
     example: Tensor  # [N] int64, from 0
-    source: Tensor  # [N] int64: the prompt's first token, which tells ciphers from additions
     prompt_class: Tensor  # [N] int64: of PROMPT_CLASSES; 0 where the objective does not ask
     base_logp: Tensor | None  # [N] fp32 under the model before training, where the objective asks for it
     running: Running
@@ -209,10 +206,6 @@ OURS: dict[str, Variant] = {
     "per-example": Power("power, a = ramp of the example's mean p", lambda now: ramp(now.example_mean(now.p))),
     "per-label": Power(
         "power, a = ramp of the label's running mean p", lambda now: ramp(now.running.by_label.value())[now.labels]
-    ),
-    "per-source": Power(
-        "power, a = ramp of the running mean p of the row's source, which the prompt's first token tells here",
-        lambda now: ramp(now.running.by_source.value())[now.source],
     ),
     "per-prompt": Power(
         f"power, a = ramp of the running mean p of its prompt class: {PROMPT_CLASSES} quantiles of the prompts' log p",

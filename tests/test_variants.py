@@ -43,7 +43,7 @@ def some_step(requires_grad=True) -> Now:
     labels[10:] = every[10:].argmax(-1)  # most of them are probable
     logp = every.gather(1, labels[:, None])[:, 0].requires_grad_(requires_grad)
     example = torch.arange(8).repeat_interleave(5)
-    now = Now(logp, every, labels, example, example % 2, example // 2, logp.detach() - 0.1, Running(30), 0.5)
+    now = Now(logp, every, labels, example, example // 2, logp.detach() - 0.1, Running(30), 0.5)
     for _ in range(3):
         now.running.add(now)
     return now
@@ -100,7 +100,6 @@ def test_what_moves_by_the_steps_before_is_minus_log_p_at_the_start():
         "rising-threshold",
         "trim",
         "per-label",
-        "per-source",
         "per-prompt",
     )
     for key in (*keys, "calibrated"):
