@@ -44,18 +44,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _options(arguments: list[str]) -> argparse.Namespace:
-    """The parsed line; argparse itself would not take key=value behind an option."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    overrides = [text for text in rest if "=" in text and not text.startswith("-")]
-    if rest and (len(overrides) < len(rest) or not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        options.overrides += overrides
-    return options
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-probsft", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=_version())
