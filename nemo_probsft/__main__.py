@@ -26,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _launch(arguments[1:])
         options = _parse(arguments)
         return options.run(options) or 0
+    except KeyboardInterrupt:
+        if _is_rank():
+            raise
+        print("nemo-probsft: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, RuntimeError, OSError) as error:  # OSError: a full disk, a file without permission
         if _is_rank():
             raise  # torchrun records the traceback of the rank that failed
