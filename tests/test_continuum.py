@@ -1,0 +1,99 @@
+"""The continuum's tasks, and its page: every figure from the cells, every verdict from an interval."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_probsft import continuum_data, continuum_page
+from nemo_probsft.continuum import DEFAULT_TASKS, DOCS, FULL_TASKS, OBJECTIVES, SEEDS
+from nemo_probsft.demo_data import seeded, strong_rows, weak_rows
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_noise_is_in_training_only_and_as_much_as_asked_for():
+    clean, test = continuum_data.rows("weak", seed=0)
+    right = {row["prompt"]: row["response"] for row in clean}
+    for noise in (0.15, 0.3, 0.45):
+        noisy, same_test = continuum_data.rows("weak_noisy", seed=0, noise=noise)
+        assert same_test == test
+        assert len(noisy) == len(clean) == len({row["prompt"] for row in noisy})
+        assert sum(row["response"] != right[row["prompt"]] for row in noisy) == round(noise * len(clean))
+    assert not {row["prompt"] for row in clean} & {row["prompt"] for row in test}
+    sums, _ = continuum_data.rows("strong", seed=0, noise=0.0)
+    assert all(eval(row["prompt"].removesuffix("=")) == int(row["response"]) for row in sums)
+
+
+def test_intermediate_is_both_tasks_and_the_demo_keeps_its_rows():
+    train, test = continuum_data.rows("intermediate", seed=0)
+    strong, weak = strong_rows(seeded(0, "strong")), weak_rows(seeded(0, "weak"))
+    key = json.dumps
+    assert {key(row) for row in strong[0]} <= {key(row) for row in train}
+    cipher = [row for row in train if row["prompt"].startswith("code:")]
+    assert len(cipher) == continuum_data.NUM_CIPHER_IN_INTERMEDIATE
+    tokens = [sum(len(row["response"]) + 1 for row in rows) for rows in (strong[0], cipher)]
+    assert max(tokens) / sum(tokens) < 0.55  # about as many target tokens, end tokens included, of each
+    assert [row["prompt"][0] == "c" for row in test].count(True) == len(test) // 2
+    assert continuum_data.rows("strong", seed=0) == strong
+    assert continuum_data.rows("weak", seed=0) == weak
+
+
+def test_the_grids_are_those_of_the_issue():
+    assert len(DEFAULT_TASKS) * len(OBJECTIVES) * len(SEEDS) == 84
+    noise = {(task.base, task.noise) for task in FULL_TASKS}
+    assert {("strong", level) for level in (0.0, 0.15, 0.3, 0.45)} <= noise
+    assert {("weak", 0.3), ("weak_noisy", 0.15), ("weak_noisy", 0.3), ("weak_noisy", 0.45)} <= noise
+
+
+def cells(docs, accuracies, seeds=(0, 1)):
+    """Made-up cells: the page's arithmetic is tested, not the experiment."""
+    docs.mkdir()
+    rng = np.random.default_rng(0)
+    lines = [
+        {"task": task, "objective": objective, "seed": seed, "steps": 500, "samples_per_item": 16,
+         "greedy": "".join(rng.choice(["0", "1"], 50, p=[1 - right, right])),
+         "sampled": rng.binomial(16, right, 50).tolist(), "date": "2026-11-26", "versions": {"torch": "2.13.0"}}
+        for (task, objective), right in accuracies.items() for seed in seeds
+    ]  # fmt: skip
+    (docs / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tasks = dict.fromkeys(task for task, _ in accuracies)
+    described = [{"task": task, "mean_p": 0.5, "interval_95": [0.4, 0.6], "region": "intermediate"} for task in tasks]
+    (docs / "tasks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in described))
+    return lines
+
+
+@pytest.mark.parametrize(("of_p", "verdict"), [(0.9, "holds"), (0.1, "does NOT hold"), (0.5, "is not decided")])
+def test_a_verdict_follows_the_interval(tmp_path, of_p, verdict):
+    lines = cells(tmp_path / "continuum", {("strong", "original"): 0.5, ("strong", "p"): of_p})
+    page = continuum_page.write(tmp_path / "continuum").read_text()
+    claim = next(line for line in page.splitlines() if "p - original" in line and "knows the task" in line)
+    assert verdict in claim
+    mean = np.mean([np.mean(line["sampled"]) / 16 for line in lines if line["objective"] == "p"])
+    assert f"| p | {100 * mean:.1f} [" in page
+    assert "2 seeds" in page
+
+
+def test_differences_use_the_seeds_that_both_have(tmp_path):
+    cells(tmp_path / "continuum", {("weak", "original"): 0.9, ("weak", "p"): 0.2}, seeds=(0,))
+    path = tmp_path / "continuum" / "cells.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    path.write_text(path.read_text() + json.dumps(first | {"seed": 7, "sampled": [0] * 50}) + "\n")
+    page = continuum_page.write(tmp_path / "continuum").read_text()
+    claim = next(line for line in page.splitlines() if "original - p)" in line)
+    assert float(claim.split("original - p): +")[1].split(" points")[0]) > 50  # seed 7 alone would halve it
+
+
+def test_alpha_is_known_for_the_family_only():
+    alphas = [
+        continuum_page._alpha(key) for key in ("original", "GeneralFamily--0.5", "p", "OnlyTopLogP-0.2", "adaptive")
+    ]
+    assert alphas == [0.0, -0.5, 1.0, None, None]
+
+
+def test_the_committed_page_is_what_the_committed_cells_give(tmp_path):
+    copy = tmp_path / "continuum"
+    shutil.copytree(ROOT / DOCS, copy)
+    assert continuum_page.write(copy).read_text() == (ROOT / DOCS).with_suffix(".md").read_text()
