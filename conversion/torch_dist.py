@@ -5,7 +5,6 @@ concatenated `torch.save` payloads, and Megatron's `common.pt` and `metadata.jso
 (global), whatever the parallel sizes of the run were; those of the layers are stacked along dimension 0.
 """
 
-import io
 import json
 import pickle
 import re
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.utils import _create_file_view
 
 from conversion.staging import start_flushing
 
@@ -175,13 +175,13 @@ class TorchDistReader:
 
     def _load(self, info: _StorageInfo, key: str) -> Any:
         file = self.directory / info.relative_path
-        with file.open("rb") as stream:
-            stream.seek(info.offset)
-            data = stream.read(info.length)
-        try:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise ValueError(f"{file}: {key} is damaged: {_first_line(error)}") from error
+        with file.open("rb", buffering=0) as stream:
+            # A view of the file: from bytes in memory everything would be copied twice.
+            view = _create_file_view(stream, info.offset, info.length)
+            try:
+                return torch.load(view, map_location="cpu", weights_only=True)
+            except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+                raise ValueError(f"{file}: {key} is damaged: {_first_line(error)}") from error
 
     def _load_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         info = self._storage[MetadataIndex(self._stored_key[key], chunk.offsets)]

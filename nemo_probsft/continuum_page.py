@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation import continuum_figures
-from evaluation.statistics import Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
+from evaluation.statistics import RESAMPLES, Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
 from nemo_probsft.objectives import Objective, parse_objective
 
 TITLES = {
@@ -166,7 +166,9 @@ def _difference(table, task: str, a: str, b: str) -> Difference | None:
 
 
 def _points(value: Difference) -> str:
-    return f"{100 * value.mean:+.1f} points [{100 * value.low:+.1f}, {100 * value.high:+.1f}], p = {value.p_value:.2g}"
+    relation = "<=" if value.p_value <= 1 / RESAMPLES else "="  # no smaller one can come out
+    interval = f"[{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+    return f"{100 * value.mean:+.1f} points {interval}, p {relation} {value.p_value:.2g}"
 
 
 def _estimate(by_seed: list[np.ndarray]) -> Estimate:
