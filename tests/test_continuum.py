@@ -55,7 +55,7 @@ def cells(docs, accuracies, seeds=(0, 1)):
     lines = [
         {"task": task, "objective": objective, "seed": seed, "steps": 500, "samples_per_item": 16,
          "greedy": "".join(rng.choice(["0", "1"], 50, p=[1 - right, right])),
-         "sampled": rng.binomial(16, right, 50).tolist(), "date": "2026-11-26", "versions": {"torch": "2.13.0"}}
+         "sampled": rng.binomial(16, right, 50).tolist(), "date": "2026-11-26", "versions": {"torch": "2.13.0", "git": "abc"}}
         for (task, objective), right in accuracies.items() for seed in seeds
     ]  # fmt: skip
     (docs / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -74,6 +74,14 @@ def test_a_verdict_follows_the_interval(tmp_path, of_p, verdict):
     mean = np.mean([np.mean(line["sampled"]) / 16 for line in lines if line["objective"] == "p"])
     assert f"| p | {100 * mean:.1f} [" in page
     assert "2 seeds" in page
+
+
+@pytest.mark.parametrize(("of_p", "verdict"), [(0.5, "holds"), (0.9, "does NOT hold"), (0.1, "does NOT hold")])
+def test_close_means_that_the_interval_is(tmp_path, of_p, verdict):
+    accuracies = {("intermediate", "original"): 0.5, ("intermediate", "p"): of_p}
+    cells(tmp_path / "continuum", accuracies, seeds=range(8))
+    page = continuum_page.write(tmp_path / "continuum").read_text()
+    assert verdict in next(line for line in page.splitlines() if "within 5 points" in line)
 
 
 def test_differences_use_the_seeds_that_both_have(tmp_path):
