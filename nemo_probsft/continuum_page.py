@@ -145,7 +145,7 @@ def _claims(table, tasks) -> list[str]:
             lines.append(f"- {text} (`{task}`: {better} - {worse}): {_points(found)}; {verdict}.")
     found = _difference(table, "intermediate", "p", "original")
     if found is not None:
-        close = -CLOSE < found.low and found.high < CLOSE
+        close = found.low > -CLOSE and found.high < CLOSE
         verdict = (
             "holds" if close else "does NOT hold" if found.high < -CLOSE or found.low > CLOSE else "is not decided"
         )
