@@ -145,10 +145,8 @@ def _claims(table, tasks) -> list[str]:
             lines.append(f"- {text} (`{task}`: {better} - {worse}): {_points(found)}; {verdict}.")
     found = _difference(table, "intermediate", "p", "original")
     if found is not None:
-        close = found.low > -CLOSE and found.high < CLOSE
-        verdict = (
-            "holds" if close else "does NOT hold" if found.high < -CLOSE or found.low > CLOSE else "is not decided"
-        )
+        inside, outside = found.low > -CLOSE and found.high < CLOSE, found.low > CLOSE or found.high < -CLOSE
+        verdict = "holds" if inside else "does NOT hold" if outside else "is not decided"
         text = f"in between, they are within {100 * CLOSE:.0f} points of each other (`intermediate`: p - original)"
         lines.append(f"- {text}: {_points(found)}; {verdict}.")
     for task in tasks:

@@ -55,7 +55,8 @@ def cells(docs, accuracies, seeds=(0, 1)):
     lines = [
         {"task": task, "objective": objective, "seed": seed, "steps": 500, "samples_per_item": 16,
          "greedy": "".join(rng.choice(["0", "1"], 50, p=[1 - right, right])),
-         "sampled": rng.binomial(16, right, 50).tolist(), "date": "2026-11-26", "versions": {"torch": "2.13.0", "git": "abc"}}
+         "sampled": rng.binomial(16, right, 50).tolist(), "date": "2026-11-26",
+         "versions": {"torch": "2.13.0", "git": "abc"}}
         for (task, objective), right in accuracies.items() for seed in seeds
     ]  # fmt: skip
     (docs / "cells.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
