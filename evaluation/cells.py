@@ -148,7 +148,7 @@ def _seeds(content: dict[str, Any]) -> str:
 def region(task: str, diagnosis: dict[str, Any]) -> str:
     """Where the base model stands on the continuum, with the rule and its numbers."""
     mean = f"{title(task)}: mean p {diagnosis['mean_p']:.3f}"
-    if "interval_95" in diagnosis:
+    if diagnosis.get("interval_95"):  # None of a single example
         mean += " [{:.3f}, {:.3f}]".format(*diagnosis["interval_95"])
     found = diagnosis.get("region")
     return f"{mean}, {found['name']}. Rule: {found['rule']}." if found else f"{mean}."

@@ -1,9 +1,12 @@
 """Runs that differ in their seed only are pooled; the interval is over seeds and items."""
 
+import json
+
 import numpy as np
 import pytest
 import yaml
 
+from evaluation import cells
 from evaluation.report_inputs import read_inputs
 from evaluation.statistics import estimate, estimate_over_seeds, paired_difference, paired_difference_over_seeds
 from tests.test_report import write_result, write_run
@@ -68,3 +71,21 @@ def test_seeds_are_one_row_and_other_settings_are_not(tmp_path):
     results.append(finished_run(tmp_path / "p-large-lr", "p", 3, 0.1, optim={"lr": 1.0}))
     rows = read_inputs([*runs, tmp_path / "p-large-lr"], results, []).rows
     assert [row.label for row in rows] == ["original", "p (p-0)", "p (p-1)", "p (p-2)", "p (p-large-lr)"]
+
+
+def test_the_region_is_said_with_its_numbers():
+    found = {"mean_p": 0.8, "interval_95": [0.75, 0.85], "region": {"name": "strong", "rule": "from 0.675"}}
+    assert cells.region("demo_strong", found) == "strong: mean p 0.800 [0.750, 0.850], strong. Rule: from 0.675."
+    assert cells.region("demo_strong", {"mean_p": 0.8, "interval_95": None}) == "strong: mean p 0.800."
+
+
+def test_a_diagnosis_belongs_to_the_tasks_of_the_models_trained_on_its_data(tmp_path):
+    """No task is named after the set, as in a sweep on mathematics."""
+    result = finished_run(tmp_path / "p-0", "p", 0, 0.5, data={"train": "data/train.jsonl"})
+    diagnosis = tmp_path / "diagnose.json"
+    content = {"mean_p": 0.8, "histogram": {"edges": [0, 1], "counts": [5]}, "data": "data/train.jsonl"}
+    diagnosis.write_text(json.dumps(content))
+    assert list(read_inputs([tmp_path / "p-0"], [result], [diagnosis]).diagnoses) == ["math_500"]
+    diagnosis.write_text(json.dumps(content | {"data": "data/other.jsonl"}))
+    with pytest.raises(ValueError, match="cannot tell which of math_500"):
+        read_inputs([tmp_path / "p-0"], [result], [diagnosis])
