@@ -22,13 +22,13 @@ def one_click(
     recipe = config.load(path, overrides)
     plan_sweep(path, overrides, "original", seeds, evaluation, jobs, drop_checkpoints)  # refuses before it diagnoses
     directory = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
-    if not (directory / "diagnose.json").exists():
+    known = (directory / "diagnose.json").exists()
+    if not known:
         link_base(import_base(recipe), directory)
         _command("diagnose", path, *overrides)
     found = json.loads((directory / "diagnose.json").read_text(encoding="utf-8"))
-    print(f"\nregion: {found['region']['name']}, mean p {found['mean_p']:.3f}. {found['region']['rule']}")
-    for entry in found["shortlist"]:
-        print(f"  {entry['objective']}: {entry['reason']}")
+    if known:
+        print(f"from {directory}: mean p {found['mean_p']:.3f}, {found['region']['name']}: {found['region']['rule']}")
     keys = [entry["objective"] for entry in found["shortlist"]]
     planned = plan_sweep(path, overrides, ",".join(keys), seeds, evaluation, jobs, drop_checkpoints)
     show_plan(planned)
