@@ -76,7 +76,13 @@ def write_sets(directory: Path, demo_answers: list[str]) -> None:
     """Every set, some as parquet. demo_answers: to DEMO_PROMPTS, in both demo sets."""
     directory.mkdir(parents=True)
     demo = [{"prompt": p, "response": r} for p, r in zip(DEMO_PROMPTS, demo_answers, strict=True)]
-    for name, rows in {"strong_test": demo, "weak_test": demo, "figfont": FIGFONT, **MATH}.items():
+    for name, rows in {
+        "strong_test": demo,
+        "weak_test": demo,
+        "intermediate_test": demo,
+        "figfont": FIGFONT,
+        **MATH,
+    }.items():
         write_jsonl(directory / f"{name}.jsonl", rows)
     sources = {source: [MEDICAL_ROW] for source in MEDICAL_SOURCES.values()}
     (directory / "m1_eval_data.json").write_text(json.dumps(sources))
