@@ -8,8 +8,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +120,7 @@ def _diagnosis(task: Task) -> dict[str, Any]:
     """Mean p, region and percentiles of a task under the base model; measured once and kept beside the cells."""
     known = read_diagnoses()
     if task.name not in known:
-        _command("diagnose", task.recipe, *task.overrides)
+        demo.command("diagnose", task.recipe, *task.overrides)
         found = json.loads((ROOT / task.name / "diagnose" / "diagnose.json").read_text(encoding="utf-8"))
         line = {"task": task.name, "noise": task.noise, "region": found["region"]["name"]}
         line |= {key: found[key] for key in ("mean_p", "interval_95", "num_examples", "percentiles")}
@@ -188,9 +186,3 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _command(*arguments: str) -> None:
-    code = subprocess.run([sys.executable, "-m", "nemo_probsft", *arguments]).returncode
-    if code:
-        raise ValueError(f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}")

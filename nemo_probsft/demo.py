@@ -67,7 +67,7 @@ def _stages() -> list[Stage]:
             Stage(
                 f"diagnose {task}: where does the base model stand?",
                 60,
-                functools.partial(_command, "diagnose", recipe),
+                functools.partial(command, "diagnose", recipe),
                 (ROOT / f"{task}-original" / "diagnose" / "diagnose.json").exists,
             )
         )
@@ -97,7 +97,7 @@ def _make_data() -> None:
 
 def _train(name: str, seconds: float, title: str) -> Stage:
     recipe = str(RECIPES / f"{name}.yaml")
-    return Stage(title, seconds, functools.partial(_command, "train", recipe), (ROOT / name / "export").is_dir)
+    return Stage(title, seconds, functools.partial(command, "train", recipe), (ROOT / name / "export").is_dir)
 
 
 def _evaluate(tasks: str, names: list[str], seconds: float) -> Stage:
@@ -122,17 +122,21 @@ def _evaluate(tasks: str, names: list[str], seconds: float) -> Stage:
     return Stage(
         f"evaluate {' and '.join(names)} with vLLM, greedy and T=1 x {NUM_SAMPLES}",
         seconds,
-        functools.partial(_command, "eval", *models, *options),
+        functools.partial(command, "eval", *models, *options),
         lambda: all(path.exists() for path in wanted),
     )
 
 
-def _command(*arguments: str) -> None:
-    """Run one of our commands as its own process: engines leave state behind that the next must not see."""
+def command(*arguments: str) -> None:
+    """Run one of our commands as its own process: engines leave state behind that the next must not see.
+
+    Raises ValueError when it fails.
+    """
     code = subprocess.run([sys.executable, "-m", "nemo_probsft", *arguments]).returncode
     if code:
         raise ValueError(
-            f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}; run `make demo` again, it goes on"
+            f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}; "
+            "what was begun goes on when it is started again"
         )
 
 

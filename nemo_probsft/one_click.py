@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_probsft import config
+from nemo_probsft.demo import command
 from nemo_probsft.sweep import import_base, link_base, plan_sweep, show_plan, sweep
 
 
@@ -25,7 +24,7 @@ def one_click(
     known = (directory / "diagnose.json").exists()
     if not known:
         link_base(import_base(recipe), directory)
-        _command("diagnose", path, *overrides)
+        command("diagnose", path, *overrides)
     found = json.loads((directory / "diagnose.json").read_text(encoding="utf-8"))
     if known:
         print(f"from {directory}: mean p {found['mean_p']:.3f}, {found['region']['name']}: {found['region']['rule']}")
@@ -33,10 +32,3 @@ def one_click(
     planned = plan_sweep(path, overrides, ",".join(keys), seeds, evaluation, jobs, drop_checkpoints)
     show_plan(planned)
     return sweep(planned)
-
-
-def _command(*arguments: str) -> None:
-    """A process of its own: NeMo leaves state behind that training must not see."""
-    code = subprocess.run([sys.executable, "-m", "nemo_probsft", *arguments]).returncode
-    if code:
-        raise ValueError(f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}")

@@ -202,13 +202,14 @@ def _with_nodes(options: argparse.Namespace) -> list[str]:
 def _cells(recipe: Recipe, options: argparse.Namespace) -> dict[str, list[str]]:
     """Name -> overrides of each cell; one without overrides when nothing is swept. `sweep` names cells alike."""
     from nemo_probsft.objectives import parse_objective
+    from nemo_probsft.sweep import entries
 
     if options.objectives is None and options.seeds is None:
         return {options.name: []}
     objectives: list[str | None] = [None]
     if options.objectives is not None:
-        objectives = [parse_objective(text).key for text in _list("--objectives", options.objectives)]
-    seeds = [str(recipe.trainer.seed)] if options.seeds is None else _list("--seeds", options.seeds)
+        objectives = [parse_objective(text).key for text in entries("--objectives", options.objectives)]
+    seeds = [str(recipe.trainer.seed)] if options.seeds is None else entries("--seeds", options.seeds)
     cells: dict[str, list[str]] = {}
     for objective, seed in itertools.product(objectives, seeds):
         name = f"seed{seed}" if objective is None else f"{objective}-seed{seed}"
@@ -218,13 +219,6 @@ def _cells(recipe: Recipe, options: argparse.Namespace) -> dict[str, list[str]]:
             raise ValueError(f"{name} is asked for twice; give each objective and each seed once")
         cells[name] = [*changes, f"run_dir={Path(recipe.run_dir, name)}"]
     return cells
-
-
-def _list(flag: str, text: str) -> list[str]:
-    values = text.split(",")
-    if "" in values:
-        raise ValueError(f"{flag}: {text} has an empty entry; separate entries by one comma")
-    return values
 
 
 def _check_executor(options: argparse.Namespace) -> None:

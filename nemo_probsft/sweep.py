@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nemo_probsft import config, preflight
 from nemo_probsft.config import Recipe
@@ -85,14 +84,13 @@ def plan_sweep(
     from nemo_probsft.objectives import parse_objective
 
     recipe = config.load(path, overrides)
-    keys = [parse_objective(key).key for key in _list("--objectives", objectives)]
-    if len(set(keys)) < len(keys):
-        raise ValueError(f"--objectives: {objectives} names {_repeated(keys)} twice; name each objective once")
-    numbers = [_seed(text) for text in _list("--seeds", seeds)]
-    if len(set(numbers)) < len(numbers):
-        raise ValueError(f"--seeds: {seeds} names {_repeated(numbers)} twice; name each seed once")
+    keys = [parse_objective(key).key for key in entries("--objectives", objectives)]
+    numbers = [_seed(text) for text in entries("--seeds", seeds)]
     output = Path(recipe.run_dir)
     cells = [Cell(key, seed, output / f"{key}-seed{seed}") for seed, key in itertools.product(numbers, keys)]
+    names = [cell.name for cell in cells]
+    if repeated := next((name for name in names if names.count(name) > 1), None):  # an objective may have two names
+        raise ValueError(f"{repeated} is asked for twice; name each objective and each seed once")
     _refuse_jobs(jobs)
     planned = Sweep(path, tuple(overrides), recipe, tuple(cells), tuple(evaluation), jobs, drop_checkpoints)
     for cell in cells:
@@ -105,6 +103,14 @@ def sweep(planned: Sweep) -> bool:
 
     A cell that fails is reported at the end and does not stop the others. Raises ValueError for the user.
     """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as with Ctrl-C, no child goes on alone
+    try:
+        return _sweep(planned)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sweep(planned: Sweep) -> bool:
     todo = [cell for cell in planned.cells if not cell.done]
     if todo:
         preflight.check(config.load(planned.path, planned.command(todo[0])[2:]))
@@ -172,7 +178,6 @@ def link_base(base: Path, run_dir: Path) -> None:
 
 def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
     """Train cells, `jobs` at a time, each as its own command with a log. Returns the failed ones with the reason."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # no cell goes on alone, as with Ctrl-C
     waiting, failures = list(todo), {}
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
     try:
@@ -199,7 +204,6 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
             process.terminate()
         for process, _ in running.values():
             process.wait()
-        signal.signal(signal.SIGTERM, before)
     return failures
 
 
@@ -273,9 +277,10 @@ def _report(planned: Sweep, trained: Sequence[Cell]) -> None:
     from rich.console import Console
 
     from evaluation.report import report_table, write_report
+    from evaluation.runner import model_stores
 
-    stores = ["-".join(model.resolve().parts[-2:]) for model in _models(planned, trained)]  # evaluation/runner.py
-    results = [path for store in stores for path in sorted((_results(planned) / store).glob("*/*/results.json"))]
+    stores = model_stores(_models(planned, trained), _results(planned)).values()
+    results = [path for store in stores for path in sorted(store.glob("*/*/results.json"))]
     if not results:
         return
     runs = [cell.run_dir for cell in trained]
@@ -285,10 +290,11 @@ def _report(planned: Sweep, trained: Sequence[Cell]) -> None:
     print(f"report: {page}", flush=True)
 
 
-def _list(flag: str, text: str) -> list[str]:
-    values = [value.strip() for value in text.split(",")]
+def entries(flag: str, text: str) -> list[str]:
+    """What stands between the commas of an option. Raises ValueError for an empty entry."""
+    values = text.split(",")
     if "" in values:
-        raise ValueError(f"{flag}: {text!r} has an empty entry; separate entries by one comma")
+        raise ValueError(f"{flag}: {text} has an empty entry; separate entries by one comma")
     return values
 
 
@@ -296,10 +302,6 @@ def _seed(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"--seeds: {text} is no seed; give whole numbers from 0, such as 0,1,2")
     return int(text)
-
-
-def _repeated(values: Sequence[Any]) -> Any:
-    return next(value for number, value in enumerate(values) if value in values[:number])
 
 
 def _refuse_jobs(jobs: int) -> None:

@@ -49,11 +49,12 @@ def command(*arguments, **options):
     ("objectives", "seeds", "said"),
     [
         ("original,GenralFamily-10", "0", "GeneralFamily"),
-        ("original,logp", "0", "names original twice"),
+        ("original,logp", "0", "original-seed0 is asked for twice"),
         ("original,,p", "0", "empty entry"),
         ("original", "0,one", "one is no seed"),
         ("original", "0,-1", "-1 is no seed"),
-        ("original", "0,1,0", "names 0 twice"),
+        ("original", "0,00", "original-seed0 is asked for twice"),
+        ("original", "0,1,0", "original-seed0 is asked for twice"),
     ],
 )
 def test_bad_lists_are_refused_before_anything_is_written(work, objectives, seeds, said):
