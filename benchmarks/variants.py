@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks import variants_page
 from benchmarks.variants_model import log_probs, pack
-from benchmarks.variants_objectives import PROMPT_CLASSES, Now, Running, Variant, variant
+from benchmarks.variants_objectives import PROMPT_CLASSES, Now, Variant, running, variant
 from benchmarks.variants_tasks import CONTINUUM, TASKS, Task, pretrain_rows, tokenize
 from nemo_probsft import demo_data
 from nemo_probsft.batches import step_indices
@@ -96,7 +96,7 @@ def fine_tune(
     """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch."""
     base = copy.deepcopy(model) if getattr(objective, "needs_base", False) else None
     optimizer = _optimizer(model)
-    running = Running(model.config.vocab_size)
+    so_far = running(objective, model.config.vocab_size)
     if getattr(objective, "needs_prompts", False):
         prompt_class = prompt_classes(model, train)
     else:
@@ -111,14 +111,14 @@ def fine_tune(
         logp = every.gather(1, batch.labels[:, None])[:, 0]
         classes = prompt_class[chosen][batch.example]
         fraction = step / max(1, steps - 1)
-        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, running, fraction)
+        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, so_far, fraction)
         objective.value(now).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
         for group in optimizer.param_groups:
             group["lr"] = lr * _lr_factor(step, steps)
         optimizer.step()
         optimizer.zero_grad()
-        running.add(now)
+        so_far.add(now)
         history.append(float(now.p.mean()))
     return history
 

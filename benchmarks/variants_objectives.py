@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nemo_probsft.objectives import Adaptive, AnyObjective, Moment, RunningMean, objective_at, parse_objective
+from nemo_probsft.objectives import (
+    Adaptive,
+    AnyObjective,
+    LabelMeans,
+    Moment,
+    RunningMean,
+    objective_at,
+    parse_objective,
+)
 
 PROMPT_CLASSES = 10
 STALLED_STEPS = 100  # of `plateau`, until alpha is 1
@@ -42,6 +50,7 @@ class Running:
     """What is known of the steps before: decayed means of p, of its median, of the model's confidence, and by class."""
 
     num_labels: int
+    label_means: LabelMeans | None = None  # of a recipe's objective that has some
     p: RunningMean = field(default_factory=lambda: RunningMean(0.9))
     slow_p: RunningMean = field(default_factory=lambda: RunningMean(0.98))
     median_p: RunningMean = field(default_factory=lambda: RunningMean(0.9))
@@ -61,6 +70,9 @@ class Running:
         self.stalled += self.p.value - self.slow_p.value < PLATEAU_GAIN
         self.by_label.add(now.labels, now.p)
         self.by_prompt.add(now.prompt_class, now.p)
+        if self.label_means is not None:
+            self.label_means.see(now.labels, now.logp, torch.ones_like(now.labels))
+            self.label_means.end_step()
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,8 @@ class Named:
         return objective.weight(now.logp.detach()) * objective.keep(now.logp)
 
     def _at(self, now: Now):
+        if now.running.label_means is not None:
+            return now.running.label_means.objective_of(now.labels, now.running.p.value)
         return objective_at(self.objective, Moment(now.fraction, now.running.p.value))
 
 
@@ -151,6 +165,13 @@ Variant = Power | Weighted | Named
 def variant(key: str) -> Variant:
     """One of VARIANTS, or any key of a recipe. Raises: ValueError for anything else."""
     return VARIANTS[key] if key in VARIANTS else Named(parse_objective(key))
+
+
+def running(objective: Variant, num_labels: int) -> Running:
+    """Before the first step."""
+    named = objective.objective if isinstance(objective, Named) else None
+    by_label = isinstance(named, Adaptive) and named.shrinkage is not None
+    return Running(num_labels, LabelMeans(named, num_labels) if by_label else None)
 
 
 def ramp(m: Tensor | float) -> Tensor:

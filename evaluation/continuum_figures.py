@@ -15,8 +15,11 @@ from evaluation.figures import COLORS, STYLE
 from evaluation.statistics import Estimate
 
 
-def over_alpha(tasks: Mapping[str, Mapping[float, Estimate]], adaptive: Mapping[str, Estimate]) -> Figure:
-    """Accuracy over alpha, one line per task, the alphas evenly spaced; `adaptive`, which has none, at the right."""
+def over_alpha(tasks: Mapping[str, Mapping[float, Estimate]], adaptive: Mapping[str, Mapping[str, Estimate]]) -> Figure:
+    """Accuracy over alpha, one line per task, the alphas evenly spaced; at the right what has no alpha of its own.
+
+    adaptive: its objectives, each by task.
+    """
     alphas = sorted({alpha for points in tasks.values() for alpha in points})
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.2, 4.4), layout="constrained")
@@ -24,10 +27,11 @@ def over_alpha(tasks: Mapping[str, Mapping[float, Estimate]], adaptive: Mapping[
             color, shift = COLORS[number % len(COLORS)], 0.06 * (number - (len(tasks) - 1) / 2)
             line = [(alphas.index(alpha) + shift, value) for alpha, value in points.items()]
             _errorbar(axes, line, color, task, marker="o", linestyle="-")
-            if task in adaptive:
-                place = len(alphas) + 2 * shift
-                _errorbar(axes, [(place, adaptive[task])], color, None, marker="D", linestyle="none")
-        axes.set_xticks(range(len(alphas) + 1), [*(f"{alpha:g}" for alpha in alphas), "adaptive"])
+            for place, values in enumerate(adaptive.values(), len(alphas)):
+                if task in values:
+                    _errorbar(axes, [(place + 2 * shift, values[task])], color, None, marker="D", linestyle="none")
+        names = [f"{alpha:g}" for alpha in alphas] + [key.replace("-", "\n", 1) for key in adaptive]
+        axes.set_xticks(range(len(names)), names)
         axes.set(xlabel="alpha of (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p", ylabel="accuracy at T=1, %")
         axes.set_ylim(-3, 103)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)

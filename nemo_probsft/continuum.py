@@ -31,6 +31,7 @@ OBJECTIVES = (
     "GeneralFamily-10",
     "OnlyTopLogP-0.2",
     "adaptive",
+    "adaptive-by-label",
 )
 SEEDS = (0, 1, 2)
 FULL_OBJECTIVES = (*OBJECTIVES, "GeneralFamily--0.5", "GeneralFamily-2")

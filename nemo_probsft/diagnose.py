@@ -62,6 +62,8 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
     positions = [1 + np.flatnonzero(dataset[example].loss_mask) for example in drawn]
     assert np.array_equal(targets.position, np.concatenate(positions))
     assert np.array_equal(targets.example, np.repeat(drawn, [len(found) for found in positions]))
+    labels = [dataset[example].input_ids[found] for example, found in zip(drawn, positions, strict=True)]
+    assert np.array_equal(targets.label, np.concatenate(labels))
     tokenizer = prepare.load_tokenizer(recipe, Path(prepared.hf))
     return statistics(targets) | {
         "least_likely_examples": text.least_likely_examples(targets, dataset, tokenizer),

@@ -53,24 +53,23 @@ def shortlist(name: str) -> list[dict[str, str]]:
     return [{"objective": key, "reason": reason} for key, reason in SHORTLISTS[name].items()]
 
 
-def gradient_weights(logp: np.ndarray, keys: Sequence[str], mean_p: float) -> dict[str, dict[str, Any]]:
+def gradient_weights(logp: np.ndarray, label: np.ndarray, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What each objective would learn from: how its sum of W_f(p) = s_f(p) (1 - p) divides over the tokens.
 
-    logp: fp32 [T], nats. Of an objective that moves, that of mean_p at the first step. shares: [NUM_BINS] over equal
+    logp: fp32 [T], nats; label: int64 [T]. Of an objective that moves, what it is at its first step after one on all of
+    these tokens. shares: [NUM_BINS] over equal
     bins of p, sum 1, zero when no token has a gradient; decile_shares: the same over tenths of the tokens, the least
     likely first. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all tokens count alike.
     """
     import torch
 
-    from nemo_probsft.objectives import Moment, objective_at, parse_objective
-
-    values = torch.from_numpy(logp.astype(np.float64))
+    values, labels = torch.from_numpy(logp.astype(np.float64)), torch.from_numpy(label)
     bins = values.exp().mul(NUM_BINS).long().clamp(max=NUM_BINS - 1)
     deciles = torch.empty_like(bins)
     deciles[values.argsort(stable=True)] = torch.arange(len(values)) * 10 // len(values)
     result = {}
     for key in keys:
-        objective = objective_at(parse_objective(key), Moment(0.0, mean_p))
+        objective = _objective_after(key, values, labels)
         weight = objective.weight(values) * objective.keep(values) * -torch.expm1(values)
         total = float(weight.sum())
         effective = total**2 / float((weight**2).sum()) / len(values) if total else 0.0
@@ -80,6 +79,19 @@ def gradient_weights(logp: np.ndarray, keys: Sequence[str], mean_p: float) -> di
             "effective_tokens": effective,
         }
     return result
+
+
+def _objective_after(key: str, logp: Any, labels: Any) -> Any:
+    """The objective at fraction 0 of a run whose running means have seen these tokens."""
+    from nemo_probsft.objectives import Adaptive, LabelMeans, Moment, objective_at, parse_objective
+
+    objective, mean_p = parse_objective(key), float(logp.exp().mean())
+    if isinstance(objective, Adaptive) and objective.shrinkage is not None:
+        means = LabelMeans(objective, int(labels.max()) + 1)
+        means.see(labels, logp, labels.new_ones(labels.shape))
+        means.end_step()
+        return means.objective_of(labels, mean_p)
+    return objective_at(objective, Moment(0.0, mean_p))
 
 
 def _sums(values: Any, bins: Any, num_bins: int) -> list[float]:

@@ -45,7 +45,7 @@ def write_recipe(folder: Path, name: str, num_steps: int, **changes) -> Path:
             "global_batch_size": 8,
             "micro_batch_size": 2,
         },
-        "objective": "adaptive-0.002-0.01-0.5",  # whose state is a part of the checkpoint
+        "objective": "adaptive-by-label-0.002-0.01-0.5-10",  # whose state is a part of the checkpoint
         "parallel": {"tensor_model_parallel_size": 2},
         "optim": {"lr": 1e-3},
         "trainer": {"devices": 2, "max_steps": num_steps, "precision": "fp32"},

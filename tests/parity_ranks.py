@@ -137,8 +137,15 @@ def context_parallel(job: dict, output: Path) -> None:
     model = DistributedDataParallel(config, DistributedDataParallelConfig(), Table(config))
     model.zero_grad_buffer()
     nll = -target_logprob(model(batch["tokens"]), batch["labels"])
-    reduction = nemo.ObjectiveReduction(parse_objective(job["objective"]), job["denominator"], None, 1)
-    loss_sum, num_tokens, report = reduction.forward(batch, nll)
+    reduction = nemo.ObjectiveReduction(
+        parse_objective(job["objective"]), job["denominator"], None, 2, case["table"].shape[-1]
+    )
+    for step in (1, 2):  # an objective that moves has moved by the second one
+        reduction.begin(step)
+        loss_sum, num_tokens, report = reduction.forward(batch, nll)
+        if step == 1:
+            reduction.reduce([report])
+            reduction.end()
     loss_sum.backward()
     finalize_model_grads([model], num_tokens.clone())
     result = {"objective": reduction.reduce([report]), "local": int(num_tokens), "total": reduction.statistics[1]}

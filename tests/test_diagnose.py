@@ -56,15 +56,21 @@ def test_a_sample_is_of_whole_examples_and_depends_on_the_seed_alone():
 
 def test_gradient_weights_by_hand():
     p = np.array([0.05, 0.55, 0.95])
-    found = gradient_weights(np.log(p), ["original", "p", "OnlyTopLogP-0.2", "adaptive"], mean_p=0.2)
-    weights = {"original": 1 - p, "p": p * (1 - p), "OnlyTopLogP-0.2": (1 - p) * (p >= 0.2), "adaptive": 1 - p}
+    weights = {
+        "original": 1 - p,
+        "p": p * (1 - p),
+        "OnlyTopLogP-0.2": (1 - p) * (p >= 0.2),
+        "adaptive": p ** ((p.mean() - 0.3) / 0.4) * (1 - p),
+        "adaptive-by-label-0.3-0.7-0.9-0.01": p ** np.array([0, 1, 1]) * (1 - p),
+    }
+    found = gradient_weights(np.log(p), np.array([2, 0, 0]), list(weights))
     for key, weight in weights.items():
         shares = np.array(found[key]["shares"])
         assert len(shares) == NUM_BINS
         assert shares[[0, 5, 9]] == pytest.approx(weight / weight.sum())
         assert np.array(found[key]["decile_shares"])[[0, 3, 6]] == pytest.approx(weight / weight.sum())
         assert found[key]["effective_tokens"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum() / 3)
-    sure = gradient_weights(np.zeros(4), ["original"], mean_p=1.0)["original"]
+    sure = gradient_weights(np.zeros(4), np.zeros(4, dtype=np.int64), ["original"])["original"]
     assert (sum(sure["shares"]), sure["effective_tokens"]) == (0.0, 0.0)
 
 
@@ -81,6 +87,7 @@ def targets(*answers: list[float], first: int = 3) -> Targets:
         np.log(np.concatenate(answers)).astype(np.float32),
         np.repeat(np.arange(len(answers)), lengths),
         np.concatenate([first + np.arange(length) for length in lengths]),
+        np.zeros(sum(lengths), dtype=np.int64),
     )
 
 
@@ -99,10 +106,13 @@ def test_ranks_are_put_in_the_order_of_the_file_and_of_its_texts():
         {"logp": np.array([-5.0, -6.0]), "example": np.array([1, 1]), "position": np.array([4, 5])},
         {"logp": np.array([-2.0, -3.0]), "example": np.array([0, 0]), "position": np.array([4, 5])},
     ]
+    for shard in shards:
+        shard["label"] = (-10 * shard["logp"]).astype(np.int64)
     found = collected(shards)
     assert found.logp.tolist() == [-1, -2, -3, -4, -5, -6, -7]
     assert found.example.tolist() == [0, 0, 0, 0, 1, 1, 2]
     assert found.position.tolist() == [3, 4, 5, 6, 4, 5, 1]
+    assert found.label.tolist() == [10, 20, 30, 40, 50, 60, 70]
     shards[1]["logp"][0] = np.nan
     with pytest.raises(ValueError, match=r"log p of 1 of 7 targets is not finite; use another checkpoint"):
         collected(shards)
@@ -111,7 +121,7 @@ def test_ranks_are_put_in_the_order_of_the_file_and_of_its_texts():
 def test_the_place_in_an_answer_starts_anew_with_each_answer():
     """Example 0 has two answers, which 5 and 6 divide; example 1 goes on at the position where it ended."""
     position, example = np.array([3, 4, 7, 8, 9, 10, 11]), np.array([0, 0, 0, 0, 0, 1, 1])
-    assert Targets(np.zeros(7), example, position).place_in_answer().tolist() == [1, 2, 1, 2, 3, 1, 2]
+    assert Targets(np.zeros(7), example, position, np.zeros(7)).place_in_answer().tolist() == [1, 2, 1, 2, 3, 1, 2]
 
 
 def test_by_position_by_hand():

@@ -64,13 +64,14 @@ def diagnosed(tmp_path):
 
 def measured(dataset, p_of) -> Targets:
     """p_of(example, place in the answer from 1)."""
-    logp, example, position = [], [], []
+    logp, example, position, label = [], [], [], []
     for i in range(len(dataset)):
         for place, t in enumerate(np.flatnonzero(dataset[i].loss_mask), 1):
             logp.append(np.log(p_of(i, place)))
             example.append(i)
             position.append(t + 1)
-    return Targets(np.array(logp, dtype=np.float32), np.array(example), np.array(position))
+            label.append(dataset[i].input_ids[t + 1])
+    return Targets(np.array(logp, dtype=np.float32), np.array(example), np.array(position), np.array(label))
 
 
 def noise(example: int, place: int) -> float:
@@ -201,7 +202,9 @@ def test_the_page_says_when_it_is_of_a_sample_or_of_one_example(diagnosed):
     assert "44 target tokens of 3 examples, all of them" in rendered(diagnosed)
     drawn = page.render(result | {"of_examples": 7, "seed": 5})
     assert "44 target tokens of 3 of 7 examples, drawn with seed 5" in drawn
-    two_tokens = Targets(np.log([0.4, 0.8]).astype(np.float32), np.zeros(2, dtype=np.int64), np.arange(3, 5))
+    two_tokens = Targets(
+        np.log([0.4, 0.8]).astype(np.float32), np.zeros(2, dtype=np.int64), np.arange(3, 5), np.arange(2)
+    )
     one = result | statistics(two_tokens)
     assert page.render(one).count("(one example: no interval)") == 2 + len(one["by_position"])
 

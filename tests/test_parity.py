@@ -52,7 +52,7 @@ def launch(tmp_path_factory):
         conversion.import_hf(root / "hf" / model, root / "nemo" / model)
     rows = {name: case_rows(references[case.model], case) for name, case in ALL.items()}
     jobs = [write_job(root, case, rows[name]) for name, case in ALL.items()]
-    jobs += [write_context_job(root, name) for name in CONTEXT_MASKS]
+    jobs += [write_context_job(root, name, objective) for name in CONTEXT_MASKS for objective in CONTEXT_OBJECTIVES]
     (root / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "tests.parity_ranks", str(root / "jobs.json")]
     subprocess.run(command, check=True, timeout=900, env=environment(), capture_output=True)
@@ -167,7 +167,7 @@ CONTEXT_MASKS = {
     "uneven": torch.tensor([[0] * 6 + [1] * 10, [1] * 2 + [0] * 14, [0] * 5 + [1] * 5 + [0] * 6, [0] * 16]),
     "one-sided": torch.tensor([[0] * 4 + [1] * 8 + [0] * 4, [0] * 16, [0] * 5 + [1] + [0] * 10, [0] * 16]),
 }
-CONTEXT_OBJECTIVE, CONTEXT_DENOMINATOR = "OnlyTopLogP-0.2", "kept"
+CONTEXT_OBJECTIVES = {"OnlyTopLogP-0.2": "kept", "adaptive-by-label-0.05-0.45-0.9-2": "target"}  # with denominators
 
 
 def context_case(name: str) -> dict:
@@ -178,19 +178,53 @@ def context_case(name: str) -> dict:
     return {"table": table, "batch": {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_mask": mask}}
 
 
-def write_context_job(root, name: str) -> dict:
+def write_context_job(root, name: str, objective: str) -> dict:
     path = root / f"context-{name}.pt"
     torch.save(context_case(name), path)
-    job = {"task": "context_parallel", "batch": str(path), "world_size": 2, "output": str(root / f"context-{name}")}
-    return job | {"objective": CONTEXT_OBJECTIVE, "denominator": CONTEXT_DENOMINATOR}
+    output = root / f"context-{name}-{objective}"
+    job = {"task": "context_parallel", "batch": str(path), "world_size": 2, "output": str(output)}
+    return job | {"objective": objective, "denominator": CONTEXT_OBJECTIVES[objective]}
+
+
+def context_result(launch, name: str, objective: str):
+    """(what the two ranks saved, the batch, the table of logits and log p of every label, both fp64)."""
+    root, _, _ = launch
+    case, ranks = context_case(name), load_ranks(root / f"context-{name}-{objective}", 2)
+    batch, table = case["batch"], case["table"].double().requires_grad_()
+    logp = torch.log_softmax(table, -1)[batch["tokens"]].gather(-1, batch["labels"][..., None])[..., 0]
+    return ranks, batch, table, logp
+
+
+@pytest.mark.parametrize("name", CONTEXT_MASKS)
+def test_context_parallel_ranks_share_the_mean_of_each_label(launch, name):
+    ranks, batch, table, logp = context_result(launch, name, list(CONTEXT_OBJECTIVES)[1])
+    target, p = batch["loss_mask"] > 0, logp.detach().exp()
+    overall, labels = p[target].mean(), batch["labels"]
+
+    def loss_with(seen):
+        """That of the second step, when the first one saw these targets."""
+        mean = torch.stack(
+            [(p[own].sum() + 2 * overall) / (own.sum() + 2) for own in (seen & (labels == v) for v in range(8))]
+        )
+        alpha = ((mean - 0.05) / 0.4).clamp(0, 1)[labels[target]]
+        return (-torch.expm1(alpha * logp[target]) / alpha).mean(), alpha
+
+    loss, alpha = loss_with(target)
+    (truth,) = torch.autograd.grad(loss, table, retain_graph=True)
+    assert alpha.min() > 0
+    assert alpha.unique().numel() > 3
+    for rank in ranks:
+        assert rank["total"] == target.sum()
+        assert float(rank["objective"]) == pytest.approx(loss.item(), rel=RTOL)
+        assert relative_error(rank["gradient"], truth) < RTOL
+    of_rank_0 = torch.tensor([1] * 4 + [0] * 8 + [1] * 4) > 0
+    (mistaken,) = torch.autograd.grad(loss_with(target & of_rank_0)[0], table)
+    assert relative_error(mistaken, truth) > 100 * RTOL
 
 
 @pytest.mark.parametrize("name", CONTEXT_MASKS)
 def test_context_parallel_ranks_divide_by_the_tokens_of_all(launch, name):
-    root, _, _ = launch
-    case, ranks = context_case(name), load_ranks(root / f"context-{name}", 2)
-    batch, table = case["batch"], case["table"].double().requires_grad_()
-    logp = torch.log_softmax(table, -1)[batch["tokens"]].gather(-1, batch["labels"][..., None])[..., 0]
+    ranks, batch, table, logp = context_result(launch, name, "OnlyTopLogP-0.2")
     kept = (batch["loss_mask"] > 0) & (logp.exp() >= 0.2)
     loss = -logp[kept].mean()
     (truth,) = torch.autograd.grad(loss, table, retain_graph=True)

@@ -12,11 +12,12 @@ import torch
 
 from benchmarks import variants, variants_page
 from benchmarks.variants_model import log_probs, pack
-from benchmarks.variants_objectives import VARIANTS, Now, Running, variant
+from benchmarks.variants_objectives import VARIANTS, Now, Running, running, variant
 from benchmarks.variants_tasks import TASKS, Task, tokenize
 from nemo_probsft import demo_data
 
-KEYS = [*VARIANTS, "original", "OnlyTopLogP-0.2", "adaptive", "GeneralFamily-0to1"]
+BY_LABEL = "adaptive-by-label-0.1-0.6-0.9-2"
+KEYS = [*VARIANTS, "original", "OnlyTopLogP-0.2", "adaptive", BY_LABEL, "GeneralFamily-0to1"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def rows(demo, name="weak_noisy", count=16):
     return tokenize(demo[0], train[:count]), tokenize(demo[0], test[:count])
 
 
-def some_step(requires_grad=True) -> Now:
+def some_step(requires_grad=True, key="original") -> Now:
     """40 targets of 8 examples over 30 labels, in the middle of a run."""
     generator = torch.Generator().manual_seed(0)
     every = torch.log_softmax(4 * torch.randn(40, 30, generator=generator, dtype=torch.float64), -1).float()
@@ -43,7 +44,7 @@ def some_step(requires_grad=True) -> Now:
     labels[10:] = every[10:].argmax(-1)  # most of them are probable
     logp = every.gather(1, labels[:, None])[:, 0].requires_grad_(requires_grad)
     example = torch.arange(8).repeat_interleave(5)
-    now = Now(logp, every, labels, example, example // 2, logp.detach() - 0.1, Running(30), 0.5)
+    now = Now(logp, every, labels, example, example // 2, logp.detach() - 0.1, running(variant(key), 30), 0.5)
     for _ in range(3):
         now.running.add(now)
     return now
@@ -79,7 +80,7 @@ def test_gradients_are_those_of_transformers(demo):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_weight_is_minus_the_gradient_of_the_value(key):
-    now = some_step()
+    now = some_step(key=key)
     (gradient,) = torch.autograd.grad(variant(key).value(now).sum(), now.logp)
     weight = variant(key).weight(now)
     torch.testing.assert_close(-gradient, weight, atol=1e-6, rtol=1e-5)
@@ -104,6 +105,17 @@ def test_what_moves_by_the_steps_before_is_minus_log_p_at_the_start():
     )
     for key in (*keys, "calibrated"):
         assert torch.equal(variant(key).weight(fresh), torch.ones(40)), key
+
+
+def test_a_mean_for_each_label_is_the_package_s():
+    now = some_step(key=BY_LABEL)
+    p = now.p.double()
+    for label in now.labels.unique():
+        own = now.labels == label
+        tokens = int(own.sum()) * (1 + 0.9 + 0.81)
+        mean = (tokens * p[own].mean() + 2 * now.running.p.value) / (tokens + 2)
+        alpha = ((mean - 0.1) / 0.5).clamp(0, 1)
+        torch.testing.assert_close(variant(BY_LABEL).weight(now)[own], (p[own] ** alpha).float())
 
 
 def test_running_means_follow_what_they_saw():

@@ -43,7 +43,7 @@ from nemo_probsft.adapters.nemo_loss import (
 )
 from nemo_probsft.checkpoints import last_checkpoint
 from nemo_probsft.config import Recipe
-from nemo_probsft.objectives import AnyObjective, Objective
+from nemo_probsft.objectives import AnyObjective
 from nemo_probsft.prepare import Prepared
 from nemo_probsft.runlog import RunLog
 
@@ -83,9 +83,7 @@ class WriteMetrics(pl.Callback):
                 self.recorded = True
         if self.runlog is None or (step % self.recipe.log.every_steps and step != trainer.max_steps):
             return
-        row = {"step": step, **summarise(self.reduction.statistics)}
-        if not isinstance(self.reduction.objective, Objective):
-            row |= self.reduction.objective.moving(self.reduction.moment)
+        row = {"step": step, **summarise(self.reduction.statistics), **self.reduction.moving}
         row |= {"grad_norm": float(trainer.callback_metrics["grad_norm"]), "lr": self.lr}
         self.runlog.write(row)
 
@@ -120,7 +118,7 @@ def fit(
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
     data = training_data(recipe, prepared)
-    reduction = ObjectiveReduction(objective, denominator, data, num_steps)
+    reduction = ObjectiveReduction(objective, denominator, data, num_steps, prepared.vocab_size)
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
         InstallObjective(prepared.vocab_size, reduction, recipe.head),
@@ -158,7 +156,7 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     """Forward the training set, or a sample of it, once.
 
     Writes to `output`/<data-parallel rank>.npz of each target: logp fp32 [T]; example int64 [T], its index in the data;
-    position int64 [T], the target's index among the example's tokens.
+    position int64 [T], the target's index among the example's tokens; label int64 [T], its id.
     """
     quiet()
     model, data = load_model(recipe, prepared), forward_data(recipe, prepared)
@@ -175,6 +173,7 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
             logp=torch.cat(reduction.logp).numpy(),
             example=np.concatenate(reduction.example),
             position=np.concatenate(reduction.position),
+            label=torch.cat(reduction.label).numpy(),
         )
 
 

@@ -27,20 +27,30 @@ from nemo_probsft.adapters.megatron import (
 )
 from nemo_probsft.adapters.nemo_data import SFTData
 from nemo_probsft.config import HeadConfig
-from nemo_probsft.objectives import Adaptive, AnyObjective, Moment, Objective, RunningMean, objective_at
+from nemo_probsft.objectives import Adaptive, AnyObjective, LabelMeans, Moment, Objective, RunningMean, objective_at
 from nemo_probsft.ops import HeadReport
 
 
 class ObjectiveReduction(MaskedTokenLossReduction):
-    """NeMo's loss reduction with f(p) for -log p; `statistics` holds the last step's sums over the global batch."""
+    """NeMo's loss reduction with f(p) for -log p; `statistics` holds the last step's sums over the global batch.
 
-    def __init__(self, objective: AnyObjective, denominator: str, data: SFTData, num_steps: int) -> None:
+    num_labels: the size of the vocabulary, without padding.
+    """
+
+    def __init__(
+        self, objective: AnyObjective, denominator: str, data: SFTData, num_steps: int, num_labels: int
+    ) -> None:
         super().__init__()
         self.data = data
         self.objective = objective
         self.denominator = denominator
         self.num_steps = num_steps
-        self.running_p = RunningMean(objective.decay) if isinstance(objective, Adaptive) else RunningMean()
+        self.running_p = RunningMean()
+        self.label_means: LabelMeans | None = None
+        if isinstance(objective, Adaptive):
+            self.running_p = RunningMean(objective.decay)
+            if objective.shrinkage is not None:
+                self.label_means = LabelMeans(objective, num_labels)
         self.statistics = torch.zeros(STATISTICS_LENGTH)
         self.head = HeadReport()
         self.step = self.micro_batch = 0  # the one being trained and how many of its micro-batches were seen
@@ -58,26 +68,42 @@ class ObjectiveReduction(MaskedTokenLossReduction):
             total, count = self.statistics[2 * REPORT.index("p") :][:2].tolist()
             if count:
                 self.running_p.add(total / count)
+        if self.label_means is not None:
+            self.label_means.end_step()
 
     @property
     def moment(self) -> Moment:
         return Moment((self.step - 1) / max(1, self.num_steps - 1), self.running_p.value)
 
-    @property
-    def now(self) -> Objective:
-        """The objective of this step."""
+    def now(self, labels: torch.Tensor) -> Objective:
+        """The objective of this step for tokens with these labels, [b, s]."""
+        if self.label_means is not None:
+            return self.label_means.objective_of(labels, self.running_p.value)
         return objective_at(self.objective, self.moment)
+
+    @property
+    def moving(self) -> dict[str, float]:
+        """What moves, and where it is in this step."""
+        if isinstance(self.objective, Objective):
+            return {}
+        moving = self.objective.moving(self.moment)
+        if self.label_means is not None:
+            moving["alpha"] = self.label_means.mean_alpha(self.running_p.value)
+        return moving
 
     def forward(
         self, batch: dict[str, torch.Tensor], forward_out: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """forward_out: -log p of each target, [b, s] fp32 -> Megatron's 3-tuple."""
-        loss_sum, num_tokens, statistics = loss_function(self.now, self.denominator, forward_out, batch["loss_mask"])
+        labels, loss_mask = batch["labels"], batch["loss_mask"]
+        loss_sum, num_tokens, statistics = loss_function(self.now(labels), self.denominator, forward_out, loss_mask)
         self.micro_batch += 1
-        if not guards.finite(loss_sum, forward_out, batch["loss_mask"]):
+        if not guards.finite(loss_sum, forward_out, loss_mask):
             examples = self.data.examples(self.step - 1, self.micro_batch - 1).tolist()
             place = f"step {self.step}, rank {torch.distributed.get_rank()}, micro-batch {self.micro_batch}"
-            raise FloatingPointError(f"{place}: {guards.describe(loss_sum, forward_out, batch['loss_mask'], examples)}")
+            raise FloatingPointError(f"{place}: {guards.describe(loss_sum, forward_out, loss_mask, examples)}")
+        if self.label_means is not None:
+            self.label_means.see(labels, -forward_out, loss_mask)
         if self.measured is None:
             self.measured = guards.measure(self.objective, self.moment, self.denominator, forward_out.device)
         return loss_sum, num_tokens, {"statistics": statistics}
@@ -86,14 +112,20 @@ class ObjectiveReduction(MaskedTokenLossReduction):
         """The step's mean objective. One all-reduce over data and context parallel ranks, in place of NeMo's own."""
         self.statistics = torch.stack([out["statistics"] for out in losses_reduced_per_micro_batch]).sum(0)
         add_weights(self.statistics, self.head)
-        torch.distributed.all_reduce(
-            self.statistics, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
-        )
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        if self.label_means is None:
+            torch.distributed.all_reduce(self.statistics, group=group)
+        else:
+            step = self.label_means.step
+            both = torch.cat([self.statistics.double(), step.flatten()])
+            torch.distributed.all_reduce(both, group=group)
+            self.statistics = both[:STATISTICS_LENGTH].float()
+            step.copy_(both[STATISTICS_LENGTH:].view_as(step))
         return self.statistics[0] / self.statistics[1].clamp(min=1)
 
 
 class CollectLogp(MaskedTokenLossReduction):
-    """Forward-only reduction that keeps log p of every target of this rank, its example and its place there."""
+    """Forward-only reduction that keeps log p of every target of this rank, its example, its place there, its label."""
 
     def __init__(self, data: SFTData, num_micro_batches: int) -> None:
         super().__init__(validation_step=True)
@@ -101,6 +133,7 @@ class CollectLogp(MaskedTokenLossReduction):
         self.logp: list[torch.Tensor] = []
         self.example: list[np.ndarray] = []
         self.position: list[np.ndarray] = []  # of the target among the tokens of its example
+        self.label: list[torch.Tensor] = []
         self.head = HeadReport()
 
     def forward(
@@ -112,6 +145,7 @@ class CollectLogp(MaskedTokenLossReduction):
         self.logp.append(-forward_out[row, column].cpu())
         self.example.append(examples[row.cpu().numpy()])
         self.position.append(1 + _columns(supervised.shape[1])[column.cpu()].numpy())
+        self.label.append(batch["labels"][row, column].cpu())
         return forward_out.sum() * 0, supervised.sum().int(), {}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
@@ -151,14 +185,18 @@ class InstallObjective(pl.Callback):
 
 
 class MoveObjective(pl.Callback):
-    """Tells the reduction where training stands, and puts the running mean of p into checkpoints.
+    """Tells the reduction where training stands, and puts the running means of p into checkpoints.
 
-    The last pipeline stage has that mean from the statistics that are reduced anyway. The others learn it when a
+    The last pipeline stage has them from the statistics that are reduced anyway. The others learn them when a
     checkpoint is written: there its common part comes from rank 0, which may be of the first stage.
     """
 
     def __init__(self, reduction: ObjectiveReduction) -> None:
         self.reduction = reduction
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.reduction.label_means is not None:
+            self.reduction.label_means.to(torch.cuda.current_device())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -170,19 +208,28 @@ class MoveObjective(pl.Callback):
     ) -> None:
         self.reduction.end()
 
-    def state_dict(self) -> dict[str, float]:
-        mean = self.reduction.running_p
+    def state_dict(self) -> dict[str, Any]:
+        mean, by_label = self.reduction.running_p, self.reduction.label_means
         state = torch.tensor([mean.total, mean.weight], dtype=torch.float64, device=torch.cuda.current_device())
-        torch.distributed.broadcast(
-            state,
-            src=parallel_state.get_pipeline_model_parallel_last_rank(),
-            group=parallel_state.get_pipeline_model_parallel_group(),
-        )
+        _from_last_stage(state)
         mean.total, mean.weight = state.tolist()
-        return {"total": mean.total, "weight": mean.weight}
+        if by_label is None:
+            return {"total": mean.total, "weight": mean.weight}
+        _from_last_stage(by_label.sums)
+        return {"total": mean.total, "weight": mean.weight, "by_label": by_label.sums.cpu()}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.reduction.running_p.total, self.reduction.running_p.weight = state_dict["total"], state_dict["weight"]
+        if self.reduction.label_means is not None:
+            self.reduction.label_means.sums.copy_(state_dict["by_label"])
+
+
+def _from_last_stage(tensor: torch.Tensor) -> None:
+    torch.distributed.broadcast(
+        tensor,
+        src=parallel_state.get_pipeline_model_parallel_last_rank(),
+        group=parallel_state.get_pipeline_model_parallel_group(),
+    )
 
 
 def holds_the_loss() -> bool:

@@ -39,7 +39,7 @@ def statistics(targets: Targets) -> dict[str, Any]:
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "region": place,
         "shortlist": candidates,
-        "gradient_weight": region.gradient_weights(targets.logp, keys, place["mean_p"]),
+        "gradient_weight": region.gradient_weights(targets.logp, targets.label, keys),
         "by_position": by_position(targets),
         "by_example": by_example(targets),
     }

@@ -14,6 +14,7 @@ class Targets(NamedTuple):
     logp: np.ndarray  # [T] fp32, nats
     example: np.ndarray  # [T] int64, index in the tokenized set
     position: np.ndarray  # [T] int64, index among the tokens of the example
+    label: np.ndarray  # [T] int64, the token's id
 
     @property
     def p(self) -> np.ndarray:
@@ -30,8 +31,9 @@ class Targets(NamedTuple):
 
 def collected(shards: Sequence[Mapping[str, np.ndarray]]) -> Targets:
     """The arrays of all data and context parallel ranks, in order. Raises ValueError for NaN or infinity."""
-    logp, example, position = (np.concatenate([shard[name] for shard in shards]) for name in Targets._fields)
+    targets = Targets(*(np.concatenate([shard[name] for shard in shards]) for name in Targets._fields))
+    logp = targets.logp
     if bad := int((~np.isfinite(logp)).sum()):
         raise ValueError(f"model.path: log p of {bad} of {logp.size} targets is not finite; use another checkpoint")
-    order = np.lexsort((position, example))
-    return Targets(logp[order], example[order], position[order])
+    order = np.lexsort((targets.position, targets.example))
+    return Targets(*(values[order] for values in targets))

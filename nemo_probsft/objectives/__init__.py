@@ -5,12 +5,21 @@
 
 from nemo_probsft.objectives.forms import Objective
 from nemo_probsft.objectives.keys import OBJECTIVE_KEYS, parse_objective
-from nemo_probsft.objectives.moving import Adaptive, AnyObjective, Moment, RunningMean, Scheduled, objective_at
+from nemo_probsft.objectives.moving import (
+    Adaptive,
+    AnyObjective,
+    LabelMeans,
+    Moment,
+    RunningMean,
+    Scheduled,
+    objective_at,
+)
 
 __all__ = [
     "OBJECTIVE_KEYS",
     "Adaptive",
     "AnyObjective",
+    "LabelMeans",
     "Moment",
     "Objective",
     "RunningMean",

@@ -30,11 +30,16 @@ def _times_nll(factor: Tensor, logp: Tensor) -> Tensor:
     return -factor * logp.clamp_min(-1e4)
 
 
-def _power_value(logp: Tensor, alpha: float) -> Tensor:
+def _power_value(logp: Tensor, alpha: float | Tensor) -> Tensor:
+    if isinstance(alpha, Tensor):
+        nonzero = torch.where(alpha == 0, 1.0, alpha)
+        return torch.where(alpha == 0, -logp, -torch.expm1(nonzero * logp) / nonzero)
     return -logp if alpha == 0 else -torch.expm1(alpha * logp) / alpha
 
 
-def _power_weight(logp: Tensor, alpha: float) -> Tensor:
+def _power_weight(logp: Tensor, alpha: float | Tensor) -> Tensor:
+    if isinstance(alpha, Tensor):
+        return torch.where(alpha == 0, 1.0, torch.exp(alpha * logp))
     return torch.ones_like(logp) if alpha == 0 else torch.exp(alpha * logp)
 
 
@@ -150,11 +155,13 @@ class _Value(torch.autograd.Function):
 class Objective:
     """f(p), its weight on the NLL gradient, and its keep rule. Made by `parse_objective`; equal when the keys are.
 
-    All methods take logp [...] (natural log, <= 0) and return the same shape in fp32 (float64 stays float64).
+    All methods take logp [...] (natural log, <= 0) and return the same shape in fp32 (float64 stays float64). The alpha
+    of `power` may be a tensor of logp's shape, one for each token: such an objective lives for one micro-batch and has
+    no key.
     """
 
     name: str
-    parameter: float | None = None
+    parameter: float | Tensor | None = None
     min_p: float = 0.0
     max_p: float = 1.0
 
@@ -205,6 +212,7 @@ class Objective:
     def _with_parameter(self, template: str) -> str:
         if self.parameter is None:
             return template
+        assert not isinstance(self.parameter, Tensor)
         number = number_text(self.parameter)
         return template.format(number, f"({number})" if self.parameter < 0 else number)
 

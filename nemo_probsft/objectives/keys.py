@@ -9,12 +9,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_probsft.objectives.forms import FORMS, THRESHOLD_KEYS, make_objective, number_text
-from nemo_probsft.objectives.moving import Adaptive, AnyObjective, Path, Scheduled, along, path_text
+from nemo_probsft.objectives.moving import (
+    BY_LABEL,
+    CONSTANTS,
+    Adaptive,
+    AnyObjective,
+    Path,
+    Scheduled,
+    along,
+    path_text,
+)
 
 _NUMBER_PATTERN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBER = re.compile(_NUMBER_PATTERN, re.ASCII)
-_CONSTANTS = re.compile(rf"adaptive-({_NUMBER_PATTERN})-({_NUMBER_PATTERN})-({_NUMBER_PATTERN})", re.ASCII)
-_ADAPTIVE = ("low", "high", "decay")
+_CONSTANT = rf"-({_NUMBER_PATTERN})"
 
 _PLAIN_KEYS = {"logp": ("nll", None), "p": ("power", 1.0)} | {
     form.key: (name, None) for name, form in FORMS.items() if form.parameter is None
@@ -26,7 +34,7 @@ OBJECTIVE_KEYS = (
     *(f"{prefix}-{FORMS[name].parameter}" for prefix, name in _PARAMETER_KEYS.items()),
     *(f"{prefix}-q" for prefix in THRESHOLD_KEYS),
     *(key for key in _PLAIN_KEYS if key not in ("original", "logp", "p")),
-    "adaptive",
+    *("adaptive", "adaptive-by-label"),
 )
 """Every key with its parameter's name. Any key without a threshold also takes an interval, KEY@min_p..max_p, and any
 number may move over the training steps: GeneralFamily-0to1."""
@@ -76,10 +84,14 @@ def _from_key(key: str) -> AnyObjective:
 
 
 def _adaptive_from_key(base: str, min_p: Path, max_p: Path, where: str) -> Adaptive:
-    given = _CONSTANTS.fullmatch(base)
-    if given is None and base != "adaptive":
-        raise ValueError(f"{where}: the constants of adaptive are written adaptive-LOW-HIGH-DECAY, or all left out")
-    constants = dict(zip(_ADAPTIVE, map(float, given.groups()), strict=True)) if given else {}
+    name = "adaptive-by-label" if base.startswith("adaptive-by-label") else "adaptive"
+    defaults = BY_LABEL if name == "adaptive-by-label" else CONSTANTS
+    rest = base.removeprefix(name)
+    given = re.fullmatch(_CONSTANT * len(defaults), rest, re.ASCII)
+    if rest and given is None:
+        form = "-".join([name, *map(str.upper, defaults)])
+        raise ValueError(f"{where}: the constants of {name} are written {form}, or all left out")
+    constants = dict(zip(defaults, map(float, given.groups()), strict=True)) if given else defaults
     return _checked_adaptive(constants, min_p, max_p, where)
 
 
@@ -92,7 +104,7 @@ def _from_mapping(spec: Mapping) -> AnyObjective:
     wanted = FORMS[name].parameter if name in FORMS else None
     if "denominator" in spec:
         raise ValueError("objective.denominator is an argument of token_loss, not part of an objective; pass it there")
-    own = {"schedule"} | ({wanted} if wanted else set()) if name in FORMS else set(_ADAPTIVE)
+    own = {"schedule"} | ({wanted} if wanted else set()) if name in FORMS else set(BY_LABEL)
     _refuse_others(spec, {"name", "keep"} | own, f"objective {name!r}")
     keep, schedule = (_mapping(spec, key) for key in ("keep", "schedule"))
     if percentiles := [bound for bound in keep if bound in ("min_percentile", "max_percentile")]:
@@ -106,7 +118,7 @@ def _from_mapping(spec: Mapping) -> AnyObjective:
         for bound, default in (("min_p", 0), ("max_p", 1))
     )
     if name == "adaptive":
-        constants = {key: _number(spec[key], f"objective.{key}") for key in _ADAPTIVE if key in spec}
+        constants = {key: _number(spec[key], f"objective.{key}") for key in BY_LABEL if key in spec}
         return _checked_adaptive(constants, min_p, max_p, "objective 'adaptive'")
     parameter = _fixed_or_scheduled(spec, schedule, wanted, f"objective.{wanted}") if wanted else None
     if wanted and parameter is None:
@@ -140,11 +152,13 @@ def _checked_adaptive(constants: Mapping[str, float], min_p: Path, max_p: Path, 
         raise ValueError(f"{where}: the thresholds of adaptive do not move; give one number each")
     _check_thresholds(min_p, max_p, where)
     adaptive = Adaptive(**constants, min_p=min_p[0] + 0.0, max_p=max_p[0] + 0.0)
-    low, high, decay = (number_text(getattr(adaptive, name)) for name in _ADAPTIVE)
+    low, high, decay = (number_text(getattr(adaptive, name)) for name in CONSTANTS)
     if not 0 <= adaptive.low < adaptive.high <= 1:
         raise ValueError(f"{where}: low is {low} and high is {high}, but they must be probabilities, low below high")
     if not 0 <= adaptive.decay < 1:
         raise ValueError(f"{where}: decay is {decay}, but must be in [0, 1)")
+    if adaptive.shrinkage is not None and not 0 < adaptive.shrinkage < math.inf:
+        raise ValueError(f"{where}: shrinkage is {number_text(adaptive.shrinkage)} tokens, but must be above 0")
     return adaptive
 
 

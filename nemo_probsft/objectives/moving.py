@@ -2,13 +2,17 @@
 
 The power family goes from -log p, which learns what the model does not know, to 1 - p, which leans on what it knows, as
 alpha goes from 0 to 1. `Scheduled` moves alpha, or a threshold, by the clock, `Adaptive` by how probable the targets
-have become.
+have become: all of them together, or those with the same label, where a task has a part that is known and one that is
+new.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from nemo_probsft.objectives.forms import FORMS, Objective, make_objective, number_text
 
@@ -60,15 +64,21 @@ class Scheduled:
 @dataclass(frozen=True)
 class Adaptive:
     """(1 - p^a)/a with a = clip((m - low)/(high - low), 0, 1), m the running mean of p: -log p while the targets are
-    improbable, 1 - p once the model knows them. m is a number, no gradient flows through it."""
+    improbable, 1 - p once the model knows them. m is a number, no gradient flows through it.
+
+    shrinkage: None, m is that of all targets; else each label has its own (`LabelMeans`), in which that of all counts
+    as this many targets.
+    """
 
     low: float = 0.3
     high: float = 0.7
     decay: float = 0.9
+    shrinkage: float | None = None
     min_p: float = 0.0
     max_p: float = 1.0
 
     def at(self, moment: Moment) -> Objective:
+        """Of all targets; with `shrinkage`, of a label that was not seen yet."""
         return make_objective("power", self.alpha(moment.running_p), self.min_p, self.max_p)
 
     def alpha(self, running_p: float) -> float:
@@ -80,9 +90,10 @@ class Adaptive:
 
     @property
     def key(self) -> str:
-        """adaptive, or adaptive-LOW-HIGH-DECAY where they are not the defaults."""
-        constants = (self.low, self.high, self.decay)
-        base = "-".join(["adaptive", *map(number_text, constants if constants != _DEFAULTS else ())])
+        """adaptive, or adaptive-by-label, followed by its constants where they are not the defaults."""
+        name, defaults = ("adaptive", CONSTANTS) if self.shrinkage is None else ("adaptive-by-label", BY_LABEL)
+        constants = [getattr(self, constant) for constant in defaults]
+        base = "-".join([name, *map(number_text, constants if constants != list(defaults.values()) else ())])
         has_threshold = self.min_p > 0 or self.max_p < 1
         return f"{base}@{number_text(self.min_p)}..{number_text(self.max_p)}" if has_threshold else base
 
@@ -90,10 +101,15 @@ class Adaptive:
     def formula(self) -> str:
         low, width, decay = (number_text(x) for x in (self.low, round(self.high - self.low, 12), self.decay))
         kept = self.at(Moment(0.0, 0.0)).formula.removeprefix("-log p")
-        return f"(1 - p^a)/a{kept}, a = clip((m - {low})/{width}, 0, 1), m the running mean of p (decay {decay})"
+        mean = f"m the running mean of p (decay {decay})"
+        if self.shrinkage is not None:
+            mean += f" of the token's label and of {number_text(self.shrinkage)} tokens of the mean of all"
+        return f"(1 - p^a)/a{kept}, a = clip((m - {low})/{width}, 0, 1), {mean}"
 
 
-_DEFAULTS = (Adaptive.low, Adaptive.high, Adaptive.decay)
+# Constants of the key, in its order, and their defaults
+CONSTANTS = {"low": Adaptive.low, "high": Adaptive.high, "decay": Adaptive.decay}
+BY_LABEL = CONSTANTS | {"shrinkage": 10.0}
 
 AnyObjective = Objective | Scheduled | Adaptive
 
@@ -122,6 +138,53 @@ class RunningMean:
     def value(self) -> float:
         """0 before the first step."""
         return self.total / self.weight if self.weight else 0.0
+
+
+class LabelMeans:
+    """Running mean of p for each label, for an objective with `shrinkage`: decayed sums of p over decayed counts.
+
+    Every p is rounded to a multiple of 2^-30. The fp64 sums over a step are then exact up to 2^23 tokens of a label, so
+    the order of micro-batches, ranks and atomic additions does not change a bit.
+    """
+
+    def __init__(self, objective: Adaptive, num_labels: int) -> None:
+        assert objective.shrinkage is not None
+        self.objective, self.shrinkage = objective, objective.shrinkage
+        self.sums = torch.zeros(2, num_labels, dtype=torch.float64)  # of p, and the number of tokens
+        self.step = torch.zeros_like(self.sums)  # those of the running step alone, first on this rank, then of all
+
+    def see(self, labels: Tensor, logp: Tensor, loss_mask: Tensor) -> None:
+        """A micro-batch of the running step, each [...]; labels outside of the loss mask may be anything."""
+        valid = loss_mask != 0
+        index = torch.where(valid, labels, 0).flatten()
+        p = torch.where(valid, logp.detach().double().exp(), 0.0)
+        self.step[0].index_add_(0, index, (p * 2**30).round().flatten() / 2**30)
+        self.step[1].index_add_(0, index, valid.double().flatten())
+
+    def end_step(self) -> None:
+        """`step` holds the sums over the global batch by now."""
+        self.sums.mul_(self.objective.decay).add_(self.step)
+        self.step.zero_()
+
+    def objective_of(self, labels: Tensor, overall: float) -> Objective:
+        """Of tokens with these labels [...], given the running mean of p over all."""
+        alphas = self._alphas(overall)[labels.clamp(min=0)]
+        return Objective("power", alphas, self.objective.min_p, self.objective.max_p)
+
+    def mean_alpha(self, overall: float) -> float:
+        """Over the tokens that the means are made of."""
+        count = self.sums[1]
+        return float((self._alphas(overall) * count).sum() / count.sum()) if count.any() else 0.0
+
+    def _alphas(self, overall: float) -> Tensor:
+        """[num_labels] fp32."""
+        total, count = self.sums
+        mean = (total + self.shrinkage * overall) / (count + self.shrinkage)
+        low, high = self.objective.low, self.objective.high
+        return ((mean - low) / (high - low)).clamp(0, 1).float()
+
+    def to(self, device: torch.device | str | int) -> None:
+        self.sums, self.step = self.sums.to(device), self.step.to(device)
 
 
 def along(path: Path, fraction: float) -> float:
