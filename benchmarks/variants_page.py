@@ -33,7 +33,7 @@ def write(lines: Path, page: Path) -> None:
     parts = {
         "continuum": _table(short, CONTINUUM, "sampled"),
         "continuum_greedy": _table(short, CONTINUUM, "greedy"),
-        "long": _table(long, CONTINUUM, "sampled"),
+        "long": _table(long, CONTINUUM + BREAKS, "sampled"),
         "breaks": _table(short, BREAKS, "sampled"),
         "formulas": "\n".join(_formula_row(key) for key in dict.fromkeys(cell["objective"] for cell in cells)),
         "tasks": "\n".join(_task_row(task, cells) for task in CONTINUUM + BREAKS if task.name in seen),

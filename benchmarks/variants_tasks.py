@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,22 @@ def noisy(make: Callable[[int], TrainTest], share: float) -> Callable[[int], Tra
     return rows
 
 
+def two_ciphers(share: float) -> Callable[[int], TrainTest]:
+    """`share` of the training answers follow another cipher: what is wrong is as regular as what is right."""
+
+    def rows(seed: int) -> TrainTest:
+        train, test = weak(seed)
+        rng = _rng(seed, "another cipher")
+        letters = rng.sample(string.ascii_lowercase, 26)
+        other = str.maketrans(dict(zip(letters, letters[1:] + letters[:1], strict=True)))
+        for row in train[: round(share * len(train))]:
+            row["response"] = row["response"].translate(other)
+        rng.shuffle(train)
+        return train, test
+
+    return rows
+
+
 def few(make: Callable[[int], TrainTest], count: int) -> Callable[[int], TrainTest]:
     def rows(seed: int) -> TrainTest:
         train, test = make(seed)
@@ -92,6 +109,7 @@ CONTINUUM = (
 BREAKS = (
     Task("weak_noisy_45", "the cipher, 45 % wrong answers", noisy(weak, 0.45)),
     Task("weak_noisy_60", "the cipher, 60 % wrong answers", noisy(weak, 0.6)),
+    Task("weak_two_ciphers", "the cipher, 30 % answers by another cipher", two_ciphers(0.3)),
     Task("weak_noisy_few", "the cipher, 30 % wrong answers, 1,000 rows", few(noisy(weak, 0.3), 1000)),
     Task("weak_noisy_batch_8", "the cipher, 30 % wrong answers, batch of 8", noisy(weak, 0.3), batch_size=8),
     Task("mixed_10", "90 % `strong`, 10 % the clean cipher; tested on the cipher", mixed(strong, 0.1)),

@@ -24,6 +24,14 @@ FIXED = ("original", "GeneralFamily-0.1", "GeneralFamily-0.5", "p", "GeneralFami
 ADAPTIVE = ("adaptive", "adaptive-by-label")
 
 CLOSE = 0.05  # the paper's Table 2 has p within 1.7 points of -log p; the intervals here are wider than that
+ABOVE = 0.2  # how far above every fixed objective `adaptive` is meant to be on weak_noisy
+SQUARED_ODDS = (
+    "Why an alpha of 0.5 resists wrong answers: over targets that are distributed as q, the mean of (1 - p^a)/a",
+    "with a < 1 is smallest at p proportional to q^(1/(1 - a)). -log p ends at q itself, 0.5 squares the odds, 1 - p",
+    "takes the likeliest. Wrong answers that spread over many labels vanish in the square, those that agree with each",
+    "other do not: `weak_two_ciphers` in [variants.md](variants.md), where the runs of 200 steps also show how much",
+    "longer a fixed 0.5 takes.",
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,12 @@ def _lines(cells, diagnoses, table, tasks, objectives) -> list[str]:
         "",
         *_claims(table, tasks),
         "",
+        "## An objective that need not be chosen",
+        "",
+        *_goals(table, tasks),
+        "",
+        *SQUARED_ODDS,
+        "",
         "## Versions",
         "",
         *(f"- {version}" for version in versions),
@@ -154,14 +168,26 @@ def _claims(table, tasks) -> list[str]:
         verdict = "holds" if inside else "does NOT hold" if outside else "is not decided"
         text = f"in between, they are within {100 * CLOSE:.0f} points of each other (`intermediate`: p - original)"
         lines.append(f"- {text}: {_points(found)}; {verdict}.")
+    return lines
+
+
+def _goals(table, tasks) -> list[str]:
+    """Of `adaptive` against the best fixed objective of the default grid, by its mean at T=1."""
+    lines = []
     for adaptive in ADAPTIVE:
         for task in tasks:
-            fixed = [key for key in FIXED if (task, key) in table]
-            best = max(fixed, key=lambda key: _estimate(table[task, key].sampled).mean, default=None)
+            fixed = {key: _estimate(table[task, key].sampled) for key in FIXED if (task, key) in table}
+            best = max(fixed, key=lambda key: fixed[key].mean, default=None)
             found = None if best is None else _difference(table, task, adaptive, best)
-            if found is not None:
-                text = f"{adaptive} against the best fixed objective of the default grid (`{task}`: {best})"
-                lines.append(f"- {text}: {_points(found)}.")
+            if best is None or found is None:
+                continue
+            if task == "weak_noisy":
+                reached = "reached" if found.low >= ABOVE else "missed" if found.high < ABOVE else "not decided"
+                goal = f"{100 * ABOVE:.0f} points above every fixed one: {reached}"
+            else:
+                inside = _estimate(table[task, adaptive].sampled).mean >= fixed[best].low
+                goal = f"not below the interval of the best fixed one: {'reached' if inside else 'missed'}"
+            lines.append(f"- {adaptive} on `{task}` against {best}: {_points(found)}; {goal}.")
     return lines
 
 

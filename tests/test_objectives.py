@@ -256,3 +256,19 @@ def test_formula_for_logs(key, formula):
 def test_half_precision_logp_is_computed_in_fp32():
     logp = torch.tensor([-0.5, -3.0], dtype=torch.bfloat16)
     assert torch.equal(parse_objective("p").value(logp), parse_objective("p").value(logp.float()))
+
+
+@pytest.mark.parametrize("alpha", [0, 0.1, 0.5, 0.75])
+def test_the_family_is_smallest_where_the_page_of_the_continuum_says(alpha):
+    """Of targets distributed as q, at p proportional to q^(1/(1 - alpha)): no gradient there, and one beside it."""
+    q = torch.tensor([0.7, 0.2, 0.07, 0.03], dtype=torch.float64)
+    objective = parse_objective({"name": "power", "alpha": alpha})
+
+    def gradient(logits):
+        logits = logits.clone().requires_grad_()
+        (q * objective.value(torch.log_softmax(logits, -1))).sum().backward()
+        return logits.grad.abs().max()
+
+    at_minimum = q.log() / (1 - alpha)
+    beside = at_minimum + torch.tensor([0.0, 0.1, 0.0, 0.0])
+    assert gradient(at_minimum) < 1e-12 < 1e-5 < gradient(beside)
