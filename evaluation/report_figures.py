@@ -32,8 +32,10 @@ def draw_figures(inputs: Inputs, tables: list[DomainTable]) -> dict[str, Any]:
         drawn["diagnosis"] = figures.diagnosis({cells.title(task): report for task, report in inputs.diagnoses.items()})
     if curves := training_curves(inputs):
         drawn["training"] = figures.training_curves(curves, palette)
-        by_objective = {run.objective: palette[row.label] for row in inputs.rows for run in row.runs}
-        drawn["weights"] = figures.weight_curves(*_weights(inputs), by_objective)
+        p, weights = _weights(inputs)
+        if weights:
+            by_objective = {run.objective: palette[row.label] for row in inputs.rows for run in row.runs}
+            drawn["weights"] = figures.weight_curves(p, weights, by_objective)
     ordered = {name: drawn[name] for name in CAPTIONS if name in drawn}
     for table in tables:
         if any(_interval(model.rows.get(task)) for model in table.models for task in table.tasks):

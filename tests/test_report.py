@@ -353,3 +353,12 @@ def test_missing_inputs_are_named_and_nothing_is_written(inputs, tmp_path):
             write_report(*arguments, output)
         assert "\n" not in str(raised.value)
     assert not output.parent.exists()
+
+
+def test_a_run_whose_objective_moves_has_a_page_without_weights(tmp_path):
+    """Such an objective has no one weight to draw; with nothing else to draw there was no page."""
+    write_run(tmp_path / "run", "adaptive-by-label")
+    result = write_result(tmp_path / "eval", tmp_path / "run" / "export", "demo_weak", "greedy", 0.5, samples=1)
+    write_report([tmp_path / "run"], [result], [], tmp_path / "report.html")
+    assert (tmp_path / "training.png").exists()
+    assert not (tmp_path / "weights.png").exists()
