@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,33 +24,48 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     Writes diagnose.json and diagnose.html; returns the JSON's path. Raises ValueError for the user.
     """
     recipe = config.load(path, overrides)
-    if launch.inside_ranks() and not launch.started_here():
-        raise ValueError(f"diagnose starts its own ranks: run `nemo-probsft diagnose {path}` without torchrun or srun")
     output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
     # A diagnosis does not depend on the objective, and must be there before one with a percentile can be resolved.
     work = dataclasses.replace(recipe, run_dir=str(output), objective="original")
     if launch.inside_ranks():
-        _diagnose_rank(work)
-        return output / "diagnose.json"
-    launch.refuse_many_nodes(recipe)
-    prepared, decisions = prepare.prepare(work)
-    plan.show(decisions)
-    shards = output / "logp"
-    shutil.rmtree(shards, ignore_errors=True)
-    shards.mkdir()
-    with runlog.Progress(f"diagnose {path}") as waiting:
-        launch.run_ranks(["diagnose", path, *overrides], recipe.trainer.devices, output / "logs", waiting)
-    targets = collected([np.load(file) for file in sorted(shards.glob("*.npz"))])
-    target = _write(recipe, describe(recipe, prepared, targets), output)
-    shutil.rmtree(output / "base", ignore_errors=True)  # a copy of the weights that nobody needs any more
-    return target
+        _diagnose_rank(recipe, work)
+    else:
+        launch.refuse_many_nodes(recipe)
+        prepared = _prepare(work)
+        with runlog.Progress(f"diagnose {path}") as waiting:
+            launch.run_ranks(["diagnose", path, *overrides], recipe.trainer.devices, output / "logs", waiting)
+        _finish(recipe, prepared, output)
+    return output / "diagnose.json"
 
 
-def _diagnose_rank(recipe: Recipe) -> None:
+def _diagnose_rank(recipe: Recipe, work: Recipe) -> None:
+    """Under a torchrun or srun of the user's, on one node or several, rank 0 also does what the launcher would."""
     launch.end_with_torchrun()
+    leads = os.environ["RANK"] == "0" and not launch.started_here()
+    if leads:
+        _prepare(work)
+    prepared = prepare.wait_for(work)
     from nemo_probsft.adapters import nemo
 
-    nemo.collect_logp(recipe, prepare.wait_for(recipe), Path(recipe.run_dir) / "logp")
+    nemo.collect_logp(work, prepared, Path(work.run_dir) / "logp")
+    if leads:
+        _finish(recipe, prepared, Path(work.run_dir))
+
+
+def _prepare(work: Recipe) -> prepare.Prepared:
+    prepared, decisions = prepare.prepare(work)
+    plan.show(decisions)
+    shards = Path(work.run_dir) / "logp"
+    shutil.rmtree(shards, ignore_errors=True)
+    shards.mkdir()
+    return prepared
+
+
+def _finish(recipe: Recipe, prepared: prepare.Prepared, output: Path) -> None:
+    targets = collected([np.load(file) for file in sorted((output / "logp").glob("*.npz"))])
+    _write(recipe, describe(recipe, prepared, targets), output)
+    (output / prepare.PREPARED).unlink()  # first: it promises the weights, a copy that nobody needs any more
+    shutil.rmtree(output / "base", ignore_errors=True)
 
 
 def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> dict[str, Any]:
@@ -76,14 +92,13 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
     }
 
 
-def _write(recipe: Recipe, result: dict[str, Any], output: Path) -> Path:
+def _write(recipe: Recipe, result: dict[str, Any], output: Path) -> None:
     from nemo_probsft.diagnosis import page
 
     target = output / "diagnose.json"
     runlog.write_atomically(target, json.dumps(result, indent=2) + "\n")
     runlog.write_atomically(target.with_suffix(".html"), page.render(result))
     print_summary(result, target)
-    return target
 
 
 def print_summary(result: dict[str, Any], target: Path) -> None:

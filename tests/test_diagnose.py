@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from nemo_probsft import batches
-from nemo_probsft.diagnose import diagnose
 from nemo_probsft.diagnosis.statistics import by_example, by_position, interval, percentiles_1_minus_p, statistics
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.objectives import parse_objective
@@ -155,9 +154,3 @@ def test_percentiles_near_one_are_resolved():
     p = np.random.default_rng(0).uniform(0.1, 0.9, 101)
     found = percentiles_1_minus_p(np.log(p).astype(np.float32))
     assert all(value == pytest.approx(1 - np.percentile(p, int(q)), rel=1e-5) for q, value in found.items())
-
-
-def test_under_a_torchrun_of_the_user_it_says_what_to_do(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match=r"run `nemo-probsft diagnose recipes/demo/base\.yaml` without torchrun"):
-        diagnose("recipes/demo/base.yaml")

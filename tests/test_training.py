@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -266,3 +267,35 @@ def test_diagnose_of_a_sample_on_two_data_parallel_ranks(workspace):
     assert found["mean_p"] == pytest.approx(float(p.mean()), rel=RTOL)
     example = np.repeat(drawn, [len(logp[i]) for i in drawn])
     assert found["interval_95"] == pytest.approx(interval(p.numpy(), example), rel=1e-3)
+
+
+def test_diagnose_on_two_nodes_under_the_users_torchrun(workspace):
+    """Two launchers of one rank each, as on two machines with a shared file system; twice, over what the first left."""
+    name = "two-nodes"
+    path = recipe(workspace, name, trainer={"devices": 1, "num_nodes": 2, "max_steps": 1, "precision": "fp32"})
+    truth = torch.cat([part.detach() for part in reference_logp(workspace / "model")[1]]).exp()
+    output = workspace / name / "diagnose"
+    for _ in range(2):
+        port = free_port()
+        rendezvous = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "-m", "nemo_probsft"]
+        launchers = [
+            subprocess.Popen(
+                [*torchrun, "diagnose", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            for _ in range(2)
+        ]
+        said = [launcher.communicate(timeout=300)[0] for launcher in launchers]
+        assert [launcher.returncode for launcher in launchers] == [0, 0], said
+        assert sum("region: weak" in text for text in said) == 1
+        found = json.loads((output / "diagnose.json").read_text())
+        assert found["num_tokens"] == len(truth)
+        assert found["mean_p"] == pytest.approx(float(truth.mean()), rel=RTOL)
+        assert not (output / "base").exists()
+        (output / "diagnose.json").unlink()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]

@@ -175,6 +175,7 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
             position=np.concatenate(reduction.position),
             label=torch.cat(reduction.label).numpy(),
         )
+    torch.distributed.barrier()  # when it returns, all are written
 
 
 def _weights_of(checkpoint: str) -> nl.AutoResume:
