@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +41,10 @@ def intermediate(seed: int) -> TrainTest:
     return continuum_data.rows("intermediate", seed)
 
 
+def two_ciphers(seed: int) -> TrainTest:
+    return continuum_data.rows("weak_two_ciphers", seed)
+
+
 def noisy(make: Callable[[int], TrainTest], share: float) -> Callable[[int], TrainTest]:
     """`share` of the training answers are replaced by the answer of another row that differs."""
 
@@ -51,22 +54,6 @@ def noisy(make: Callable[[int], TrainTest], share: float) -> Callable[[int], Tra
         answers = [row["response"] for row in train]
         for row in train[: round(share * len(train))]:
             row["response"] = rng.choice([a for a in rng.sample(answers, 4) if a != row["response"]])
-        rng.shuffle(train)
-        return train, test
-
-    return rows
-
-
-def two_ciphers(share: float) -> Callable[[int], TrainTest]:
-    """`share` of the training answers follow another cipher: what is wrong is as regular as what is right."""
-
-    def rows(seed: int) -> TrainTest:
-        train, test = weak(seed)
-        rng = _rng(seed, "another cipher")
-        letters = rng.sample(string.ascii_lowercase, 26)
-        other = str.maketrans(dict(zip(letters, letters[1:] + letters[:1], strict=True)))
-        for row in train[: round(share * len(train))]:
-            row["response"] = row["response"].translate(other)
         rng.shuffle(train)
         return train, test
 
@@ -109,7 +96,7 @@ CONTINUUM = (
 BREAKS = (
     Task("weak_noisy_45", "the cipher, 45 % wrong answers", noisy(weak, 0.45)),
     Task("weak_noisy_60", "the cipher, 60 % wrong answers", noisy(weak, 0.6)),
-    Task("weak_two_ciphers", "the cipher, 30 % answers by another cipher", two_ciphers(0.3)),
+    Task("weak_two_ciphers", "the cipher, 30 % answers by another cipher", two_ciphers),
     Task("weak_noisy_few", "the cipher, 30 % wrong answers, 1,000 rows", few(noisy(weak, 0.3), 1000)),
     Task("weak_noisy_batch_8", "the cipher, 30 % wrong answers, batch of 8", noisy(weak, 0.3), batch_size=8),
     Task("mixed_10", "90 % `strong`, 10 % the clean cipher; tested on the cipher", mixed(strong, 0.1)),

@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         "--full", action="store_true", help="more alphas, thresholds, noise levels and seeds: a night"
     )
     continuum.add_argument("--seed", type=int, action="append", metavar="N", help="these only; repeatable")
+    continuum.add_argument("--task", action="append", metavar="NAME", help="these only, of the full grid; repeatable")
     continuum.set_defaults(run=_continuum)
     return parser
 
@@ -233,7 +234,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _continuum(options: argparse.Namespace) -> int:
     from nemo_probsft.continuum import continuum
 
-    return 0 if continuum(full=options.full, seeds=options.seed) else 1
+    return 0 if continuum(full=options.full, seeds=options.seed, names=options.task) else 1
 
 
 def _convert(arguments: list[str]) -> int:

@@ -67,22 +67,31 @@ class Task:
         return ["--tasks", name, "--data-dir", str(ROOT / "data"), "--samples", str(NUM_SAMPLES)]
 
 
-DEFAULT_TASKS = tuple(Task(name, name, continuum_data.NOISE) for name in continuum_data.TESTS)
-FULL_TASKS = DEFAULT_TASKS + tuple(
-    Task(f"{base}_noise_{100 * noise:.0f}", base, noise)
-    for base in ("strong", "weak_noisy")
-    for noise in FULL_NOISE
-    if (base, noise) != ("weak_noisy", 0.0)  # that is `weak`
+DEFAULT_TASKS = tuple(
+    Task(name, name, continuum_data.NOISE) for name in ("strong", "intermediate", "weak", "weak_noisy")
+)
+FULL_TASKS = (
+    *DEFAULT_TASKS,
+    Task("weak_two_ciphers", "weak_two_ciphers", continuum_data.NOISE),
+    *(
+        Task(f"{base}_noise_{100 * noise:.0f}", base, noise)
+        for base in ("strong", "weak_noisy")
+        for noise in FULL_NOISE
+        if (base, noise) != ("weak_noisy", 0.0)  # that is `weak`
+    ),
 )
 
 
-def continuum(*, full: bool, seeds: Sequence[int] | None = None) -> bool:
-    """Run the cells that have no line yet, seed by seed, and write the page. Returns False when a cell failed."""
+def continuum(*, full: bool, seeds: Sequence[int] | None = None, names: Sequence[str] | None = None) -> bool:
+    """Run the cells that have no line yet, seed by seed, and write the page. Returns False when a cell failed.
+
+    full: more tasks, objectives and seeds; names: these tasks of the full grid only. Raises ValueError for others.
+    """
     from nemo_probsft import continuum_page
 
+    tasks = _named(names) if names else FULL_TASKS if full else DEFAULT_TASKS
     demo.make_base()
     complete = True
-    tasks = FULL_TASKS if full else DEFAULT_TASKS
     _make_data(tasks)
     diagnoses = {task.name: _diagnosis(task) for task in tasks}
     for seed in seeds or (FULL_SEEDS if full else SEEDS):
@@ -95,6 +104,14 @@ def continuum(*, full: bool, seeds: Sequence[int] | None = None) -> bool:
                 continuum_page.write(DOCS)
     print(continuum_page.write(DOCS))
     return complete
+
+
+def _named(names: Sequence[str]) -> list[Task]:
+    known = {task.name: task for task in FULL_TASKS}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--task: {name} is not a task of the continuum; choose from {', '.join(known)}")
+    return [known[name] for name in names]
 
 
 def read_cells(docs: Path = DOCS) -> list[dict[str, Any]]:

@@ -1,19 +1,27 @@
-"""The continuum's four tasks on the demo's base model, and with FULL=1 their noise levels; all functions of the seed.
+"""The continuum's four tasks on the demo's base model, and what FULL=1 adds; all functions of the seed.
 
 `strong` and `weak` are the demo's. `intermediate`: additions of `strong`, wrong answers included, and the clean cipher,
-about as many target tokens of each; tested on both. `weak_noisy`: the cipher with wrong answers.
+about as many target tokens of each; tested on both. `weak_noisy`: the cipher with wrong answers, each that of another
+row. FULL=1 has more levels of noise, and `weak_two_ciphers`: all wrong answers follow one other cipher.
 """
 
 from __future__ import annotations
 
 import random
+import string
 from pathlib import Path
 
 from nemo_probsft.demo_data import NUM_TEST, Row, seeded, strong_rows, weak_rows, write_rows
 
 NOISE = 0.3
 NUM_CIPHER_IN_INTERMEDIATE = 1_400
-TESTS = {"strong": "strong", "intermediate": "intermediate", "weak": "weak", "weak_noisy": "weak"}  # task -> test set
+TESTS = {  # task -> test set
+    "strong": "strong",
+    "intermediate": "intermediate",
+    "weak": "weak",
+    "weak_noisy": "weak",
+    "weak_two_ciphers": "weak",
+}
 
 
 def make_continuum(directory: Path, seed: int) -> None:
@@ -34,6 +42,8 @@ def rows(task: str, seed: int, noise: float = NOISE) -> tuple[list[Row], list[Ro
         return weak
     if task == "weak_noisy":
         return _with_wrong_answers(weak[0], noise, seeded(seed, "weak_noisy")), weak[1]
+    if task == "weak_two_ciphers":
+        return _with_another_cipher(weak[0], noise, seeded(seed, "another cipher")), weak[1]
     assert task == "intermediate", task
     train = strong[0] + weak[0][:NUM_CIPHER_IN_INTERMEDIATE]
     seeded(seed, "intermediate").shuffle(train)
@@ -48,5 +58,15 @@ def _with_wrong_answers(train: list[Row], share: float, rng: random.Random) -> l
     for number, row in enumerate(train):
         others = [answer for answer in rng.sample(answers, 2) if answer != row["response"]]
         changed.append(row | {"response": others[0]} if number < round(share * len(train)) else row)
+    rng.shuffle(changed)
+    return changed
+
+
+def _with_another_cipher(train: list[Row], share: float, rng: random.Random) -> list[Row]:
+    """What is wrong is as regular as what is right."""
+    letters = rng.sample(string.ascii_lowercase, 26)
+    other = str.maketrans(dict(zip(letters, letters[1:] + letters[:1], strict=True)))
+    changed = [row | {"response": row["response"].translate(other)} for row in train[: round(share * len(train))]]
+    changed += train[len(changed) :]
     rng.shuffle(changed)
     return changed

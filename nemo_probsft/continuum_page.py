@@ -19,12 +19,14 @@ TITLES = {
     "intermediate": "intermediate: those additions and the clean cipher, half of the tokens each; tested on both",
     "weak": "weak: a letter cipher that the base model has never seen",
     "weak_noisy": "weak_noisy: the cipher, 30 % wrong answers in training",
+    "weak_two_ciphers": "weak_two_ciphers: the cipher, 30 % of the training answers by another cipher",
 }
 FIXED = ("original", "GeneralFamily-0.1", "GeneralFamily-0.5", "p", "GeneralFamily-10", "OnlyTopLogP-0.2")
 ADAPTIVE = ("adaptive", "adaptive-by-label")
 
 CLOSE = 0.05  # the paper's Table 2 has p within 1.7 points of -log p; the intervals here are wider than that
-ABOVE = 0.2  # how far above every fixed objective `adaptive` is meant to be on weak_noisy
+ABOVE = 0.2  # how far above every fixed objective `adaptive` is meant to be where the task is new and noisy
+NEW_AND_NOISY = ("weak_noisy", "weak_two_ciphers")
 SQUARED_ODDS = (
     "Why an alpha of 0.5 resists wrong answers: over targets that are distributed as q, the mean of (1 - p^a)/a",
     "with a < 1 is smallest at p proportional to q^(1/(1 - a)). -log p ends at q itself, 0.5 squares the odds, 1 - p",
@@ -181,7 +183,7 @@ def _goals(table, tasks) -> list[str]:
             found = None if best is None else _difference(table, task, adaptive, best)
             if best is None or found is None:
                 continue
-            if task == "weak_noisy":
+            if task in NEW_AND_NOISY:
                 reached = "reached" if found.low >= ABOVE else "missed" if found.high < ABOVE else "not decided"
                 goal = f"{100 * ABOVE:.0f} points above every fixed one: {reached}"
             else:

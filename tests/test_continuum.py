@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nemo_probsft import continuum_data, continuum_page
-from nemo_probsft.continuum import DEFAULT_TASKS, DOCS, FULL_TASKS, OBJECTIVES, SEEDS
+from nemo_probsft.continuum import DEFAULT_TASKS, DOCS, FULL_TASKS, OBJECTIVES, SEEDS, continuum
 from nemo_probsft.demo_data import seeded, strong_rows, weak_rows
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +47,23 @@ def test_the_grids_are_those_of_the_issue():
     noise = {(task.base, task.noise) for task in FULL_TASKS}
     assert {("strong", level) for level in (0.0, 0.15, 0.3, 0.45)} <= noise
     assert {("weak", 0.3), ("weak_noisy", 0.15), ("weak_noisy", 0.3), ("weak_noisy", 0.45)} <= noise
+
+
+def test_another_cipher_answers_the_share_of_rows_that_it_names():
+    clean, test = continuum_data.rows("weak", seed=0)
+    mixed, same_test = continuum_data.rows("weak_two_ciphers", seed=0)
+    right = {row["prompt"]: row["response"] for row in clean}
+    wrong = [row for row in mixed if row["response"] != right[row["prompt"]]]
+    assert same_test == test
+    assert len(wrong) == round(continuum_data.NOISE * len(clean))
+    other = {pair for row in wrong for pair in zip(right[row["prompt"]], row["response"], strict=True)}
+    assert len(other) == len(dict(other)) == 26
+    assert all(letter != changed for letter, changed in other)
+
+
+def test_an_unknown_task_is_refused_before_anything_is_made():
+    with pytest.raises(ValueError, match=r"--task: strnog is not a task of the continuum; choose from strong, "):
+        continuum(full=False, names=["strnog"])
 
 
 def cells(docs, accuracies, seeds=(0, 1)):

@@ -147,18 +147,6 @@ def test_noise_replaces_the_share_it_names():
     assert clean_test == noisy_test
 
 
-def test_another_cipher_answers_the_share_of_rows_that_it_names():
-    clean, test = TASKS["weak"].rows(0)
-    mixed, same_test = TASKS["weak_two_ciphers"].rows(0)
-    right = {row["prompt"]: row["response"] for row in clean}
-    wrong = [row for row in mixed if row["response"] != right[row["prompt"]]]
-    assert same_test == test
-    assert len(wrong) == round(0.3 * len(clean))
-    other = {pair for row in wrong for pair in zip(right[row["prompt"]], row["response"], strict=True)}
-    assert len(other) == len(dict(other)) == 26
-    assert all(letter != changed for letter, changed in other)
-
-
 def test_a_run_repeats_to_the_bit_and_depends_on_its_seed(demo):
     tokenizer, model = demo
     before = {name: p.clone() for name, p in model.named_parameters()}
