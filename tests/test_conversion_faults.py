@@ -321,7 +321,9 @@ def test_progress_in_a_terminal_stays_on_one_line(monkeypatch):
                 monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: bar._start + seconds)
                 bar.advance(500_000_000)
         terminal.flush()
-        shown = os.read(outer, 1000).decode()
+        shown = ""
+        while not shown.endswith("\n"):  # the kernel hands over what was written in parts
+            shown += os.read(outer, 1000).decode()
     assert [line.strip() for line in shown.split("\r")][1:3] == [
         "export: 0.50 of 2.00 GB, 6 s left",
         "export: 1.00 of 2.00 GB, 4 s left",
