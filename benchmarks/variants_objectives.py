@@ -18,6 +18,7 @@ from nemo_probsft.objectives import (
     LabelMeans,
     Moment,
     RunningMean,
+    label_means,
     objective_at,
     parse_objective,
 )
@@ -169,9 +170,7 @@ def variant(key: str) -> Variant:
 
 def running(objective: Variant, num_labels: int) -> Running:
     """Before the first step."""
-    named = objective.objective if isinstance(objective, Named) else None
-    by_label = isinstance(named, Adaptive) and named.shrinkage is not None
-    return Running(num_labels, LabelMeans(named, num_labels) if by_label else None)
+    return Running(num_labels, label_means(objective.objective, num_labels) if isinstance(objective, Named) else None)
 
 
 def ramp(m: Tensor | float) -> Tensor:

@@ -83,15 +83,15 @@ def gradient_weights(logp: np.ndarray, label: np.ndarray, keys: Sequence[str]) -
 
 def _objective_after(key: str, logp: Any, labels: Any) -> Any:
     """The objective at fraction 0 of a run whose running means have seen these tokens."""
-    from nemo_probsft.objectives import Adaptive, LabelMeans, Moment, objective_at, parse_objective
+    from nemo_probsft.objectives import Moment, label_means, objective_at, parse_objective
 
     objective, mean_p = parse_objective(key), float(logp.exp().mean())
-    if isinstance(objective, Adaptive) and objective.shrinkage is not None:
-        means = LabelMeans(objective, int(labels.max()) + 1)
-        means.see(labels, logp, labels.new_ones(labels.shape))
-        means.end_step()
-        return means.objective_of(labels, mean_p)
-    return objective_at(objective, Moment(0.0, mean_p))
+    means = label_means(objective, int(labels.max()) + 1)
+    if means is None:
+        return objective_at(objective, Moment(0.0, mean_p))
+    means.see(labels, logp, labels.new_ones(labels.shape))
+    means.end_step()
+    return means.objective_of(labels, mean_p)
 
 
 def _sums(values: Any, bins: Any, num_bins: int) -> list[float]:

@@ -27,7 +27,7 @@ from nemo_probsft.adapters.megatron import (
 )
 from nemo_probsft.adapters.nemo_data import SFTData
 from nemo_probsft.config import HeadConfig
-from nemo_probsft.objectives import Adaptive, AnyObjective, LabelMeans, Moment, Objective, RunningMean, objective_at
+from nemo_probsft.objectives import Adaptive, AnyObjective, Moment, Objective, RunningMean, label_means, objective_at
 from nemo_probsft.ops import HeadReport
 
 
@@ -45,12 +45,8 @@ class ObjectiveReduction(MaskedTokenLossReduction):
         self.objective = objective
         self.denominator = denominator
         self.num_steps = num_steps
-        self.running_p = RunningMean()
-        self.label_means: LabelMeans | None = None
-        if isinstance(objective, Adaptive):
-            self.running_p = RunningMean(objective.decay)
-            if objective.shrinkage is not None:
-                self.label_means = LabelMeans(objective, num_labels)
+        self.running_p = RunningMean(objective.decay) if isinstance(objective, Adaptive) else RunningMean()
+        self.label_means = label_means(objective, num_labels)
         self.statistics = torch.zeros(STATISTICS_LENGTH)
         self.head = HeadReport()
         self.step = self.micro_batch = 0  # the one being trained and how many of its micro-batches were seen

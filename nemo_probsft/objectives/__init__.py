@@ -12,6 +12,7 @@ from nemo_probsft.objectives.moving import (
     Moment,
     RunningMean,
     Scheduled,
+    label_means,
     objective_at,
 )
 
@@ -24,6 +25,7 @@ __all__ = [
     "Objective",
     "RunningMean",
     "Scheduled",
+    "label_means",
     "objective_at",
     "parse_objective",
 ]

@@ -187,6 +187,13 @@ class LabelMeans:
         self.sums, self.step = self.sums.to(device), self.step.to(device)
 
 
+def label_means(objective: AnyObjective, num_labels: int) -> LabelMeans | None:
+    """Before the first step; None for an objective that does not look at labels."""
+    if isinstance(objective, Adaptive) and objective.shrinkage is not None:
+        return LabelMeans(objective, num_labels)
+    return None
+
+
 def along(path: Path, fraction: float) -> float:
     """The path's value at a fraction in [0, 1] of the way."""
     if len(path) == 1:
