@@ -1,4 +1,4 @@
-"""`sweep` and `one-click`: what they refuse, what they plan, and a real sweep with a failing cell that is gone on with.
+"""`sweep` and `one-click`: what they refuse, what they plan, and both for real, a failing cell among them.
 
 The grid is run by `make continuum`; here NeMo trains for 2 steps and vLLM answers 4 items."""
 
@@ -15,6 +15,7 @@ import yaml
 
 from evaluation.report_inputs import read_inputs
 from nemo_probsft.demo_data import make_demo
+from nemo_probsft.region import SHORTLISTS
 from nemo_probsft.sweep import plan_sweep
 
 EVALUATION = ("--tasks", "demo_strong", "--limit", "4", "--samples", "2")
@@ -113,6 +114,31 @@ def test_one_click_refuses_what_a_sweep_refuses_before_it_diagnoses(work):
     assert run.returncode == 2
     assert "x is no seed" in run.stderr
     assert not output.exists()
+
+
+def test_one_click_sweeps_the_shortlist_of_the_region_and_asked_again_does_nothing(work):
+    """A random model knows nothing: the weak region's objectives, the base imported once for diagnosis and cells."""
+    output = work / "all_in_one"
+    line = ("one-click", work / "recipe.yaml", *EVALUATION, "--data-dir", work / "data", "--jobs", "2")
+    first = command(*line, f"run_dir={output}")
+    assert first.returncode == 0, first.stdout + first.stderr
+    found = json.loads((output / "diagnose" / "diagnose.json").read_text())
+    assert found["region"]["name"] == "weak"
+    keys = [entry["objective"] for entry in found["shortlist"]]
+    assert keys == list(SHORTLISTS["weak"])
+    for directory in ("diagnose", *(f"{key}-seed0" for key in keys)):
+        assert (output / directory / "base").resolve() == (output / "base").resolve()
+    page = (output / "report" / "report.html").read_text()
+    for text in ("weak", *keys):
+        assert text in page, text
+    exports = {key: (output / f"{key}-seed0" / "export" / "model.safetensors").stat().st_mtime_ns for key in keys}
+
+    second = command(*line, f"run_dir={output}")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"mean p {found['mean_p']:.3f}, weak: " in second.stdout
+    assert "4 cells, 0 to train" in second.stdout
+    for key, written in exports.items():
+        assert (output / f"{key}-seed0" / "export" / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_a_sweep_that_is_stopped_stops_its_cells(work):
