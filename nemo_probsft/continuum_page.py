@@ -96,7 +96,8 @@ def _lines(cells, diagnoses, table, tasks, objectives) -> list[str]:
     lines += [
         f"{len(cells)} cells, {steps} steps of batch 64 at 3e-4, {dates[0]} to {dates[-1]}. {answers}.",
         "Intervals: 95 % bootstrap over items, and over seeds where there are several. Differences are paired by item",
-        "and seed; p from sign flips over items.",
+        "and seed; p from sign flips over items. A seed draws the order of training; the rows, the base model and the",
+        "sampler's seed are the same for all.",
         "",
         "## The tasks under the base model",
         "",
