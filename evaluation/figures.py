@@ -53,7 +53,7 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
     points: {"task", "objective", "mean_p", "mean", "low", "high"}, accuracies in [0, 1].
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 4.9), layout="constrained")
+        figure, axes = plt.subplots(figsize=(8.2, 4.6 + _legend_height(len(palette), 4)), layout="constrained")
         shade = np.linspace(0, 1, 256)[None, :]
         axes.imshow(shade, extent=(0, 1, -14, 120), aspect="auto", cmap=_soft_shade(), zorder=0)
         for objective, color in palette.items():
@@ -73,23 +73,26 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
         axes.set(xlim=(0, 1), ylim=(-14, 120), yticks=range(0, 101, 20))
         axes.set_xlabel("mean probability the base model gives to the training targets")
         axes.set_ylabel("accuracy, %")
-        axes.set_title("Accuracy after fine-tuning, by what the base model already knew", pad=30)
+        axes.set_title("Accuracy after fine-tuning, by what the base model already knew", pad=22)
         axes.text(0.0, 1.025, "model-weak: the data teach", transform=axes.transAxes, color=MUTED, fontsize=9)
         axes.text(
             1.0, 1.025, "model-strong: the prior teaches", transform=axes.transAxes, color=MUTED, fontsize=9, ha="right"
         )
         handles = [plt.Line2D([], [], color=color, marker="o", linewidth=1.6) for color in palette.values()]
-        axes.legend(
-            handles,
-            palette,
-            loc="lower center",
-            bbox_to_anchor=(0.5, 0.99),
-            ncols=min(len(palette), 4),
-            columnspacing=1.2,
-        )
+        _legend_above(figure, handles, list(palette), columns=4)
         axes.grid(axis="x", visible=False)
         _mark_paper_domains(axes)
         return figure
+
+
+def _legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
+    """Outside of the axes, which constrained layout makes room for; inside, many objectives cover the title."""
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns), columnspacing=1.2)
+
+
+def _legend_height(num_labels: int, columns: int) -> float:
+    """Inches."""
+    return 0.23 * -(-num_labels // columns)
 
 
 def _soft_shade():
@@ -100,7 +103,7 @@ def _label_points(axes, points, palette) -> None:
     """The value beside each point, on the side where no connecting line is; labels of close values move apart."""
     for task in dict.fromkeys(point["task"] for point in points):
         mine = sorted((point for point in points if point["task"] == task), key=lambda point: point["mean"])
-        heights = _spread([100 * point["mean"] for point in mine], distance=6)
+        heights = _spread([100 * point["mean"] for point in mine], distance=6, low=-5, high=107)
         for point, height in zip(mine, heights, strict=True):
             right = point["mean_p"] > 0.5
             axes.annotate(
@@ -115,14 +118,21 @@ def _label_points(axes, points, palette) -> None:
             )
 
 
-def _spread(values: Sequence[float], distance: float) -> list[float]:
-    """Ascending `values` with neighbours pushed apart, each by as much, until they are `distance` apart."""
+def _spread(values: Sequence[float], distance: float, low: float, high: float) -> list[float]:
+    """Ascending `values` with neighbours pushed apart, each by as much, until they are `distance` apart.
+
+    All between `low` and `high`, unless there are too many for that.
+    """
     placed = list(values)
     for _ in range(100):
         for i in range(len(placed) - 1):
             push = (distance - (placed[i + 1] - placed[i])) / 2
             if push > 0:
                 placed[i], placed[i + 1] = placed[i] - push, placed[i + 1] + push
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], high - distance * (len(placed) - 1 - i))
+    for i in range(len(placed)):
+        placed[i] = max(placed[i], low + distance * i)
     return placed
 
 
@@ -158,7 +168,10 @@ def domain_chart(
     rows: (name, colour key, (mean, low, high) in [0, 1] per column or None where the model was not judged).
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(max(4.2, 1.1 * len(columns) + 2.6), 3.4), layout="constrained")
+        width_inches = max(5.0, 1.1 * len(columns) + 2.6)
+        legend_columns = int(width_inches // 1.9)  # of the longest usual name
+        height = 3.1 + _legend_height(len(rows), legend_columns)
+        figure, axes = plt.subplots(figsize=(width_inches, height), layout="constrained")
         width = 0.7 / max(len(rows), 1)
         seen: dict[str, int] = {}
         for number, (name, key, cells) in enumerate(rows):
@@ -183,7 +196,7 @@ def domain_chart(
         axes.grid(axis="x", visible=False)
         for border in range(1, len(columns)):
             axes.axvline(border - 0.5, color=GRID, linewidth=0.8, zorder=0)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(rows), 4), columnspacing=1.2)
+        _legend_above(figure, *axes.get_legend_handles_labels(), columns=legend_columns)
         return figure
 
 
@@ -191,9 +204,9 @@ def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Map
     """objective, nll and mean p over the steps, one row per task. curves: task -> objective -> metrics rows."""
     panels = {"objective": "objective", "nll": "negative log-likelihood, nats", "p": "mean p of the targets"}
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            len(curves), 3, figsize=(10.5, 2.5 * len(curves) + 0.5), squeeze=False, layout="constrained"
-        )
+        shown = [o for o in palette if any(o in by_objective for by_objective in curves.values())]
+        height = 2.5 * len(curves) + _legend_height(len(shown), 6)
+        figure, grid = plt.subplots(len(curves), 3, figsize=(10.5, height), squeeze=False, layout="constrained")
         for row, (task, by_objective) in zip(grid, curves.items(), strict=True):
             for axes, (key, title) in zip(row, panels.items(), strict=True):
                 for objective, metrics in by_objective.items():
@@ -204,9 +217,8 @@ def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Map
             row[2].set_ylim(0, 1)
         for axes in grid[-1]:
             axes.set_xlabel("step")
-        shown = [o for o in palette if any(o in by_objective for by_objective in curves.values())]
         handles = [plt.Line2D([], [], color=palette[o], linewidth=2) for o in shown]
-        figure.legend(handles, shown, loc="outside upper center", ncols=min(len(shown), 6))
+        _legend_above(figure, handles, shown, columns=6)
         return figure
 
 
@@ -226,7 +238,8 @@ def _curve(axes, metrics: list[dict], key: str, color: str, label: str) -> None:
 def weight_curves(p: np.ndarray, curves: Mapping[str, np.ndarray], palette: Mapping[str, str]) -> Figure:
     """s_f(p) over p: what each objective multiplies the NLL gradient of a token by."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        height = max(3.6, 0.3 + _legend_height(len(curves) + 1, 1))
+        figure, axes = plt.subplots(figsize=(7.6, height), layout="constrained")
         for objective, weight in curves.items():
             axes.plot(p, weight, color=palette[objective], linewidth=2.2, label=objective)
         axes.set(
@@ -234,7 +247,7 @@ def weight_curves(p: np.ndarray, curves: Mapping[str, np.ndarray], palette: Mapp
         )
         axes.set_ylim(0, min(1.08 * max(float(np.nanmax(w)) for w in curves.values()), 4))
         axes.set_title("What a token's probability does to its gradient")
-        axes.legend(title="objective")
+        figure.legend(title="objective", loc="outside right upper", alignment="left")
         return figure
 
 

@@ -31,8 +31,8 @@ SQUARED_ODDS = (
     "Why an alpha of 0.5 resists wrong answers: over targets that are distributed as q, the mean of (1 - p^a)/a",
     "with a < 1 is smallest at p proportional to q^(1/(1 - a)). -log p ends at q itself, 0.5 squares the odds, 1 - p",
     "takes the likeliest. Wrong answers that spread over many labels vanish in the square, those that agree with each",
-    "other do not: `weak_two_ciphers` in [variants.md](variants.md), where the runs of 200 steps also show how much",
-    "longer a fixed 0.5 takes.",
+    "other do not: `weak_two_ciphers`, which `continuum --task weak_two_ciphers` runs, also with other seeds in",
+    "[variants.md](variants.md), where the runs of 200 steps show how much longer a fixed 0.5 takes, too.",
 )
 
 
