@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.figures import COLORS, STYLE
+from evaluation.figures import COLORS, STYLE, legend_above, legend_height
 from evaluation.statistics import Estimate
 
 
@@ -22,7 +22,7 @@ def over_alpha(tasks: Mapping[str, Mapping[float, Estimate]], adaptive: Mapping[
     """
     alphas = sorted({alpha for points in tasks.values() for alpha in points})
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 4.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(8.2, 4.0 + legend_height(len(tasks), 4)), layout="constrained")
         for number, (task, points) in enumerate(tasks.items()):
             color, shift = COLORS[number % len(COLORS)], 0.06 * (number - (len(tasks) - 1) / 2)
             line = [(alphas.index(alpha) + shift, value) for alpha, value in points.items()]
@@ -34,7 +34,7 @@ def over_alpha(tasks: Mapping[str, Mapping[float, Estimate]], adaptive: Mapping[
         axes.set_xticks(range(len(names)), names)
         axes.set(xlabel="alpha of (1 - p^alpha) / alpha; 0 is -log p, 1 is 1 - p", ylabel="accuracy at T=1, %")
         axes.set_ylim(-3, 103)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
+        legend_above(figure, *axes.get_legend_handles_labels(), columns=4)
         return figure
 
 

@@ -53,7 +53,7 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
     points: {"task", "objective", "mean_p", "mean", "low", "high"}, accuracies in [0, 1].
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8.2, 4.6 + _legend_height(len(palette), 4)), layout="constrained")
+        figure, axes = plt.subplots(figsize=(8.2, 4.6 + legend_height(len(palette), 4)), layout="constrained")
         shade = np.linspace(0, 1, 256)[None, :]
         axes.imshow(shade, extent=(0, 1, -14, 120), aspect="auto", cmap=_soft_shade(), zorder=0)
         for objective, color in palette.items():
@@ -79,18 +79,18 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
             1.0, 1.025, "model-strong: the prior teaches", transform=axes.transAxes, color=MUTED, fontsize=9, ha="right"
         )
         handles = [plt.Line2D([], [], color=color, marker="o", linewidth=1.6) for color in palette.values()]
-        _legend_above(figure, handles, list(palette), columns=4)
+        legend_above(figure, handles, list(palette), columns=4)
         axes.grid(axis="x", visible=False)
         _mark_paper_domains(axes)
         return figure
 
 
-def _legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
+def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
     """Outside of the axes, which constrained layout makes room for; inside, many objectives cover the title."""
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns), columnspacing=1.2)
 
 
-def _legend_height(num_labels: int, columns: int) -> float:
+def legend_height(num_labels: int, columns: int) -> float:
     """Inches."""
     return 0.23 * -(-num_labels // columns)
 
@@ -170,7 +170,7 @@ def domain_chart(
     with plt.rc_context(STYLE):
         width_inches = max(5.0, 1.1 * len(columns) + 2.6)
         legend_columns = int(width_inches // 1.9)  # of the longest usual name
-        height = 3.1 + _legend_height(len(rows), legend_columns)
+        height = 3.1 + legend_height(len(rows), legend_columns)
         figure, axes = plt.subplots(figsize=(width_inches, height), layout="constrained")
         width = 0.7 / max(len(rows), 1)
         seen: dict[str, int] = {}
@@ -196,7 +196,7 @@ def domain_chart(
         axes.grid(axis="x", visible=False)
         for border in range(1, len(columns)):
             axes.axvline(border - 0.5, color=GRID, linewidth=0.8, zorder=0)
-        _legend_above(figure, *axes.get_legend_handles_labels(), columns=legend_columns)
+        legend_above(figure, *axes.get_legend_handles_labels(), columns=legend_columns)
         return figure
 
 
@@ -205,7 +205,7 @@ def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Map
     panels = {"objective": "objective", "nll": "negative log-likelihood, nats", "p": "mean p of the targets"}
     with plt.rc_context(STYLE):
         shown = [o for o in palette if any(o in by_objective for by_objective in curves.values())]
-        height = 2.5 * len(curves) + _legend_height(len(shown), 6)
+        height = 2.5 * len(curves) + legend_height(len(shown), 6)
         figure, grid = plt.subplots(len(curves), 3, figsize=(10.5, height), squeeze=False, layout="constrained")
         for row, (task, by_objective) in zip(grid, curves.items(), strict=True):
             for axes, (key, title) in zip(row, panels.items(), strict=True):
@@ -218,7 +218,7 @@ def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Map
         for axes in grid[-1]:
             axes.set_xlabel("step")
         handles = [plt.Line2D([], [], color=palette[o], linewidth=2) for o in shown]
-        _legend_above(figure, handles, shown, columns=6)
+        legend_above(figure, handles, shown, columns=6)
         return figure
 
 
@@ -238,7 +238,7 @@ def _curve(axes, metrics: list[dict], key: str, color: str, label: str) -> None:
 def weight_curves(p: np.ndarray, curves: Mapping[str, np.ndarray], palette: Mapping[str, str]) -> Figure:
     """s_f(p) over p: what each objective multiplies the NLL gradient of a token by."""
     with plt.rc_context(STYLE):
-        height = max(3.6, 0.3 + _legend_height(len(curves) + 1, 1))
+        height = max(3.6, 0.3 + legend_height(len(curves) + 1, 1))
         figure, axes = plt.subplots(figsize=(7.6, height), layout="constrained")
         for objective, weight in curves.items():
             axes.plot(p, weight, color=palette[objective], linewidth=2.2, label=objective)

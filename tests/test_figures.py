@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from evaluation import figures
+from evaluation import continuum_figures, figures
+from evaluation.statistics import Estimate
 
 OBJECTIVES = [f"GeneralFamily-{number}" for number in range(1, 15)] + ["adaptive-by-label"]
 PALETTE = figures.colors(OBJECTIVES, ["base model"])
@@ -31,6 +32,11 @@ def weight_curves(labels):
     return figures.weight_curves(p, {label: p for label in labels}, PALETTE)
 
 
+def over_alpha(labels):
+    value = Estimate(0.5, 0.4, 0.6, num_items=200, samples_per_item=16)
+    return continuum_figures.over_alpha({label: {0.0: value, 1.0: value} for label in labels}, {})
+
+
 def boxes(figure):
     """In pixels, of the legend and of every axes with its titles and texts."""
     renderer = figure.canvas.get_renderer()
@@ -40,7 +46,7 @@ def boxes(figure):
 
 @pytest.mark.filterwarnings("error")  # matplotlib warns when it finds no room
 @pytest.mark.parametrize("count", [1, 5, len(PALETTE)])
-@pytest.mark.parametrize("draw", [continuum, domain_chart, training_curves, weight_curves])
+@pytest.mark.parametrize("draw", [continuum, domain_chart, training_curves, weight_curves, over_alpha])
 def test_the_legend_has_room_of_its_own(draw, count):
     figure = draw(list(PALETTE)[:count])
     figure.canvas.draw()
