@@ -127,7 +127,8 @@ def _ours(**options):
 def _peers(args: argparse.Namespace) -> dict:
     peers = {"megatron head + unfused loss": _megatron}
     if args.tp == 1:
-        peers["torch linear_cross_entropy"] = _torch
+        if hasattr(F, "linear_cross_entropy"):  # torch 2.13
+            peers["torch linear_cross_entropy"] = _torch
         peers |= _cuda_peers() if args.device == "cuda" else {}
     if args.chunk_tokens:
         peers[f"ours, chunks of {args.chunk_tokens}"] = _ours(chunk_tokens=args.chunk_tokens)

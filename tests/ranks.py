@@ -1,4 +1,4 @@
-"""Runs an importable function on several gloo ranks, each a process, and returns its result per rank.
+"""Runs an importable function on several ranks, each a process, and returns its result per rank.
 
 Processes come from a fork server that has torch loaded; `spawn` would import it in each.
 """
@@ -20,7 +20,7 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", 
 
 
 def run_ranks(function, world_size, *args, timeout_s=120, **kwargs):
-    """[function(*args, **kwargs) of rank 0, 1, ...] with the default gloo group up. Results must pickle.
+    """[function(*args, **kwargs) of rank 0, 1, ...] with the default group up: gloo, and NCCL for CUDA tensors. Results must pickle.
 
     Raises RuntimeError with the rank's traceback when one fails (the others are stopped), TimeoutError when one hangs.
     """
@@ -65,7 +65,8 @@ def _collect(rank_of, timeout_s):
 def _rank(rank, world_size, store, call, sender):
     torch.set_num_threads(1)
     try:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=world_size)
         function, args, kwargs = pickle.loads(call)
         answer = None, function(*args, **kwargs)
     except BaseException:  # the parent must learn of every way to fail

@@ -100,7 +100,8 @@ class Shard:
         logp = torch.where(odds < 1e30, -torch.log1p(odds), z - torch.log(rest + torch.exp(z)))
         logp = logp.masked_fill(labels == ignore_index, 0.0)
         scale = (stats[0] - top).exp() / (rest + torch.exp(z))
-        return logp.masked_fill(self._wrong(labels, ignore_index), torch.nan), scale
+        wrong = self._wrong(labels, ignore_index)  # on CUDA only, see check_labels
+        return logp.masked_fill(wrong, torch.nan), scale.masked_fill(wrong, torch.nan)
 
 
 class _TargetLogprob(torch.autograd.Function):
