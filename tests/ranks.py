@@ -20,8 +20,9 @@ _CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torch._dynamo", 
 
 
 def run_ranks(function, world_size, *args, timeout_s=120, **kwargs):
-    """[function(*args, **kwargs) of rank 0, 1, ...] with the default group up: gloo, and NCCL for CUDA tensors. Results must pickle.
+    """[function(*args, **kwargs) of rank 0, 1, ...] with the default group up. Results must pickle.
 
+    The group is gloo's, and NCCL's for CUDA tensors.
     Raises RuntimeError with the rank's traceback when one fails (the others are stopped), TimeoutError when one hangs.
     """
     with tempfile.TemporaryDirectory() as folder:

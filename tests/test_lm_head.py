@@ -11,6 +11,7 @@ from tests import reference
 from tests.ranks import run_ranks
 
 S, B, H, V = 8, 3, 16, 40
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def make(dtype=torch.float32, seed=0):
@@ -38,19 +39,20 @@ def run(hidden, weight, labels, mask, dlogp, **kwargs):
 
 def assert_close(ours, expected, tolerance=1e-5):
     for name, x, y in zip(("logp", "dhidden", "dweight"), ours, expected, strict=True):
-        error = (x.double() - y).abs().max() / y.abs().max().clamp_min(1e-9)
+        error = (x.double().cpu() - y).abs().max() / y.abs().max().clamp_min(1e-9)
         assert error < tolerance, f"{name} is off by {error:.1e}"
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("chunk_tokens", [None, 1, 5, 100])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_matches_float64_and_skips_rows(dtype, tolerance, chunk_tokens):
+def test_matches_float64_and_skips_rows(dtype, tolerance, chunk_tokens, device):
     inputs, report = make(dtype), HeadReport()
-    ours = run(*inputs, chunk_tokens=chunk_tokens, report=report)
+    ours = run(*(x.to(device) for x in inputs), chunk_tokens=chunk_tokens, report=report)
     assert_close(ours, truth(*inputs), tolerance)
     assert (report.num_tokens, report.num_forward, report.num_backward) == (24, 16, 8)
-    assert (ours[0][~inputs[3]] == 0).all()
-    assert (ours[1][(inputs[4] == 0) | ~inputs[3]] == 0).all()
+    assert (ours[0].cpu()[~inputs[3]] == 0).all()
+    assert (ours[1].cpu()[(inputs[4] == 0) | ~inputs[3]] == 0).all()
     hidden, weight, labels, mask, dlogp = inputs
     unmasked = truth(hidden, weight, labels.clamp_min(0), torch.ones_like(mask), dlogp)
     assert (unmasked[2] - truth(*inputs)[2]).abs().max() > 0.1, "ignoring the mask would do"
@@ -114,20 +116,22 @@ def test_padded_vocabulary():
 
 @pytest.mark.parametrize("chunk_tokens", [None, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradient_accumulation_fusion_over_two_micro_batches(dtype, chunk_tokens):
-    weight = make(dtype)[1].requires_grad_()
-    weight.main_grad = torch.full((V, H), 0.25)
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradient_accumulation_fusion_over_two_micro_batches(device, dtype, chunk_tokens):
+    weight = make(dtype)[1].to(device).requires_grad_()
+    weight.main_grad = torch.full((V, H), 0.25, device=device)
     expected = torch.full((V, H), 0.25).double()
     for seed in (0, 1):
         hidden, _, labels, mask, dlogp = make(dtype, seed)
+        expected += truth(hidden, weight.cpu(), labels, mask, dlogp)[2]
+        hidden, labels, mask, dlogp = (x.to(device) for x in (hidden, labels, mask, dlogp))
         options = {"accumulate_main_grad": True, "chunk_tokens": chunk_tokens}
         logp = lm_head_logprob(hidden.requires_grad_(), weight, labels, mask, **options)
         torch.autograd.grad(logp, (hidden, weight), dlogp)
-        expected += truth(hidden, weight, labels, mask, dlogp)[2]
     assert weight.grad_added_to_main_grad
     assert weight.main_grad.dtype == torch.float32
     tolerance = 1e-5 if dtype == torch.float32 else 3e-2
-    assert (weight.main_grad - expected).abs().max() < tolerance * expected.abs().max()
+    assert (weight.main_grad.cpu() - expected).abs().max() < tolerance * expected.abs().max()
 
 
 def test_tied_and_lora_weights_through_autograd():

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 4096
-"""Columns a program holds in registers at a time: 16 fp32 values in each of 8 warps' threads."""
-NUM_WARPS = 8
+"""Columns a program holds in registers at a time: 32 fp32 values in each of 4 warps' threads."""
+NUM_WARPS = 4
 
 
 def row_stats(
@@ -94,20 +94,20 @@ def _row_stats_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     live = tl.load(skip + row) == 0
-    y = tl.load(column + row)
+    y = tl.load(column + row).to(tl.int32)  # comparisons of columns in 64 bits cost 0.2 of the time; offsets need them
     base = logits + row * row_stride
     top = -float("inf")
     rest = 0.0
     for start in range(0, tl.where(live, n, 0), BLOCK):
-        j = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        x = tl.load(base + j * column_stride, mask=(j < n) & (j != y), other=-float("inf")).to(tl.float32)
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(base + j.to(tl.int64) * column_stride, mask=(j < n) & (j != y), other=-float("inf")).to(tl.float32)
         higher = tl.maximum(top, tl.max(x, 0))
         # No finite maximum yet: any shift gives exp(-inf) = 0. A NaN may escape the maximum, but not the sum.
         shift = tl.where(higher == -float("inf"), 0.0, higher)
         rest = rest * tl.exp(top - shift) + tl.sum(tl.exp(x - shift), 0)
         top = higher
     owned = live & (y >= 0)
-    target = tl.load(base + y * column_stride, mask=owned, other=0.0).to(tl.float32)
+    target = tl.load(base + y.to(tl.int64) * column_stride, mask=owned, other=0.0).to(tl.float32)
     out = stats + row * stats_row_stride
     tl.store(out, tl.where(live, top, 0.0))
     tl.store(out + stats_stride, rest)
@@ -131,12 +131,13 @@ def _row_grad_kernel(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    offset = j.to(tl.int64)
     g = tl.load(dlogp + row)
     read = j < tl.where(g == 0, 0, n)
-    x = tl.load(logits + row * row_stride + j * column_stride, mask=read, other=0.0).to(tl.float32)
+    x = tl.load(logits + row * row_stride + offset * column_stride, mask=read, other=0.0).to(tl.float32)
     highest = tl.load(top + row)
     shift = tl.where(highest == -float("inf"), 0.0, highest)
     dx = tl.exp(x - shift) * tl.load(scale + row) * -g
-    dx = tl.where(j == tl.load(column + row), tl.load(target_grad + row), dx)
-    tl.store(grad + row * grad_row_stride + j * grad_column_stride, tl.where(read, dx, 0.0), mask=j < n)
+    dx = tl.where(j == tl.load(column + row).to(tl.int32), tl.load(target_grad + row), dx)
+    tl.store(grad + row * grad_row_stride + offset * grad_column_stride, tl.where(read, dx, 0.0), mask=j < n)
