@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_probsft.ops import native, target_logprob, tiles
-from nemo_probsft.ops.logprob import implementation
+from nemo_probsft.ops.logprob import Shard, implementation
 from tests import reference
 from tests.ranks import run_ranks
 
@@ -140,6 +140,13 @@ def test_out_of_range_label_is_refused(label):
         target_logprob(logits, labels)
     with pytest.raises(ValueError, match=r"label 300 is outside \[0, 300\)"):
         target_logprob(logits, torch.full((6,), 300), vocab_size=300)
+
+
+def test_out_of_range_label_makes_all_of_its_row_nan():
+    """What CUDA relies on, where labels are not checked first."""
+    labels = torch.tensor([7, 301, -5, reference.IGNORE])
+    for found in Shard.of(301, None, None).combine(torch.rand(3, 4), labels, reference.IGNORE):
+        assert found.isnan().tolist() == [False, True, True, False]
 
 
 @pytest.mark.gpu
