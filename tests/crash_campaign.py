@@ -108,6 +108,8 @@ def run_and_kill(recipe: Path, run_dir: Path, moment: str, chance: random.Random
     victim = chance.choice(["launcher", "rank"]) if ranks else "launcher"
     (chance.choice(ranks) if victim == "rank" else process).kill()
     _wait(process, recipe)
+    if process.returncode == 0:
+        return ""
     helpers = [child for child in family if child not in ours]
     _, alive = psutil.wait_procs(ours, timeout=60)
     assert not alive, f"left over after the {victim} was killed: {[child.cmdline() for child in alive]}"
@@ -157,10 +159,16 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 
 def _is_rank(process: psutil.Process) -> bool:
+    """Not what a rank forks, such as Megatron's writers: those look like it, and the run can go on without them."""
     try:
-        return "RANK" in process.environ() and "nemo_probsft" in process.cmdline()
+        parent = process.parent()
+        return _trains(process) and not (parent and _trains(parent))
     except psutil.Error:  # it has just ended
         return False
+
+
+def _trains(process: psutil.Process) -> bool:
+    return "RANK" in process.environ() and "nemo_probsft" in process.cmdline()
 
 
 def campaign(folder: Path, kills: int, num_steps: int, seed: int) -> list[dict]:
