@@ -4,7 +4,7 @@ demo: setup-train setup-eval
 	.venv/train/bin/nemo-probsft demo
 
 continuum: setup-train setup-eval
-	.venv/train/bin/nemo-probsft continuum $(if $(FULL),--full)
+	.venv/train/bin/python -m experiments.continuum $(if $(FULL),--full)
 
 test: setup-train setup-eval
 	.venv/train/bin/python -m pytest
@@ -15,7 +15,7 @@ lint: setup-train
 	.venv/train/bin/mypy
 
 fuzz: setup-train
-	.venv/train/bin/python -m tests.fuzz 10000
+	.venv/train/bin/python -m tests.support.fuzz 10000
 
 setup-train:
 	@requirements/venv.sh train

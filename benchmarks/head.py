@@ -17,8 +17,8 @@ from benchmarks.measure import milliseconds, num_collectives, peak_bytes, relati
 from nemo_probsft.loss import token_loss
 from nemo_probsft.objectives import Objective, parse_objective
 from nemo_probsft.ops import HeadReport, lm_head_logprob
-from tests import reference
-from tests.ranks import run_ranks
+from tests.support import reference
+from tests.support.ranks import run_ranks
 
 SEQUENCE = 512
 

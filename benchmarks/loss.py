@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from benchmarks.measure import milliseconds, num_collectives, peak_bytes, relative_error, report
 from nemo_probsft.ops import target_logprob
-from tests import reference
-from tests.ranks import run_ranks
+from tests.support import reference
+from tests.support.ranks import run_ranks
 
 CHECKED_ROWS = 128
 

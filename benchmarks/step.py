@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from benchmarks.measure import report
-from nemo_probsft import config, demo_data, prepare
+from nemo_probsft import config, demo_data
+from nemo_probsft.run import prepare
 
 STOCK = "NeMo's default loss"
 WARM_UP = 2  # steps of each, in which Megatron's fused loss is compiled
@@ -109,7 +110,7 @@ def _train(recipe: config.Recipe) -> dict[str, list[float]]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0"}
     os.environ |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
-    from nemo_probsft.adapters import nemo
+    from nemo_probsft.adapters.nemo import trainer as nemo
 
     nemo.quiet()
     turns, data = _turns(), nemo.training_data(recipe, prepared)
@@ -135,7 +136,7 @@ def _turns():
     import lightning.pytorch as pl
     from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
-    from nemo_probsft.adapters.megatron import unwrap
+    from nemo_probsft.adapters.megatron.hook import unwrap
 
     class Turns(pl.Callback):
         def on_train_start(self, trainer, pl_module) -> None:

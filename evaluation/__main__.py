@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from evaluation.judge import check_judge, judge
+    from evaluation.alpaca import check_judge, judge
     from evaluation.runner import evaluate, not_evaluated
 
     try:

@@ -7,8 +7,8 @@ which has a memory limit and is replaced when it takes too long; no part of the 
 from dataclasses import dataclass
 from functools import lru_cache
 
-from evaluation.answer_text import extract_answer, is_word, normalize, plain_values, same_number, without_name
-from evaluation.symbolic_worker import SymbolicWorker
+from evaluation.grading.answer_text import extract_answer, is_word, normalize, plain_values, same_number, without_name
+from evaluation.grading.symbolic_worker import SymbolicWorker
 
 _worker = SymbolicWorker()
 

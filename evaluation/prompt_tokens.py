@@ -1,4 +1,4 @@
-"""From a prompt to the ids that the model sees: those of training (nemo_probsft/data.py), with one BOS at most."""
+"""From a prompt to the ids that the model sees: those of training (nemo_probsft.data.tokens), with at most one BOS."""
 
 from typing import Any
 

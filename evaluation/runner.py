@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.judge import write_outputs
+from evaluation.alpaca import write_outputs
 from evaluation.results import COUNTS, Store, fingerprint, summarize, write_json
 
 TASKS_DIR = Path(__file__).parent / "tasks"
@@ -164,7 +164,7 @@ def _loadable(manager, tasks: list[str], run_code: bool, failures: dict[str, str
 def _check_code_may_run(run_code: bool) -> None:
     if not run_code:
         raise ValueError("it runs code that the model wrote; allow that with --run-code")
-    from evaluation.sandbox import check_available
+    from evaluation.grading.sandbox import check_available
 
     check_available()
 

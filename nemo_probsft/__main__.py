@@ -105,14 +105,6 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the paper's continuum on this machine: two tasks, two objectives, vLLM")
     demo.set_defaults(run=_demo)
-
-    continuum = commands.add_parser("continuum", help="the paper's continuum, measured: objectives x tasks x seeds")
-    continuum.add_argument(
-        "--full", action="store_true", help="more alphas, thresholds, noise levels and seeds: a night"
-    )
-    continuum.add_argument("--seed", type=int, action="append", metavar="N", help="these only; repeatable")
-    continuum.add_argument("--task", action="append", metavar="NAME", help="these only, of the full grid; repeatable")
-    continuum.set_defaults(run=_continuum)
     return parser
 
 
@@ -151,7 +143,7 @@ def _add_data_prepare(commands: argparse._SubParsersAction) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     if options.plan:
-        from nemo_probsft.preview import preview
+        from nemo_probsft.plan.show import preview
 
         preview(options.recipe, options.overrides)
         return
@@ -191,7 +183,7 @@ def _of_sweep(options: argparse.Namespace) -> tuple[list[str], int, bool]:
 def _report(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from evaluation.report import write_report
+    from evaluation.report.write import write_report
 
     runs = [Path(run) for run in options.run_dirs]
     results = [path for directory in options.results for path in sorted(Path(directory).rglob("results.json"))]
@@ -203,7 +195,7 @@ def _prepare_data(options: argparse.Namespace) -> int:
     import signal
     from pathlib import Path
 
-    from nemo_probsft.domains.prepare import prepare
+    from nemo_probsft.data.domains.write import prepare
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written goes, as with Ctrl-C
     try:
@@ -231,12 +223,6 @@ def _demo(options: argparse.Namespace) -> None:
     demo()
 
 
-def _continuum(options: argparse.Namespace) -> int:
-    from nemo_probsft.continuum import continuum
-
-    return 0 if continuum(full=options.full, seeds=options.seed, names=options.task) else 1
-
-
 def _convert(arguments: list[str]) -> int:
     from conversion import main as convert
 
@@ -244,13 +230,13 @@ def _convert(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from nemo_probsft.engines import evaluate
+    from nemo_probsft.run.eval_env import evaluate
 
     return evaluate(arguments)
 
 
 def _launch(arguments: list[str]) -> int:
-    from nemo_probsft.submit import launch
+    from nemo_probsft.launch.submit import launch
 
     launch(arguments)
     return 0

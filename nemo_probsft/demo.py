@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_probsft.files import SOURCE_ROOT
+
 ROOT = Path("runs/demo")
-RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "demo"
+RECIPES = SOURCE_ROOT / "recipes" / "demo"
 TASKS = ("strong", "weak")
 OBJECTIVES = ("original", "p")
 SEED = 0
@@ -143,7 +145,7 @@ def command(*arguments: str) -> None:
 def _report() -> None:
     from rich.console import Console
 
-    from evaluation.report import report_table, write_report
+    from evaluation.report.write import report_table, write_report
 
     runs = [ROOT / f"{task}-{objective}" for task in TASKS for objective in OBJECTIVES]
     results = sorted((ROOT / "results").glob("*/*/*/results.json"))

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from nemo_probsft import batches, config, launch, plan, prepare, runlog
+from nemo_probsft import config, files
 from nemo_probsft.config import Recipe
-from nemo_probsft.diagnosis.statistics import CONFIDENT, statistics
+from nemo_probsft.data import order
+from nemo_probsft.diagnosis.measures import CONFIDENT, statistics
 from nemo_probsft.diagnosis.targets import Targets, collected
+from nemo_probsft.run import decisions, log, prepare, ranks
 
 
 def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
@@ -27,25 +29,25 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
     # A diagnosis does not depend on the objective, and must be there before one with a percentile can be resolved.
     work = dataclasses.replace(recipe, run_dir=str(output), objective="original")
-    if launch.inside_ranks():
+    if ranks.inside_ranks():
         _diagnose_rank(recipe, work)
     else:
-        launch.refuse_many_nodes(recipe)
+        ranks.refuse_many_nodes(recipe)
         prepared = _prepare(work)
-        with runlog.Progress(f"diagnose {path}") as waiting:
-            launch.run_ranks(["diagnose", path, *overrides], recipe.trainer.devices, output / "logs", waiting)
+        with log.Progress(f"diagnose {path}") as waiting:
+            ranks.run_ranks(["diagnose", path, *overrides], recipe.trainer.devices, output / "logs", waiting)
         _finish(recipe, prepared, output)
     return output / "diagnose.json"
 
 
 def _diagnose_rank(recipe: Recipe, work: Recipe) -> None:
     """Under a torchrun or srun of the user's, on one node or several, rank 0 also does what the launcher would."""
-    launch.end_with_torchrun()
-    leads = os.environ["RANK"] == "0" and not launch.started_here()
+    ranks.end_with_torchrun()
+    leads = os.environ["RANK"] == "0" and not ranks.started_here()
     if leads:
         _prepare(work)
     prepared = prepare.wait_for(work)
-    from nemo_probsft.adapters import nemo
+    from nemo_probsft.adapters.nemo import trainer as nemo
 
     nemo.collect_logp(work, prepared, Path(work.run_dir) / "logp")
     if leads:
@@ -53,8 +55,8 @@ def _diagnose_rank(recipe: Recipe, work: Recipe) -> None:
 
 
 def _prepare(work: Recipe) -> prepare.Prepared:
-    prepared, decisions = prepare.prepare(work)
-    plan.show(decisions)
+    prepared, found = prepare.prepare(work)
+    decisions.show(found)
     shards = Path(work.run_dir) / "logp"
     shutil.rmtree(shards, ignore_errors=True)
     shards.mkdir()
@@ -70,11 +72,11 @@ def _finish(recipe: Recipe, prepared: prepare.Prepared, output: Path) -> None:
 
 def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> dict[str, Any]:
     """What diagnose.json holds. Every target that `diagnose.max_tokens` leaves was measured, and once."""
-    from nemo_probsft.data import TokenizedDataset
+    from nemo_probsft.data.tokens import TokenizedDataset
     from nemo_probsft.diagnosis import text
 
     dataset = TokenizedDataset.load(Path(prepared.examples))
-    drawn = batches.sample(dataset.num_targets(), recipe.diagnose.max_tokens, recipe.trainer.seed)
+    drawn = order.sample(dataset.num_targets(), recipe.diagnose.max_tokens, recipe.trainer.seed)
     positions = [1 + np.flatnonzero(dataset[example].loss_mask) for example in drawn]
     assert np.array_equal(targets.position, np.concatenate(positions))
     assert np.array_equal(targets.example, np.repeat(drawn, [len(found) for found in positions]))
@@ -88,7 +90,7 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
         "seed": recipe.trainer.seed,
         "model": recipe.model.path,
         "data": recipe.data.train,
-        "versions": plan.versions(),
+        "versions": files.versions(decisions.PACKAGES),
     }
 
 
@@ -96,8 +98,8 @@ def _write(recipe: Recipe, result: dict[str, Any], output: Path) -> None:
     from nemo_probsft.diagnosis import page
 
     target = output / "diagnose.json"
-    runlog.write_atomically(target, json.dumps(result, indent=2) + "\n")
-    runlog.write_atomically(target.with_suffix(".html"), page.render(result))
+    files.write_atomically(target, json.dumps(result, indent=2) + "\n")
+    files.write_atomically(target.with_suffix(".html"), page.render(result))
     print_summary(result, target)
 
 

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_probsft import config, preflight
+from nemo_probsft import config
 from nemo_probsft.config import Recipe
-from nemo_probsft.runlog import write_atomically
+from nemo_probsft.files import write_atomically
+from nemo_probsft.run import preflight
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
 
@@ -129,23 +130,24 @@ def _sweep(planned: Sweep) -> bool:
 
 def show_plan(planned: Sweep) -> None:
     """Cells, steps, time and disk, printed; nothing is written."""
-    from nemo_probsft import plan, preview
-    from nemo_probsft.model_files import Decision
+    from nemo_probsft.plan import show
+    from nemo_probsft.run import decisions
+    from nemo_probsft.run.model_files import Decision
 
     todo = [cell for cell in planned.cells if not cell.done]
     rows = [Decision(cell.name, "done" if cell.done else _state(cell), str(cell.run_dir)) for cell in planned.cells]
-    plan.show(rows, title=f"{len(planned.cells)} cells, {len(todo)} to train")
-    steps, checkpoint, weights = preview.cost(planned.recipe)
+    decisions.show(rows, title=f"{len(planned.cells)} cells, {len(todo)} to train")
+    steps, checkpoint, weights = show.cost(planned.recipe)
     kept = weights if planned.drop_checkpoints else weights + checkpoint
     disk = weights + len(todo) * kept + 2 * planned.jobs * checkpoint
     what = "base once; a cell's export" + (
         ", its checkpoint is dropped" if planned.drop_checkpoints else " and last checkpoint"
     )
-    plan.show(
+    decisions.show(
         [
             Decision("steps", f"{len(todo)} x {steps}", "of the recipe"),
             Decision("time", _time_left(planned, len(todo)), f"{planned.jobs} at a time, training and export"),
-            Decision("disk", f"at most {preview.readable(disk)}", f"{what}; {planned.jobs} while they train"),
+            Decision("disk", f"at most {show.readable(disk)}", f"{what}; {planned.jobs} while they train"),
             Decision("evaluation", " ".join(planned.evaluation), "all cells in one command, after training"),
         ],
         title="In all",
@@ -155,8 +157,8 @@ def show_plan(planned: Sweep) -> None:
 def import_base(recipe: Recipe) -> Path:
     """The NeMo checkpoint that all cells start from, imported if it is not there yet."""
     import conversion
-    from nemo_probsft.checkpoints import is_nemo
-    from nemo_probsft.prepare import local_model
+    from conversion.last_checkpoint import is_nemo
+    from nemo_probsft.run.prepare import local_model
 
     source = local_model(recipe)
     if is_nemo(source):
@@ -249,7 +251,7 @@ def _time_left(planned: Sweep, count: int) -> str:
 
 
 def _state(cell: Cell) -> str:
-    from nemo_probsft.checkpoints import last_checkpoint
+    from conversion.last_checkpoint import last_checkpoint
 
     last = last_checkpoint(cell.run_dir / "checkpoints")
     return "to train" if last is None else f"goes on from {last.name}"
@@ -257,10 +259,10 @@ def _state(cell: Cell) -> str:
 
 def _evaluate(planned: Sweep, trained: Sequence[Cell]) -> dict[str, str]:
     """All cells and the base model in one command. Returns what failed."""
-    from nemo_probsft import engines
+    from nemo_probsft.run import eval_env
 
     models = _models(planned, trained)
-    code = engines.evaluate([*map(str, models), *planned.evaluation, "--output", str(_results(planned))])
+    code = eval_env.evaluate([*map(str, models), *planned.evaluation, "--output", str(_results(planned))])
     return {"evaluation": f"exit code {code}, its own error stands above"} if code else {}
 
 
@@ -276,7 +278,7 @@ def _results(planned: Sweep) -> Path:
 def _report(planned: Sweep, trained: Sequence[Cell]) -> None:
     from rich.console import Console
 
-    from evaluation.report import report_table, write_report
+    from evaluation.report.write import report_table, write_report
     from evaluation.runner import model_stores
 
     stores = model_stores(_models(planned, trained), _results(planned)).values()

@@ -9,31 +9,32 @@ from pathlib import Path
 
 import yaml
 
-from nemo_probsft import config, in_use, launch, plan, prepare, runlog
-from nemo_probsft.checkpoints import last_checkpoint
+from conversion.last_checkpoint import last_checkpoint
+from nemo_probsft import config
 from nemo_probsft.config import Recipe
-from nemo_probsft.prepare import Prepared
+from nemo_probsft.run import audit, decisions, log, prepare, ranks
+from nemo_probsft.run.prepare import Prepared
 
 
 def train(path: str, overrides: Sequence[str] = ()) -> Path:
     """Train a recipe to its end, or go on where it was. Returns the run directory. Raises ValueError for the user."""
     recipe = config.load(path, overrides)
     run_dir = Path(recipe.run_dir)
-    if launch.inside_ranks():
+    if ranks.inside_ranks():
         _train_rank(recipe)
         return run_dir
-    launch.refuse_many_nodes(recipe)
-    prepared, decisions = prepare.prepare(recipe)
-    plan.show(decisions)
+    ranks.refuse_many_nodes(recipe)
+    prepared, found = prepare.prepare(recipe)
+    decisions.show(found)
     if not finished(run_dir, prepared):
-        launch.hold(run_dir).close()
-        with runlog.Progress(f"train {run_dir}", run_dir, prepared.num_steps) as progress:
+        ranks.hold(run_dir).close()
+        with log.Progress(f"train {run_dir}", run_dir, prepared.num_steps) as progress:
             try:
-                launch.run_ranks(["train", path, *overrides], recipe.trainer.devices, run_dir / "logs", progress)
+                ranks.run_ranks(["train", path, *overrides], recipe.trainer.devices, run_dir / "logs", progress)
             except RuntimeError as error:
                 raise RuntimeError(f"{error}; {_where_it_goes_on(run_dir)}") from None
         assert finished(run_dir, prepared), f"the ranks ended without checkpoint {prepared.num_steps} in {run_dir}"
-    in_use.check(run_dir, *config.resolve_objective(recipe))
+    audit.check(run_dir, *config.resolve_objective(recipe))
     if recipe.export.at_end:
         print(f"exported: {export(recipe, prepared)}")
     return run_dir
@@ -49,19 +50,19 @@ def _where_it_goes_on(run_dir: Path) -> str:
 
 
 def _train_rank(recipe: Recipe) -> None:
-    launch.end_with_torchrun()
+    ranks.end_with_torchrun()
     if os.environ["RANK"] == "0" and prepare.already(recipe) is None:  # started by hand under torchrun or srun
-        plan.show(prepare.prepare(recipe)[1])
+        decisions.show(prepare.prepare(recipe)[1])
     prepared = prepare.wait_for(recipe)
     run_dir = Path(recipe.run_dir)
     objective, denominator = config.resolve_objective(recipe)
-    with launch.hold(run_dir) if os.environ["RANK"] == "0" else contextlib.nullcontext():
-        from nemo_probsft.adapters import nemo
+    with ranks.hold(run_dir) if os.environ["RANK"] == "0" else contextlib.nullcontext():
+        from nemo_probsft.adapters.nemo import trainer as nemo
 
         nemo.fit(recipe, prepared, objective, denominator)
         if os.environ["RANK"] == "0":
-            in_use.check(run_dir, objective, denominator)
-            if recipe.export.at_end and not launch.started_here():
+            audit.check(run_dir, objective, denominator)
+            if recipe.export.at_end and not ranks.started_here():
                 print(f"exported: {export(recipe, prepared)}")
 
 

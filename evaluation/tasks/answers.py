@@ -8,7 +8,7 @@ from evaluation.tasks.sets import read_set
 
 
 def documents(docs: list[dict]) -> dict[str, Dataset]:
-    """The test split. Every document has `prompt`, as in training (nemo_probsft/prompts.py), and `answer`."""
+    """The test split. Every document has `prompt`, as in training (nemo_probsft/data/prompts.py), and `answer`."""
     return {"test": Dataset.from_list(docs)}
 
 

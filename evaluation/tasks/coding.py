@@ -2,10 +2,10 @@
 
 from datasets import Dataset
 
-from evaluation.sandbox import passes
+from evaluation.grading.sandbox import passes
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
-from nemo_probsft.prompts import code
+from nemo_probsft.data.prompts import code
 
 ANSWER_START = (
     "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:\n"

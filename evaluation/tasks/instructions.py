@@ -12,5 +12,5 @@ def load_instructions(*, file: str, dataset: str, data_dir: str | None = None, *
 
 
 def unjudged(doc: dict, results: list[list[str]]) -> dict[str, list[float]]:
-    """No score: evaluation/judge.py hands the answers to alpaca_eval."""
+    """No score: evaluation/alpaca.py hands the answers to alpaca_eval."""
     return {"score": []}

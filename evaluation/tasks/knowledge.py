@@ -2,10 +2,10 @@
 
 from datasets import Dataset
 
-from evaluation.choices import explicit_letter
+from evaluation.grading.choices import explicit_letter
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
-from nemo_probsft.prompts import openbookqa
+from nemo_probsft.data.prompts import openbookqa
 
 
 def load_questions(*, file: str, dataset: str, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:

@@ -4,11 +4,11 @@ from collections import Counter
 
 from datasets import Dataset
 
-from evaluation.answer_text import extract_answer, normalize, plain_number
 from evaluation.graders import judge
+from evaluation.grading.answer_text import extract_answer, normalize, plain_number
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
-from nemo_probsft.prompts import boxed
+from nemo_probsft.data.prompts import boxed
 
 
 def load_problems(

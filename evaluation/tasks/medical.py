@@ -5,10 +5,10 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from evaluation.choices import medical_letter
+from evaluation.grading.choices import medical_letter
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
-from nemo_probsft.prompts import boxed, with_options
+from nemo_probsft.data.prompts import boxed, with_options
 
 FIELDS = ["question", "options", "answer_idx"]
 REPOSITORY, ALL_SOURCES = "UCSC-VLAA/m1_eval_data", "m1_eval_data.json"  # m1's own file: source -> rows

@@ -5,7 +5,7 @@ from rapidfuzz.distance import JaroWinkler
 
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
-from nemo_probsft.prompts import figfont
+from nemo_probsft.data.prompts import figfont
 
 
 def load_puzzles(*, file: str, dataset: str, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from evaluation.figures import COLORS, INK, MUTED, PAPER_DOMAINS, STYLE
-from nemo_probsft import region
+from evaluation.report.plots import COLORS, INK, MUTED, PAPER_DOMAINS, STYLE
+from nemo_probsft.diagnosis import region
 
 BARS, TOKENS = "#8fb3d1", "#e4e8ec"
 MEAN = COLORS[1]

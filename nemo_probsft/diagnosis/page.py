@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from nemo_probsft.diagnosis import figures
-from nemo_probsft.diagnosis.statistics import CONFIDENT
+from nemo_probsft.diagnosis.measures import CONFIDENT
 
 SHOWN_SYMBOLS = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
 

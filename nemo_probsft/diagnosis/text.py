@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nemo_probsft.data import TokenizedDataset
-from nemo_probsft.diagnosis.statistics import example_means
+from nemo_probsft.data.tokens import TokenizedDataset
+from nemo_probsft.diagnosis.measures import example_means
 from nemo_probsft.diagnosis.targets import Targets
 
 NUM_SHOWN = 50

@@ -1,0 +1,1 @@
+"""One page from training runs, diagnoses and evaluations."""

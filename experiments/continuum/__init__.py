@@ -1,0 +1,1 @@
+"""The continuum measured: tasks x objectives x seeds on the model of the demo, with the real engines."""

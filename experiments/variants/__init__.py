@@ -1,0 +1,1 @@
+"""Variants of the adaptive objective, in plain torch."""

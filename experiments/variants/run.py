@@ -1,0 +1,222 @@
+"""Variants of the adaptive objective on the demo's tasks, in plain torch: python -m experiments.variants.run run --help
+
+One process trains the demo's 0.6 M model from the same base once per (task, objective, seed, steps), with the optimizer
+of the recipes, and appends a line of JSON with the test items' scores; what has a line is not run again. `page` writes
+docs/variants.md from the lines. A seed draws the data (operands, words, cipher, wrong answers), the test items and the
+order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.variants import page
+from experiments.variants.model import log_probs, pack
+from experiments.variants.objectives import PROMPT_CLASSES, Now, Variant, running, variant
+from experiments.variants.tasks import CONTINUUM, TASKS, Task, pretrain_rows, tokenize
+from nemo_probsft import demo_data
+from nemo_probsft.config import OptimConfig
+from nemo_probsft.data.order import step_indices
+from nemo_probsft.data.tokens import Example
+
+LR = 3e-4
+BASE_STEPS, BASE_LR, BASE_BATCH = 600, 3e-3, 64  # recipes/demo/base.yaml
+OPTIM = OptimConfig()
+WORK = Path("runs/variants")
+LINES = Path("docs/variants.jsonl")
+
+
+def main() -> None:
+    args = _arguments()
+    if args.command == "page":
+        page.write(LINES, Path("docs/variants.md"))
+        return
+    torch.set_num_threads(1)
+    tokenizer, base = load_base(WORK)
+    for seed in args.seeds:
+        for objective in args.objectives:
+            for name in args.tasks:
+                cell = {"task": name, "objective": objective, "seed": seed, "steps": args.steps}
+                if not _is_done(args.lines, cell):
+                    line = cell | run(base, tokenizer, TASKS[name], variant(objective), seed, args.steps)
+                    append(args.lines, line | _provenance())
+                    print(
+                        name,
+                        objective,
+                        seed,
+                        *(f"{k} {line[k]:.3f}" for k in ("greedy", "sampled", "seconds")),
+                        flush=True,
+                    )
+
+
+def append(lines: Path, line: dict[str, Any]) -> None:
+    """Add a line, over one that a kill cut off."""
+    done = lines.read_bytes() if lines.exists() else b""
+    with lines.open("r+b" if done else "wb") as file:
+        file.seek(done.rfind(b"\n") + 1)
+        file.truncate()
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, steps: int) -> dict[str, Any]:
+    """Fine-tune a copy of `base` and score it on the clean test rows.
+
+    `greedy` is the share of test rows that greedy decoding answers exactly, `sampled` the expected share at temperature
+    1, which is the mean probability of the right answer with its end token: exact, nothing is drawn.
+    """
+    began = time.perf_counter()
+    train, test = (tokenize(tokenizer, rows) for rows in task.rows(seed))
+    model = copy.deepcopy(base)
+    history = fine_tune(model, train, objective, task.batch_size, seed, steps, LR)
+    greedy, sampled = scores(model, test)
+    return {
+        "greedy": sum(greedy) / len(greedy),
+        "sampled": sum(sampled) / len(sampled),
+        "first_p": history[0],
+        "last_p": sum(history[-10:]) / len(history[-10:]),
+        "items": {"greedy": "".join(map(str, greedy)), "sampled": [round(p, 3) for p in sampled]},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def fine_tune(
+    model: Any, train: Sequence[Example], objective: Variant, batch_size: int, seed: int, steps: int, lr: float
+) -> list[float]:
+    """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch."""
+    base = copy.deepcopy(model) if getattr(objective, "needs_base", False) else None
+    optimizer = _optimizer(model)
+    so_far = running(objective, model.config.vocab_size)
+    if getattr(objective, "needs_prompts", False):
+        prompt_class = prompt_classes(model, train)
+    else:
+        prompt_class = torch.zeros(len(train), dtype=torch.int64)
+    history = []
+    for step in range(steps):
+        chosen = torch.tensor(step_indices(len(train), batch_size, seed, step))
+        batch = pack([train[i] for i in chosen])
+        every = log_probs(model, batch)
+        with torch.no_grad():
+            base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
+        logp = every.gather(1, batch.labels[:, None])[:, 0]
+        classes = prompt_class[chosen][batch.example]
+        fraction = step / max(1, steps - 1)
+        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, so_far, fraction)
+        objective.value(now).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * _lr_factor(step, steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        so_far.add(now)
+        history.append(float(now.p.mean()))
+    return history
+
+
+@torch.no_grad()
+def prompt_classes(base: Any, train: Sequence[Example], chunk: int = 500) -> Tensor:
+    """[examples] int64: which of PROMPT_CLASSES equally frequent classes, by the mean log p of the prompt's tokens."""
+    prompts = [Example(ids, 1 - mask) for ids, mask in train]
+    for ids, mask in prompts:
+        mask[len(ids) - 1] = 0  # no token after the last one
+    means = []
+    for i in range(0, len(prompts), chunk):
+        batch = pack(prompts[i : i + chunk])
+        logp = log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
+        totals = torch.zeros(int(batch.example.max()) + 1).index_add(0, batch.example, logp)
+        means.append(totals / torch.bincount(batch.example))
+    mean = torch.cat(means)
+    bounds = torch.quantile(mean, torch.arange(1, PROMPT_CLASSES) / PROMPT_CLASSES)
+    return torch.bucketize(mean, bounds)
+
+
+@torch.no_grad()
+def scores(model: Any, test: Sequence[Example]) -> tuple[list[int], list[float]]:
+    """Of each row: 1 if greedy decoding gives the answer and its end, else 0; and the answer's probability.
+
+    Greedy decoding gives the answer exactly when every token of it is the likeliest after the ones before.
+    """
+    batch = pack(test)
+    every = log_probs(model, batch)
+    logp = every.gather(1, batch.labels[:, None])[:, 0]
+    wrong = torch.zeros(len(test)).index_add(0, batch.example, (every.argmax(-1) != batch.labels).float())
+    total = torch.zeros(len(test)).index_add(0, batch.example, logp)
+    return (wrong == 0).int().tolist(), total.exp().tolist()
+
+
+def load_base(directory: Path) -> tuple[Any, Any]:
+    """(tokenizer, model) of recipes/demo/base.yaml, trained here in plain torch where it is not there yet."""
+    from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+    random_base, trained = directory / "random_base", directory / "base"
+    if not trained.is_dir():
+        demo_data.write_tokenizer(random_base)
+        demo_data.write_random_base(random_base, 0)
+        model = Qwen2ForCausalLM.from_pretrained(random_base)
+        tokenizer = AutoTokenizer.from_pretrained(random_base)
+        rows = tokenize(tokenizer, pretrain_rows())
+        fine_tune(model, rows, variant("original"), BASE_BATCH, 0, BASE_STEPS, BASE_LR)
+        partial = directory / "base.partial"
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(trained)
+    return AutoTokenizer.from_pretrained(trained), Qwen2ForCausalLM.from_pretrained(trained)
+
+
+def _optimizer(model: Any) -> torch.optim.Optimizer:
+    """AdamW as Megatron sets it up: no weight decay on biases and norms."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=OPTIM.betas, eps=OPTIM.eps, weight_decay=OPTIM.weight_decay, fused=True)
+
+
+def _lr_factor(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    warmup = round(OPTIM.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def _is_done(lines: Path, cell: dict[str, Any]) -> bool:
+    return any(cell.items() <= line.items() for line in page.read(lines))
+
+
+def _provenance() -> dict[str, str]:
+    import transformers
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="train and score the cells that have no line yet")
+    names = [task.name for task in CONTINUUM]
+    runs.add_argument("--tasks", type=lambda text: text.split(","), default=names, help=f"of {', '.join(TASKS)}")
+    runs.add_argument(
+        "--objectives", type=lambda text: text.split(","), required=True, help="keys of recipes or of VARIANTS"
+    )
+    runs.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
+    runs.add_argument("--steps", type=int, default=500)
+    runs.add_argument("--lines", type=Path, default=LINES)
+    commands.add_parser("page", help="write docs/variants.md from the lines")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

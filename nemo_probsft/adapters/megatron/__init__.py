@@ -1,0 +1,1 @@
+"""What every engine on Megatron-Core shares: the hook on the model, the head, the step, settings, CPU patches."""

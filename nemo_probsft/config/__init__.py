@@ -1,0 +1,37 @@
+"""The recipe: its schema, how it is read, and what is refused before anything else is looked at."""
+
+from nemo_probsft.config.recipe import (
+    MAX_INT32,
+    DataConfig,
+    HeadConfig,
+    KeepConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    ParallelConfig,
+    PeftConfig,
+    Recipe,
+    ScheduleConfig,
+    WandbConfig,
+    dump,
+    load,
+    resolve_objective,
+)
+
+__all__ = [
+    "MAX_INT32",
+    "DataConfig",
+    "HeadConfig",
+    "KeepConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "PeftConfig",
+    "Recipe",
+    "ScheduleConfig",
+    "WandbConfig",
+    "dump",
+    "load",
+    "resolve_objective",
+]

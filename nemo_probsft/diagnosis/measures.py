@@ -1,0 +1,110 @@
+"""Facts about the base model's log p of the targets: of all, by position in the answer, and by example.
+
+Source: arXiv 2510.00526, Eq. 5 (token-level mean of p over all targets), Table 6 (fraction above 0.55), Fig. 5
+(percentiles).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nemo_probsft.diagnosis import region
+from nemo_probsft.diagnosis.targets import Targets
+
+PERCENTILES = (5, *range(10, 100, 10))
+CONFIDENT = 0.55  # the paper's threshold of a token that the base model knows
+NUM_BINS = 50
+SINGLE_POSITIONS = 8  # of an answer, each by itself; behind them a bin is twice as long as the one before it
+
+
+def statistics(targets: Targets) -> dict[str, Any]:
+    """What diagnose.json says in numbers; every mean is over tokens, p in fp64, nll in nats."""
+    p, example = targets.p, targets.example
+    counts, edges = np.histogram(p, bins=NUM_BINS, range=(0.0, 1.0))
+    place = region.region(float(p.mean()))
+    candidates = region.shortlist(place["name"])
+    keys = [entry["objective"] for entry in candidates]
+    return {
+        "num_tokens": int(p.size),
+        "num_examples": len(np.unique(example)),
+        "mean_p": float(p.mean()),
+        "interval_95": interval(p, example),
+        "mean_nll": float(-targets.logp.astype(np.float64).mean()),
+        f"fraction_above_{CONFIDENT}": float((p > CONFIDENT).mean()),
+        f"fraction_above_{CONFIDENT}_interval_95": interval(p > CONFIDENT, example),
+        "percentiles": {str(q): float(np.percentile(p, q)) for q in PERCENTILES},
+        "percentiles_1_minus_p": percentiles_1_minus_p(targets.logp),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "region": place,
+        "shortlist": candidates,
+        "gradient_weight": region.gradient_weights(targets.logp, targets.label, keys),
+        "by_position": by_position(targets),
+        "by_example": by_example(targets),
+    }
+
+
+def interval(values: np.ndarray, example: np.ndarray) -> list[float] | None:
+    """95 % of the token mean [T], where the tokens of an example [T] are not independent; None of a single example.
+
+    The mean is the ratio of the examples' sums to their counts; its variance is that of the residuals of the sums.
+    """
+    _, index = np.unique(example, return_inverse=True)
+    counts = np.bincount(index)
+    if len(counts) < 2:
+        return None
+    mean = float(values.mean())
+    residuals = np.bincount(index, weights=values) - mean * counts
+    variance = len(counts) / (len(counts) - 1) * float((residuals**2).sum()) / values.size**2
+    half = 1.96 * variance**0.5
+    return [max(0.0, mean - half), min(1.0, mean + half)]
+
+
+def percentiles_1_minus_p(logp: np.ndarray) -> dict[str, float]:
+    """1 - p at the percentiles of p, from log p fp32 [T]: where p is near 1 its own digits do not show it."""
+    return {str(q): float(np.percentile(-np.expm1(logp.astype(np.float64)), 100 - q)) for q in PERCENTILES}
+
+
+def by_position(targets: Targets) -> list[dict[str, Any]]:
+    """Mean p of the tokens at places `first` to `last` of an answer, which count from 1 in each answer."""
+    p, nll, place = targets.p, -targets.logp.astype(np.float64), targets.place_in_answer()
+    longest, found = int(place.max()), []
+    for first, last in _position_bins(longest):
+        inside = (place >= first) & (place <= last)
+        found.append(
+            {
+                "first": first,
+                "last": min(last, longest),
+                "num_tokens": int(inside.sum()),
+                "mean_p": float(p[inside].mean()),
+                "interval_95": interval(p[inside], targets.example[inside]),
+                "mean_nll": float(nll[inside].mean()),
+            }
+        )
+    return found
+
+
+def _position_bins(longest: int) -> list[tuple[int, int]]:
+    bins = [(place, place) for place in range(1, min(longest, SINGLE_POSITIONS) + 1)]
+    while bins[-1][1] < longest:
+        last = bins[-1][1]
+        bins.append((last + 1, 2 * last))
+    return bins
+
+
+def by_example(targets: Targets) -> dict[str, Any]:
+    """How the examples' mean nll is spread: percentiles and a histogram."""
+    _, nll, _ = example_means(targets)
+    counts, edges = np.histogram(nll, bins=NUM_BINS)
+    return {
+        "mean_nll_percentiles": {str(q): float(np.percentile(nll, q)) for q in PERCENTILES},
+        "mean_nll_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def example_means(targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """([n] int64, [n], [n] fp64): examples in the order of the file, mean nll and mean p of their targets."""
+    examples, index, counts = np.unique(targets.example, return_inverse=True, return_counts=True)
+    nll = np.bincount(index, weights=-targets.logp.astype(np.float64)) / counts
+    return examples, nll, np.bincount(index, weights=targets.p) / counts

@@ -1,0 +1,1 @@
+"""`nemo-probsft launch`: submission to a scheduler through NeMo-Run."""

@@ -1,0 +1,1 @@
+"""`train --plan`: what a rank would hold, computed from shapes alone."""

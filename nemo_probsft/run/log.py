@@ -1,0 +1,122 @@
+"""What a run leaves behind: run.yaml, metrics.jsonl, TensorBoard and, when configured, W&B."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_probsft.files import write_atomically
+
+
+class RunLog:
+    """Appends one JSON object a step to `metrics.jsonl` and the same numbers to TensorBoard and W&B.
+
+    Opened at `start_step`, it drops what an interrupted run wrote beyond the checkpoint it resumes from: no step stands
+    twice.
+    """
+
+    def __init__(self, run_dir: Path, start_step: int, wandb: Mapping[str, Any] | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = run_dir / "metrics.jsonl"
+        keep = [row for row in read_metrics(run_dir) if row["step"] <= start_step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in keep))
+        self.file = self.path.open("a", encoding="utf-8")
+        self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        self.wandb = _wandb_run(run_dir, wandb)
+
+    def write(self, row: Mapping[str, float | int]) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self.tensorboard.add_scalar(name, value, row["step"])
+        if self.wandb is not None:
+            self.wandb.log(dict(row), step=row["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _wandb_run(run_dir: Path, settings: Mapping[str, Any] | None) -> Any:
+    if not settings:
+        return None
+    import wandb
+
+    return wandb.init(dir=str(run_dir), resume="allow", **settings)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The complete rows of metrics.jsonl; a last line cut off by a crash is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def last_row(run_dir: Path) -> dict[str, Any] | None:
+    """The last complete row of metrics.jsonl, read from its end."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 16_384))
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else None
+
+
+class Progress:
+    """Called while ranks run: a bar with the step, the last metrics and the time that is left, read from metrics.jsonl.
+
+    Where the output is no terminal it prints a line every half minute instead.
+    """
+
+    def __init__(self, title: str, run_dir: Path | None = None, num_steps: int | None = None) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.run_dir, self.title, self.num_steps = run_dir, title, num_steps
+        self.shown = last_row(run_dir) if run_dir else None
+        counts = [MofNCompleteColumn()] if num_steps else []
+        left = [TextColumn("left"), TimeRemainingColumn()] if num_steps else []
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            *counts,
+            TimeElapsedColumn(),
+            *left,
+            TextColumn("{task.fields[note]}"),
+        )
+        self.task = self.bar.add_task(title, total=num_steps, note="starting")
+        self.printed = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self) -> None:
+        row = last_row(self.run_dir) if self.run_dir else None
+        if row is None or row == self.shown:
+            return
+        self.shown = row
+        note = f"objective {row['objective']:.4f}  nll {row['nll']:.4f}  p {row['p']:.3f}"
+        self.bar.update(self.task, completed=row["step"], note=note)
+        if not self.bar.console.is_terminal and time.monotonic() - self.printed > 30:
+            self.printed = time.monotonic()
+            self.bar.console.print(f"{self.title}: step {row['step']} of {self.num_steps}  {note}", markup=False)

@@ -1,0 +1,196 @@
+"""What is checked before a process group starts: the files that a recipe names, its layout against the model's shape.
+
+Runs in the process that starts the ranks. Imports no framework, except torch to count the GPUs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nemo_probsft.config import Recipe, dump, resolve_objective, strictyaml
+from nemo_probsft.data.rows import FORMATS, HUB_NAME
+from nemo_probsft.run.model_files import Decision, check_model
+
+# Keys that do not change what is learnt: a run may be continued with others.
+LAYOUT = (
+    *("parallel", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.recompute"),
+    *("head.skip_rows", "head.chunk_tokens"),
+)
+REPORTING = ("checkpoint", "log", "export", "diagnose")
+
+
+def check(recipe: Recipe, here: bool = True) -> list[Decision]:
+    """Refuse what cannot start. Raises ValueError in one line that names key, value, file and remedy.
+
+    here: False for a run on other machines that share the files; this one's GPUs and packages say nothing about them.
+    """
+    if here:
+        _refuse_missing_packages(recipe)
+        _refuse_missing_gpus(recipe)
+    return [decision for part in parts() for decision in part(recipe)]
+
+
+def parts() -> list[Callable[[Recipe], list[Decision]]]:
+    """The checks of `check` that hold on any machine, one by one: `train --plan` goes on after one that fails."""
+    return [_objective, _head, _peft, _layout, check_model, _data, _run_dir]
+
+
+def _refuse_missing_packages(recipe: Recipe) -> None:
+    cp = recipe.parallel.context_parallel_size
+    if cp > 1 and importlib.util.find_spec("transformer_engine") is None:
+        problem = f"{cp} needs the attention of Transformer Engine, which is not installed; install it or use 1"
+        raise recipe.error("parallel.context_parallel_size", problem)
+    if recipe.log.wandb is not None and importlib.util.find_spec("wandb") is None:
+        project = strictyaml.show(recipe.log.wandb.project)
+        raise recipe.error("log.wandb", f"project {project} needs the package wandb; install it, or remove the key")
+
+
+def _objective(recipe: Recipe) -> list[Decision]:
+    objective, denominator = resolve_objective(recipe)
+    reasons = {
+        "target": "divided by all supervised tokens of the global batch",
+        "kept": "divided by the tokens of the global batch that pass the threshold",
+    }
+    decisions = [Decision("objective", objective.key, f"f(p) = {objective.formula}, {reasons[denominator]}")]
+    keep = None if isinstance(recipe.objective, str) else recipe.objective.keep
+    if keep is not None and keep.diagnosis is not None:
+        made_for = json.loads(Path(keep.diagnosis).read_text(encoding="utf-8"))
+        source = f"{keep.diagnosis} of model {made_for.get('model')} on {made_for.get('data')}"
+        for bound, p in (("min", objective.min_p), ("max", objective.max_p)):
+            if (percentile := getattr(keep, f"{bound}_percentile")) is not None:
+                value = f"{percentile:g} is p = {p:g}"
+                decisions.append(Decision(f"objective.keep.{bound}_percentile", value, f"by {source}"))
+    return decisions
+
+
+def _head(recipe: Recipe) -> list[Decision]:
+    head = recipe.head
+    if not head.skip_rows:
+        return [Decision("head", "every row", "head.skip_rows is false")]
+    value = "only rows with a loss; backward, only rows with a gradient"
+    reason = "exact: what is skipped is zero"
+    if head.skip_below:
+        value += f" above the smallest {head.skip_below:g} of all weight"
+        reason = "NOT exact: head.skip_below asks for it; the share left out is logged as skipped_weight"
+    if head.chunk_tokens:
+        value += f"; logits of {head.chunk_tokens} tokens at a time, made again in the backward pass"
+    return [Decision("head", value, reason)]
+
+
+def _peft(recipe: Recipe) -> list[Decision]:
+    if recipe.peft is None:
+        return []
+    value = f"LoRA of rank {recipe.peft.dim}, alpha {recipe.peft.alpha}"
+    return [Decision("peft", value, "on the linear layers of attention and MLP; everything else is frozen")]
+
+
+def _layout(recipe: Recipe) -> list[Decision]:
+    tp, pp, cp = recipe.model_parallel_sizes
+    trainer, data, dp = recipe.trainer, recipe.data, recipe.data_parallel_size
+    return [
+        Decision(
+            "parallel",
+            f"tensor {tp} x pipeline {pp} x context {cp} x data {dp}",
+            f"{trainer.devices} devices on each of {trainer.num_nodes} node(s)",
+        ),
+        Decision(
+            "data.global_batch_size",
+            str(data.global_batch_size),
+            f"micro-batch {data.micro_batch_size} x data-parallel {dp} x {recipe.num_micro_batches} micro-batches",
+        ),
+    ]
+
+
+def _refuse_missing_gpus(recipe: Recipe) -> None:
+    import torch
+
+    if torch.cuda.is_available() and recipe.trainer.devices > torch.cuda.device_count():
+        problem = (
+            f"{recipe.trainer.devices} is more than the {torch.cuda.device_count()} GPUs of this machine; lower it"
+        )
+        raise recipe.error("trainer.devices", problem)
+
+
+def _data(recipe: Recipe) -> list[Decision]:
+    name, path = recipe.data.train, Path(recipe.data.train)
+    if path.is_file():
+        return [_data_file(recipe, path)]
+    if path.is_dir():
+        if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
+            problem = f"{name} is a directory without a saved data set; name a {' or '.join(FORMATS)} file in it"
+            raise recipe.error("data.train", problem)
+        return [Decision("data.train", name, "data set written by datasets.save_to_disk")]
+    if path.suffix in FORMATS or not HUB_NAME.fullmatch(name) or Path(path.parts[0]).exists():
+        problem = f"{name} does not exist; name a {' or '.join(FORMATS)} file or a Hugging Face data set"
+        raise recipe.error("data.train", problem)
+    return [Decision("data.train", name, f"no such file, so split {recipe.data.split} of that Hugging Face data set")]
+
+
+def _data_file(recipe: Recipe, path: Path) -> Decision:
+    size = path.stat().st_size
+    if path.suffix not in FORMATS:
+        raise recipe.error("data.train", f"{path} has ending {path.suffix!r}; use a {' or '.join(FORMATS)} file")
+    if size == 0:
+        raise recipe.error("data.train", f"{path} is empty; give it at least one row")
+    if not os.access(path, os.R_OK):
+        raise recipe.error("data.train", f"{path} cannot be read; change its permissions")
+    if recipe.data.split != "train":
+        problem = f"{recipe.data.split} has no effect, data.train {path} is a file; remove it"
+        raise recipe.error("data.split", problem, "data.train")
+    return Decision("data.train", str(path), f"file of {size} bytes")
+
+
+def _run_dir(recipe: Recipe) -> list[Decision]:
+    path = Path(recipe.run_dir)
+    if resumable(path, recipe):
+        return [Decision("run_dir", str(path), "holds this run already: continues it")]
+    upwards = [path, *path.absolute().parents]
+    if dangling := next((parent for parent in upwards if parent.is_symlink() and not parent.exists()), None):
+        raise recipe.error("run_dir", f"{path}: {dangling} is a link to nothing; name another")
+    existing = next(parent for parent in upwards if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise recipe.error("run_dir", f"{path}: {existing} is not a writable directory; name another")
+    return [Decision("run_dir", str(path), "new run")]
+
+
+NO_RUN_YET = ("diagnose", "base", "sweep.log")  # what a diagnosis or a sweep leaves where no run was started
+
+
+def resumable(run_dir: str | Path, recipe: Recipe) -> bool:
+    """True when `run_dir` holds a run of this recipe, False when it holds nothing. Layout and reporting may differ.
+
+    Raises ValueError when it holds anything else: a run directory is never overwritten.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir() or all(child.name in NO_RUN_YET for child in run_dir.iterdir()):
+        return False
+    source = run_dir / "run.yaml"
+    remedy = "choose another, for example run_dir=" + str(run_dir) + "-2"
+    try:
+        saved = strictyaml.plain(strictyaml.parse(source.read_text(encoding="utf-8"), str))["recipe"]
+        then = _flat(saved)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise recipe.error("run_dir", f"{run_dir} is not empty and holds no readable run.yaml; {remedy}") from None
+    now = _flat(dump(recipe))
+    free = (*LAYOUT, *REPORTING, "run_dir")
+    changed = [
+        key
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
+    if changed:
+        difference = f"{changed[0]} {then.get(changed[0])} there, {now.get(changed[0])} here"
+        raise recipe.error("run_dir", f"{run_dir} holds another run ({difference}); {remedy}", changed[0])
+    return True
+
+
+def _flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

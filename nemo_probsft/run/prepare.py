@@ -1,0 +1,255 @@
+"""What is done once, before any rank starts: check, tokenise, import the weights, write down what the ranks need."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.last_checkpoint import is_nemo, last_checkpoint
+from nemo_probsft import config
+from nemo_probsft.config import Recipe, strictyaml
+from nemo_probsft.data import order, tokens
+from nemo_probsft.files import write_atomically
+from nemo_probsft.run import decisions, model_files, preflight
+from nemo_probsft.run.model_files import Decision
+
+PREPARED = "prepared.json"
+RUN = "run.yaml"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Facts every rank needs; paths are strings, so that it is one JSON object."""
+
+    fingerprint: str  # of the recipe it was prepared for
+    base: str  # NeMo checkpoint to start from
+    hf: str  # Hugging Face files without weights: config, tokenizer, generation settings
+    examples: str  # tokenised training set
+    vocab_size: int  # without padding
+    pad_id: int
+    num_examples: int
+    num_target_tokens: int
+    num_steps: int
+
+
+def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
+    """Fill the run directory with what the ranks need, and say what was decided and why.
+
+    What is new in the run directory is removed again when something fails. Raises ValueError for the user.
+    """
+    checked = preflight.check(recipe)
+    run_dir = Path(recipe.run_dir)
+    missing = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    before = set() if missing else set(run_dir.iterdir())
+    try:
+        prepared, found = _fill(recipe, run_dir)
+    except BaseException:
+        _remove_new(run_dir, before, missing)
+        raise
+    return prepared, checked + found
+
+
+def _remove_new(run_dir: Path, before: set[Path], missing: list[Path]) -> None:
+    """Leave `run_dir` with what was in it `before`, and none of the `missing` directories that nobody else uses."""
+    for path in set(run_dir.iterdir()) - before if run_dir.exists() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for directory in missing:
+        if directory.exists() and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
+    import conversion
+
+    source = local_model(recipe).absolute()
+    hf = hugging_face_files(source)
+    settings = json.loads((hf / "config.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(recipe, hf)
+    tokens.check_tokenizer(tokenizer, settings["vocab_size"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_run_yaml(recipe, source, run_dir / RUN)
+    examples = tokens.prepare(
+        recipe.data.train,
+        tokenizer,
+        run_dir / "data",
+        max_length=recipe.data.max_length,
+        split=recipe.data.split,
+        prompt_key=recipe.data.prompt_key,
+        response_key=recipe.data.response_key,
+        long_prompts=recipe.data.long_prompts,
+    )
+    dataset = tokens.TokenizedDataset.load(examples)
+    tokens.check_ids(dataset, settings["vocab_size"])
+    _refuse_other_data(recipe, dataset, examples, run_dir)
+    if len(dataset) < recipe.data.global_batch_size:
+        size, found = recipe.data.global_batch_size, f"the {len(dataset)} examples of {recipe.data.train}"
+        raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
+    per_epoch = order.steps_per_epoch(len(dataset), recipe.data.global_batch_size)
+    num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
+    if num_steps > config.MAX_INT32:
+        problem = f"{recipe.trainer.epochs} of {per_epoch} steps each are more than 2**31 - 1 steps; lower it"
+        raise recipe.error("trainer.epochs", problem)
+    base = source if is_nemo(source) else run_dir / "base"
+    if not is_nemo(base):
+        conversion.import_hf(source, base, progress=True)
+    hf = _with_chat_template(recipe, hf, base)
+    prepared = Prepared(
+        fingerprint=_fingerprint(recipe),
+        base=str(base),
+        hf=str(hf),
+        examples=str(examples),
+        vocab_size=settings["vocab_size"],
+        pad_id=tokens.padding_id(tokenizer),
+        num_examples=len(dataset),
+        num_target_tokens=dataset.summary.num_target_tokens,
+        num_steps=num_steps,
+    )
+    write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
+    return prepared, _found(recipe, prepared, dataset, tokenizer, per_epoch)
+
+
+def _refuse_other_data(recipe: Recipe, dataset: tokens.TokenizedDataset, examples: Path, run_dir: Path) -> None:
+    """A run that has been trained already goes on with the tokens it was trained on, or not at all."""
+    if last_checkpoint(run_dir / "checkpoints") is None or not (run_dir / PREPARED).exists():
+        return
+    started = json.loads((run_dir / PREPARED).read_text(encoding="utf-8"))["examples"]
+    directory = run_dir / "data" / Path(started).name
+    if directory == examples or not directory.exists():
+        return
+    then = tokens.map_arrays(directory)
+    if not all(np.array_equal(then[name], getattr(dataset, name)) for name in tokens.TOKENS):
+        problem = (
+            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started "
+            f"({len(then['input_ids'])} tokens in {len(then['offsets']) - 1} examples then, "
+            f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, "
+            f"for example run_dir={run_dir}-2"
+        )
+        shutil.rmtree(examples)
+        raise recipe.error("data.train", problem)
+
+
+def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per_epoch: int) -> list[Decision]:
+    counts = dataset.summary
+    size = f"{counts.num_examples} examples, {counts.num_tokens} tokens, {counts.num_target_tokens} of them targets"
+    cut = f"{counts.num_truncated} truncated to {recipe.data.max_length} tokens, {counts.num_skipped} skipped"
+    has_template = tokenizer.chat_template is not None
+    form = "the tokenizer's chat template" if has_template else "no chat template: prompt + response + end token"
+    dropped = counts.num_examples - per_epoch * recipe.data.global_batch_size
+    found = [
+        _engine(),
+        Decision("data", f"{size}; {cut}", form),
+        Decision("example", tokens.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
+        Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
+        Decision("trainer.precision", recipe.trainer.precision, "log p, f(p), gradient sums and Adam's state are fp32"),
+    ]
+    last = last_checkpoint(Path(recipe.run_dir) / "checkpoints")
+    if last is not None:
+        found.append(Decision("start", str(last), "the last complete checkpoint of this run"))
+    return found
+
+
+def _engine() -> Decision:
+    import torch
+
+    if torch.cuda.is_available():
+        return Decision("device", torch.cuda.get_device_name(), "CUDA: NCCL, and the stock packages without a patch")
+    return Decision("device", "CPU", "no CUDA: gloo, and the patches that adapters/cpu.py lists")
+
+
+def wait_for(recipe: Recipe, seconds: float = 3600) -> Prepared:
+    """What rank 0 or the process that started the ranks prepared; other nodes see it through the run directory."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        prepared = already(recipe)
+        if prepared is not None:
+            return prepared
+        time.sleep(0.2)
+    path = Path(recipe.run_dir) / PREPARED
+    raise ValueError(
+        f"{path} was not written within {seconds:.0f} s; put run_dir on a file system that every node shares"
+    )
+
+
+def already(recipe: Recipe) -> Prepared | None:
+    """What an earlier `prepare` of this very recipe wrote, if it came to its end."""
+    path = Path(recipe.run_dir) / PREPARED
+    if not path.exists():
+        return None
+    prepared = Prepared(**json.loads(path.read_text(encoding="utf-8")))
+    return prepared if prepared.fingerprint == _fingerprint(recipe) else None
+
+
+def local_model(recipe: Recipe) -> Path:
+    """The model's directory; a hub name is downloaded first, without weights in formats that can run code."""
+    path = Path(recipe.model.path)
+    if path.is_dir():
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
+        ) from error
+    model_files.check_model_directory(recipe, downloaded)
+    return downloaded
+
+
+def hugging_face_files(source: Path) -> Path:
+    """Where config.json and the tokenizer of a model are; a NeMo checkpoint carries them in its context."""
+    if not is_nemo(source):
+        return source
+    from conversion.checkpoint import model_files_directory
+
+    return model_files_directory(source, None)
+
+
+def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
+    """That of a model's files, with the recipe's chat template."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
+        tokenizer("whether it works shows when it is used")
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"
+        raise recipe.error("model.path", problem) from error
+    if recipe.data.chat_template is not None:
+        tokenizer.chat_template = recipe.data.chat_template
+    return tokenizer
+
+
+def _with_chat_template(recipe: Recipe, hf: Path, base: Path) -> Path:
+    """The model's files with the recipe's template: an exported model must be asked in the form it was trained in."""
+    if recipe.data.chat_template is None:
+        return hf
+    from conversion.convert import copy_model_files
+
+    run_dir = Path(recipe.run_dir)
+    files = base / "hf" if base.parent == run_dir else run_dir / "hf"  # checkpoints copy those of an imported base
+    files.mkdir(exist_ok=True)
+    copy_model_files(hf, files)
+    (files / "chat_template.jinja").write_text(recipe.data.chat_template, encoding="utf-8")
+    return files
+
+
+def _write_run_yaml(recipe: Recipe, source: Path, target: Path) -> None:
+    if not target.exists():
+        write_atomically(target, strictyaml.dump(decisions.run_yaml(recipe, source)))
+
+
+def _fingerprint(recipe: Recipe) -> str:
+    return hashlib.sha256(json.dumps(config.dump(recipe), sort_keys=True).encode()).hexdigest()

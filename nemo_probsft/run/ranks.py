@@ -1,0 +1,138 @@
+"""Starting the ranks of one node with torchrun, with their output in files and a display in the process that waits."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from nemo_probsft.config import Recipe
+from nemo_probsft.files import SOURCE_ROOT
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TORCHRUN_PID = "NEMO_PROBSFT_TORCHRUN_PID"  # set where our own launcher started torchrun
+LOG_BYTES = 1_000_000  # more than the exceptions of all ranks need
+OUT_OF_SPACE = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
+
+
+def inside_ranks() -> bool:
+    """True under torchrun or srun: this process is a rank and must not start others."""
+    return "RANK" in os.environ
+
+
+def started_here() -> bool:
+    """True for a rank that our own launcher started, not a torchrun or srun of the user's."""
+    return TORCHRUN_PID in os.environ
+
+
+def end_with_torchrun() -> None:
+    """What a rank calls first: end when torchrun ends.
+
+    torchrun gives every rank a session of its own: after a `kill -9` of what started them they would go on, and write
+    into the run directory beside the run that continues it.
+    """
+    parent = os.environ.get(TORCHRUN_PID)
+    end_with_parent(None if parent is None else int(parent))
+
+
+def end_with_parent(parent: int | None) -> None:
+    """Ask Linux to kill this process when its parent is gone; end at once if the `parent` meant has gone before."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
+    if parent is not None and os.getppid() != parent:
+        sys.exit(f"the process {parent} that started this one has ended")
+
+
+def hold(run_dir: Path) -> IO[str]:
+    """Keep every other process out of the run directory until this one ends, or the file is closed.
+
+    Raises ValueError when one is at work there.
+    """
+    file = (run_dir / "lock").open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        problem = "is in use by another run of this recipe; wait for it, stop it, or choose another run_dir"
+        raise ValueError(f"run_dir: {run_dir} {problem}") from None
+    return file
+
+
+def refuse_many_nodes(recipe: Recipe) -> None:
+    """One process starts the ranks of one node. Raises ValueError for more: they need torchrun or srun."""
+    if recipe.trainer.num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes is {recipe.trainer.num_nodes}, but this process starts the ranks of one node; "
+            "run the same command under torchrun or srun on every node"
+        )
+
+
+def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Callable[[], None]) -> None:
+    """Run `python -m nemo_probsft ARGUMENTS` on `num_ranks` ranks; call `tick` twice a second until they end.
+
+    Output goes to files under `log_dir`/<time>/. Raises RuntimeError with the first rank's error when one fails.
+    """
+    attempt = log_dir / time.strftime("%Y%m%d-%H%M%S")
+    attempt.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "nemo_probsft.run.torchrun", str(os.getpid())),
+        *("--standalone", f"--nproc-per-node={num_ranks}"),
+        *(f"--log-dir={attempt}", "--redirects=3", "-m", "nemo_probsft", *arguments),
+    ]
+    with (attempt / "torchrun.log").open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment(num_ranks))
+        try:
+            while process.poll() is None:
+                tick()
+                time.sleep(0.5)
+            tick()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(timeout=30)
+    if process.returncode:
+        raise RuntimeError(f"a rank failed: {_first_error(attempt)}; its log is in {attempt}")
+
+
+def _environment(num_ranks: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    # The ranks share the cores; torchrun's own default of 1 thread wastes them when there are fewer ranks than cores.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    package_root = str(SOURCE_ROOT)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.setdefault("HYDRA_FULL_ERROR", "1")
+    return environment
+
+
+def _first_error(attempt: Path) -> str:
+    """The exception of the rank that failed by itself; the others lost their connection to it or were stopped."""
+    errors = []
+    for log in sorted(attempt.glob("**/stderr.log")):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        errors += re.findall(r"^\[rank\d+\]: (\w[\w.]*(?:Error|Exception|Interrupt).*)$", text, flags=re.MULTILINE)
+    by_itself = [
+        error for error in errors if "Connection closed by peer" not in error and "ChildFailedError" not in error
+    ]
+    full = [error for error in by_itself if any(f"[Errno {number}]" in error for number in OUT_OF_SPACE)]
+    # Megatron's CheckpointException, which follows, does not repeat what the writing failed of.
+    return (full or by_itself or errors or [_why_nothing_was_logged(attempt)])[-1]
+
+
+def _why_nothing_was_logged(attempt: Path) -> str:
+    """A full disk, on which the logs lie, too, takes no exception any more."""
+    free = shutil.disk_usage(attempt).free
+    if free < LOG_BYTES:
+        return f"No space left on device ({free} bytes free), not even for the exception"
+    return "no exception was logged; was a rank killed, for want of memory?"

@@ -1,0 +1,45 @@
+"""Every patch of the CPU adapter is still needed, and none is applied where CUDA is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from packaging.specifiers import SpecifierSet
+
+from nemo_probsft.adapters.megatron import cpu
+
+if torch.cuda.is_available():
+    pytest.skip("the CPU adapter refuses to run where CUDA is", allow_module_level=True)
+
+
+@pytest.mark.parametrize("patch", cpu.PATCHES, ids=lambda patch: patch.name)
+def test_upstream_still_fails_without_the_patch(patch):
+    """When this fails, upstream works on a CPU by itself: delete the patch."""
+    from nemo.utils.import_utils import UnavailableError
+
+    with pytest.raises((RuntimeError, AssertionError, AttributeError, TypeError, UnavailableError)):
+        patch.probe()
+
+
+@pytest.mark.parametrize("patch", cpu.PATCHES, ids=lambda patch: patch.name)
+def test_the_installed_package_is_in_the_patch_s_range(patch):
+    import importlib.metadata
+
+    version = importlib.metadata.version(patch.package)
+    assert SpecifierSet(patch.versions).contains(version, prereleases=True)
+
+
+def test_all_patches_together_make_the_probes_pass():
+    """In a process of its own: the patches stay for good."""
+    code = "from nemo_probsft.adapters import cpu; cpu.install(); [patch.probe() for patch in cpu.PATCHES]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_it_refuses_where_cuda_is():
+    with pytest.raises(ValueError, match="on a machine with CUDA"):
+        cpu.refuse_on(cuda=True)
+    cpu.refuse_on(cuda=False)

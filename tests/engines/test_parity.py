@@ -1,0 +1,259 @@
+"""The real trainer's first step, loss and every parameter's gradient, at many layouts, against one process in float64.
+
+All layouts run in one launch (`tests/support/parity_ranks.py`). docs/parity.md lists what was found.
+"""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import conversion
+from conversion.families import model_spec
+from nemo_probsft.adapters.megatron.hook import loss_function
+from nemo_probsft.data.batches import collate
+from nemo_probsft.data.tokens import Example
+from nemo_probsft.objectives import parse_objective
+from tests.support.parity_cases import Case, case_rows, covering_cases, make_models, write_job
+from tests.support.parity_gradients import hugging_face_gradients, load_ranks, overall, relative_error, worst
+from tests.support.parity_lora import adapter_gradients, expected_gradients, merged_reference
+from tests.support.parity_ranks import environment
+from tests.support.parity_reference import Reference
+
+RTOL = 1e-5
+FURTHER = [
+    Case(tp=2, sp=True, model="qwen3-tied", objective="GeneralFamily-10"),
+    Case(tp=2, pp=2, model="llama-untied", objective="OnlyBottomP-0.5", denominator="kept"),
+    Case(tp=2, sp=True, pp=2, vp=2, objective="OnlyTopLogP-0.2", denominator="kept", recompute="full"),
+    Case(tp=4, sp=True, model="qwen2-tied", objective="p", recompute="selective"),
+]
+BF16 = Case(tp=2, sp=True, pp=2, objective="p", precision="bf16")
+LORA = [
+    Case(lora=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2"),
+    Case(lora=True, tp=2, pp=2, vp=2, objective="p"),
+    Case(lora=True, pp=2, dp=2, model="qwen2-tied", objective="OnlyBottomP-0.5", denominator="kept"),
+    Case(lora=True, tp=4, objective="GeneralFamily-10", micro_batch=1, recompute="selective"),
+]
+CASES = {case.name: case for case in [*covering_cases(), *FURTHER]}
+ALL = CASES | {case.name: case for case in [BF16, *LORA]}
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """(folder, {model: reference}, {case name: rows}) after the first step of every case."""
+    root = tmp_path_factory.mktemp("parity")
+    make_models(root)
+    references = {case.model: None for case in ALL.values()}
+    for model in references:
+        references[model] = Reference(root / "hf" / model)
+        conversion.import_hf(root / "hf" / model, root / "nemo" / model)
+    rows = {name: case_rows(references[case.model], case) for name, case in ALL.items()}
+    jobs = [write_job(root, case, rows[name]) for name, case in ALL.items()]
+    jobs += [write_context_job(root, name, objective) for name in CONTEXT_MASKS for objective in CONTEXT_OBJECTIVES]
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, "-m", "tests.support.parity_ranks", str(root / "jobs.json")]
+    subprocess.run(command, check=True, timeout=900, env=environment(), capture_output=True)
+    return root, references, rows
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_first_step_is_that_of_one_process_in_float64(launch, name, record_property):
+    case, reference, rows, ranks, gradients = first_step(launch, name)
+    found = written(ranks)
+    for metric, value in reference.metrics(rows, case.objective, case.denominator).items():
+        assert found[metric] == pytest.approx(value, rel=RTOL), metric
+    assert found["num_tokens"] == sum(len(row.targets) for row in rows)
+    truth = reference.gradients(reference.loss(rows, case.objective, case.denominator))
+    error, parameter = worst(gradients, truth)
+    record_property("worst_parameter", f"{error:.1e} {parameter}")
+    record_property("all_parameters", f"{overall(gradients, truth):.1e}")
+    assert error < RTOL, parameter
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_known_mistakes_would_have_been_seen(launch, name):
+    case, reference, rows, _, gradients = first_step(launch, name)
+    groups = {"mean of micro-batch means": case.micro_batches(rows)}
+    if case.dp > 1:
+        groups["local counts"] = [[row for i, row in enumerate(rows) if case.rank_of(i) == r] for r in range(case.dp)]
+    mistakes = {
+        name: reference.mean_of_means(parts, case.objective, case.denominator) for name, parts in groups.items()
+    }
+    if case.objective != "original":
+        mistakes["plain -log p"] = reference.loss(rows, "original", "target")
+    for mistake, loss in mistakes.items():
+        assert overall(gradients, reference.gradients(loss)) > 100 * RTOL, mistake
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_batch_was_as_uneven_as_it_is_meant_to_be(launch, name):
+    case, reference, rows, ranks, _ = first_step(launch, name)
+    counts = [
+        [sum(len(row.targets) for row in batch) for batch in case.micro_batches(rows)[r :: case.dp]]
+        for r in range(case.dp)
+    ]
+    for rank in ranks:
+        if rank["pp"] == case.pp - 1:
+            assert sorted(rank["targets"]) == sorted(counts[rank["dp"]] * (case.vp or 1))
+    assert 0 in counts[0]
+    assert max(map(max, counts)) > 4 * min(count for part in counts for count in part if count)
+    if case.dp > 1 and case.objective.startswith("Only"):
+        starved = [row for position, row in enumerate(rows) if case.rank_of(position) == 1]
+        assert reference.metrics(starved, case.objective, "target")["kept_fraction"] == 0
+
+
+def test_bf16_is_no_further_from_the_truth_than_transformers_in_bf16(launch):
+    """Both round weights and activations to 8 bits, in other places: the errors are alike, at most twice as large."""
+    root, _, _ = launch
+    case, rounded, rows, ranks, gradients = first_step(launch, BF16.name, torch.bfloat16)
+    truth = rounded.gradients(rounded.loss(rows, case.objective, case.denominator))
+    transformers = Reference(root / "hf" / case.model, torch.bfloat16, compute=torch.bfloat16)
+    theirs = transformers.gradients(transformers.loss(rows, case.objective, case.denominator))
+    assert overall(gradients, truth) < 2 * overall(theirs, truth)
+    loss = float(rounded.loss(rows, case.objective, case.denominator).detach())
+    assert written(ranks)["objective"] == pytest.approx(loss, rel=0.02)
+    plain = rounded.gradients(rounded.loss(rows, "original", "target"))
+    assert overall(gradients, plain) > 5 * overall(gradients, truth)
+
+
+@pytest.mark.parametrize("name", [case.name for case in LORA])
+def test_adapters_have_the_gradient_of_the_merged_model(launch, name, record_property):
+    root, _, rows = launch
+    case, rows = ALL[name], rows[name]
+    directory, ranks = root / "hf" / case.model, load_ranks(root / "runs" / name / "ranks", case.world_size)
+    reference = merged_reference(directory, ranks)
+    loss = reference.loss(rows, case.objective, case.denominator)
+    assert written(ranks)["objective"] == pytest.approx(loss.item(), rel=RTOL)
+    expected = expected_gradients(directory, ranks, reference.gradients(loss))
+    assert len(expected) == 2 * 4 * 4  # two factors on four weights of four layers, and nothing else is trained
+    gradients = adapter_gradients(ranks)
+    error, (stem, layer) = worst(gradients, expected)
+    record_property("worst_parameter", f"{error:.1e} layers.{layer}.{stem.removeprefix('decoder.layers.')}")
+    record_property("all_parameters", f"{overall(gradients, expected):.1e}")
+    assert error < RTOL, (stem, layer)
+    mistakes = {
+        "mean of micro-batch means": reference.mean_of_means(
+            case.micro_batches(rows), case.objective, case.denominator
+        ),
+        "plain -log p": reference.loss(rows, "original", "target"),
+    }
+    for mistake, wrong in mistakes.items():
+        other = expected_gradients(directory, ranks, reference.gradients(wrong))
+        assert overall(gradients, other) > 100 * RTOL, mistake
+
+
+def first_step(launch, name: str, dtype: torch.dtype = torch.float32):
+    """(case, its reference, its rows, what the ranks saved, the gradients under Hugging Face's names)."""
+    root, references, rows = launch
+    case = ALL[name]
+    ranks = load_ranks(root / "runs" / name / "ranks", case.world_size)
+    spec = model_spec(json.loads((root / "hf" / case.model / "config.json").read_text()))
+    reference = references[case.model] if dtype == torch.float32 else Reference(root / "hf" / case.model, dtype)
+    return case, reference, rows[name], ranks, hugging_face_gradients(ranks, spec)
+
+
+def written(ranks: list[dict]) -> dict:
+    """The metrics of the one rank that writes them."""
+    (found,) = [rank["metrics"] for rank in ranks if rank["writes"]]
+    return found
+
+
+# Context parallelism needs Transformer Engine's attention. Its loss, counts and division of the gradient need none: a
+# table of logits stands for the model. Of 16 positions in 4 chunks rank 0 gets the outer two chunks, rank 1 the inner.
+CONTEXT_MASKS = {
+    "uneven": torch.tensor([[0] * 6 + [1] * 10, [1] * 2 + [0] * 14, [0] * 5 + [1] * 5 + [0] * 6, [0] * 16]),
+    "one-sided": torch.tensor([[0] * 4 + [1] * 8 + [0] * 4, [0] * 16, [0] * 5 + [1] + [0] * 10, [0] * 16]),
+}
+CONTEXT_OBJECTIVES = {"OnlyTopLogP-0.2": "kept", "adaptive-by-label-0.05-0.45-0.9-2": "target"}  # with denominators
+
+
+def context_case(name: str) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    table = 3 * torch.randn(8, 8, generator=generator)
+    ids = torch.randint(0, 8, (4, 17), generator=generator)
+    mask = CONTEXT_MASKS[name].float()
+    return {"table": table, "batch": {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_mask": mask}}
+
+
+def write_context_job(root, name: str, objective: str) -> dict:
+    path = root / f"context-{name}.pt"
+    torch.save(context_case(name), path)
+    output = root / f"context-{name}-{objective}"
+    job = {"task": "context_parallel", "batch": str(path), "world_size": 2, "output": str(output)}
+    return job | {"objective": objective, "denominator": CONTEXT_OBJECTIVES[objective]}
+
+
+def context_result(launch, name: str, objective: str):
+    """(what the two ranks saved, the batch, the table of logits and log p of every label, both fp64)."""
+    root, _, _ = launch
+    case, ranks = context_case(name), load_ranks(root / f"context-{name}-{objective}", 2)
+    batch, table = case["batch"], case["table"].double().requires_grad_()
+    logp = torch.log_softmax(table, -1)[batch["tokens"]].gather(-1, batch["labels"][..., None])[..., 0]
+    return ranks, batch, table, logp
+
+
+@pytest.mark.parametrize("name", CONTEXT_MASKS)
+def test_context_parallel_ranks_share_the_mean_of_each_label(launch, name):
+    ranks, batch, table, logp = context_result(launch, name, list(CONTEXT_OBJECTIVES)[1])
+    target, p = batch["loss_mask"] > 0, logp.detach().exp()
+    overall, labels = p[target].mean(), batch["labels"]
+
+    def loss_with(seen):
+        """That of the second step, when the first one saw these targets."""
+        mean = torch.stack(
+            [(p[own].sum() + 2 * overall) / (own.sum() + 2) for own in (seen & (labels == v) for v in range(8))]
+        )
+        alpha = ((mean - 0.05) / 0.4).clamp(0, 1)[labels[target]]
+        return (-torch.expm1(alpha * logp[target]) / alpha).mean(), alpha
+
+    loss, alpha = loss_with(target)
+    (truth,) = torch.autograd.grad(loss, table, retain_graph=True)
+    assert alpha.min() > 0
+    assert alpha.unique().numel() > 3
+    for rank in ranks:
+        assert rank["total"] == target.sum()
+        assert float(rank["objective"]) == pytest.approx(loss.item(), rel=RTOL)
+        assert relative_error(rank["gradient"], truth) < RTOL
+    of_rank_0 = torch.tensor([1] * 4 + [0] * 8 + [1] * 4) > 0
+    (mistaken,) = torch.autograd.grad(loss_with(target & of_rank_0)[0], table)
+    assert relative_error(mistaken, truth) > 100 * RTOL
+
+
+@pytest.mark.parametrize("name", CONTEXT_MASKS)
+def test_context_parallel_ranks_divide_by_the_tokens_of_all(launch, name):
+    ranks, batch, table, logp = context_result(launch, name, "OnlyTopLogP-0.2")
+    kept = (batch["loss_mask"] > 0) & (logp.exp() >= 0.2)
+    loss = -logp[kept].mean()
+    (truth,) = torch.autograd.grad(loss, table, retain_graph=True)
+    assert ranks[0]["local"] != ranks[1]["local"]
+    assert name != "one-sided" or 0 in [rank["local"] for rank in ranks]
+    for rank in ranks:
+        assert rank["total"] == kept.sum()
+        assert float(rank["objective"]) == pytest.approx(loss.item(), rel=RTOL)
+        assert relative_error(rank["gradient"], truth) < RTOL
+    of_rank = torch.tensor([0] * 4 + [1] * 8 + [0] * 4)
+    local = [-logp[kept & (of_rank == r)].sum() / max(1, ranks[r]["local"]) for r in range(2)]
+    (mistaken,) = torch.autograd.grad(torch.stack(local).mean(), table)
+    assert relative_error(mistaken, truth) > 0.1
+
+
+def test_a_packed_row_has_the_loss_of_its_parts():
+    """Packing moves rows into one; the loss is token by token, and no target is in another row than its context."""
+    objective, generator = parse_objective("GeneralFamily-10"), torch.Generator().manual_seed(0)
+    examples = [Example(np.arange(n, dtype=np.int32), (np.arange(n) % 3 != 0).astype(np.uint8)) for n in (3, 17, 8)]
+    for example in examples:
+        example.loss_mask[-1] = 0  # as `data` writes it: what follows the last token is no target
+    separate = [collate([example], pad_id=0) for example in examples]
+    masks = [batch["loss_mask"] for batch in separate]
+    nlls = [-torch.rand(mask.shape, generator=generator).log() for mask in masks]
+    packed_mask, packed_nll = torch.cat(masks, 1), torch.cat(nlls, 1).requires_grad_()
+    loss_sum, num_tokens, statistics = loss_function(objective, "target", packed_nll, packed_mask)
+    parts = [loss_function(objective, "target", nll, mask) for nll, mask in zip(nlls, masks, strict=True)]
+    assert loss_sum.item() == pytest.approx(sum(part[0].item() for part in parts), rel=1e-6)
+    assert num_tokens == sum(part[1] for part in parts) == sum(int(e.loss_mask.sum()) for e in examples)
+    torch.testing.assert_close(statistics, sum(part[2] for part in parts))
+    (gradient,) = torch.autograd.grad(loss_sum, packed_nll)
+    torch.testing.assert_close(gradient, packed_mask * torch.exp(-10 * packed_nll.detach()))

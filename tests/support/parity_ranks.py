@@ -1,0 +1,238 @@
+"""`python -m tests.support.parity_ranks JOBS.json`: the real trainer's first step at many layouts, with every gradient.
+
+NeMo is imported once, in a fork server; each job forks its ranks from there, so every layout has processes of its own.
+A rank writes `<job's output>/rank-<r>.pt`; `tests.support.parity_gradients` puts the ranks together.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+import zlib
+from pathlib import Path
+
+import psutil
+
+from tests.support.memory_ranks import measure
+
+ADAPTER = ".adapter."
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo.trainer", "torch._dynamo"])
+
+
+def main(jobs: list[dict]) -> None:
+    for job in jobs:
+        Path(job["output"]).mkdir(parents=True)
+        port = _free_port()
+        ranks = [CONTEXT.Process(target=_rank, args=(job, rank, port)) for rank in range(job["world_size"])]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+
+
+def environment() -> dict[str, str]:
+    """For the launch: the ranks share the cores, and `tests` is found from anywhere."""
+    root = str(Path(__file__).resolve().parents[2])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _rank(job: dict, rank: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(job["world_size"]),
+        "LOCAL_WORLD_SIZE": str(job["world_size"]),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "parity",
+    }
+    output = Path(job["output"])
+    log = (output / f"rank-{rank}.log").open("w")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    try:
+        TASKS[job["task"]](job, output / f"rank-{rank}.pt")
+    except BaseException:  # whatever a rank dies of is for the test that reads this file
+        (output / f"rank-{rank}.error").write_text(traceback.format_exc())
+        os._exit(1)  # the other ranks wait for this one in a collective
+    os._exit(0)
+
+
+def first_step(job: dict, output: Path) -> None:
+    """The trainer's first step on the job's recipe and tokenised rows."""
+    import torch
+
+    from nemo_probsft import config
+    from nemo_probsft.adapters.nemo import trainer as nemo
+    from nemo_probsft.run.prepare import Prepared
+
+    torch.set_num_threads(1)
+    recipe = config.load(job["recipe"])
+    objective, denominator = config.resolve_objective(recipe)
+    probe = _probe(output)
+    try:
+        nemo.fit(recipe, Prepared(**job["prepared"]), objective, denominator, callbacks=[probe])
+    except _FirstStepDoneError:
+        return
+    raise AssertionError("training ended without a step")
+
+
+def whole_step(job: dict, output: Path) -> None:
+    """The same, to its end: the optimizer has made its step, and metrics.jsonl has what it measured."""
+    from nemo_probsft import config
+    from nemo_probsft.adapters.nemo import trainer as nemo
+    from nemo_probsft.run.prepare import Prepared
+
+    recipe = config.load(job["recipe"])
+    (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
+    nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe))
+    for child in psutil.Process().children(recursive=True):  # Megatron's checkpoint writer would stay for ever
+        child.kill()
+
+
+def context_parallel(job: dict, output: Path) -> None:
+    """One micro-batch, sliced by Megatron over context-parallel ranks, through a model without attention: a table.
+
+    The slicing, the loss, its reduction, DDP and the division of the gradient are those of the trainer.
+    """
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.module import MegatronModule
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    from nemo_probsft.adapters.nemo import trainer as nemo
+    from nemo_probsft.objectives import parse_objective
+    from nemo_probsft.ops import target_logprob
+
+    torch.distributed.init_process_group("gloo")
+    size = torch.distributed.get_world_size()
+    parallel_state.initialize_model_parallel(context_parallel_size=size)
+    case = torch.load(job["batch"], weights_only=True)
+    batch = get_batch_on_this_cp_rank(case["batch"])
+
+    class Table(MegatronModule):
+        share_embeddings_and_output_weights = False
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.logits = torch.nn.Parameter(case["table"])
+
+        def forward(self, tokens):
+            return self.logits[tokens]
+
+    settings = {"num_layers": 1, "hidden_size": 1, "num_attention_heads": 1}
+    config = TransformerConfig(**settings, context_parallel_size=size, calculate_per_token_loss=True)
+    model = DistributedDataParallel(config, DistributedDataParallelConfig(), Table(config))
+    model.zero_grad_buffer()
+    nll = -target_logprob(model(batch["tokens"]), batch["labels"])
+    reduction = nemo.ObjectiveReduction(
+        parse_objective(job["objective"]), job["denominator"], None, 2, case["table"].shape[-1]
+    )
+    for step in (1, 2):  # an objective that moves has moved by the second one
+        reduction.begin(step)
+        loss_sum, num_tokens, report = reduction.forward(batch, nll)
+        if step == 1:
+            reduction.reduce([report])
+            reduction.end()
+    loss_sum.backward()
+    finalize_model_grads([model], num_tokens.clone())
+    result = {"objective": reduction.reduce([report]), "local": int(num_tokens), "total": reduction.statistics[1]}
+    torch.save(result | {"gradient": model.module.logits.main_grad.clone()}, output)
+    torch.distributed.barrier()
+
+
+TASKS = {"first_step": first_step, "whole_step": whole_step, "context_parallel": context_parallel, "memory": measure}
+
+
+class _FirstStepDoneError(Exception):
+    pass
+
+
+def _probe(output: Path):
+    import lightning.pytorch as pl
+    import torch
+    from megatron.core import parallel_state
+
+    from nemo_probsft.adapters.megatron.hook import summarise, unwrap
+    from nemo_probsft.adapters.nemo import trainer as nemo
+
+    class Probe(pl.Callback):
+        """Keeps the targets of each micro-batch, and after the first step the gradients before they are clipped."""
+
+        def __init__(self):
+            self.targets = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            for chunk in trainer.strategy.megatron_parallel:
+                _fill_adapters(unwrap(chunk), parallel_state.get_tensor_model_parallel_rank())
+
+        def on_megatron_microbatch_start(self, step, batch, forward_callback):
+            if batch["loss_mask"] is not None:  # only the last pipeline stage gets it
+                self.targets.append(int(batch["loss_mask"].sum()))
+            self.reduction = forward_callback
+
+        def on_megatron_step_end(self, step, microbatch_outputs, reduced):
+            chunks = list(step.pipeline)
+            result = {
+                "tp": parallel_state.get_tensor_model_parallel_rank(),
+                "pp": parallel_state.get_pipeline_model_parallel_rank(),
+                "dp": parallel_state.get_data_parallel_rank(with_context_parallel=True),
+                "writes": nemo.holds_the_loss(),
+                "targets": self.targets,
+                "metrics": summarise(self.reduction.statistics) if microbatch_outputs else None,
+                "parameters": [
+                    (name, layer, dim, parameter.main_grad.clone())
+                    for chunk in chunks
+                    for name, layer, dim, parameter in _trained(unwrap(chunk))
+                ],
+                "adapters": [
+                    (name, layer, dim, parameter.detach().clone())
+                    for chunk in chunks
+                    for name, layer, dim, parameter in _trained(unwrap(chunk))
+                    if ADAPTER in name
+                ],
+            }
+            torch.save(result, output)
+            torch.distributed.barrier()
+            raise _FirstStepDoneError
+
+    return Probe()
+
+
+def _trained(model):
+    """(Megatron name, layer or None, dimension split by tensor parallelism or None, parameter) of what is trained."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = None
+            if name.startswith("decoder.layers."):
+                _, _, local, rest = name.split(".", 3)
+                layer = model.decoder.layers[int(local)].layer_number - 1
+                name = f"decoder.layers.{rest}"
+            yield name, layer, parameter.partition_dim if parameter.tensor_model_parallel else None, parameter
+
+
+def _fill_adapters(model, tp_rank: int) -> None:
+    """LoRA starts with `out` at 0, where `in` has no gradient: give both random values, equal on every copy."""
+    import torch
+
+    for name, layer, dim, parameter in _trained(model):
+        if ADAPTER in name:
+            seed = f"{name} {layer} {0 if dim is None else tp_rank}"
+            generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

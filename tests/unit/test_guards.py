@@ -1,0 +1,64 @@
+"""What only the loss can say: the objective that it computed, and where log p is no number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nemo_probsft.adapters.megatron import guards
+from nemo_probsft.objectives import Moment, parse_objective
+from nemo_probsft.run import audit
+
+KEYS = ("original", "p", "GeneralFamily-10", "OnlyTopLogP-0.2", "OnlyBottomP-0.5", "dft", "UnlikehoodTop-0.3")
+MOVING = ("adaptive", "GeneralFamily-0to1", "OnlyTopLogP-0to0.9")
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "run.yaml").write_text("recipe: {objective: p}\nseed: 0\n")
+    return tmp_path
+
+
+def measured(key: str, denominator: str = "target") -> dict:
+    return guards.measure(parse_objective(key), Moment(0.25, 0.4), denominator, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("denominator", ["target", "kept"])
+@pytest.mark.parametrize("key", KEYS + MOVING)
+def test_what_the_loss_recorded_is_what_the_recipe_means(run_dir, key, denominator):
+    audit.record(run_dir, measured(key, denominator))
+    audit.check(run_dir, parse_objective(key), denominator)
+    assert "seed: 0" in (run_dir / "run.yaml").read_text()
+
+
+def test_another_objective_or_denominator_in_the_loss_is_an_error(run_dir):
+    p = parse_objective("p")
+    with pytest.raises(RuntimeError, match=r"objective_in_use.key is None, but the recipe means p"):
+        audit.check(run_dir, p, "target")
+    audit.record(run_dir, measured("original"))
+    with pytest.raises(RuntimeError, match=r"objective_in_use.key is original, but the recipe means p; do not use"):
+        audit.check(run_dir, p, "target")
+    audit.record(run_dir, measured("OnlyTopP-0.2", "kept"))
+    with pytest.raises(RuntimeError, match=r"objective_in_use.denominator is kept"):
+        audit.check(run_dir, parse_objective("OnlyTopP-0.2"), "target")
+    audit.record(run_dir, measured("original") | {"key": "p"})  # the right name on the wrong loss
+    with pytest.raises(RuntimeError, match=r"objective_in_use.probes is"):
+        audit.check(run_dir, p, "target")
+    audit.record(run_dir, measured("adaptive") | {"moment": {"fraction": 0.25, "running_p": 0.6}})
+    with pytest.raises(RuntimeError, match=r"objective_in_use.probes is"):
+        audit.check(run_dir, parse_objective("adaptive"), "target")
+
+
+def test_log_p_that_is_not_finite_is_described():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 0]])
+    nll = torch.tensor([[0.5, 2.0, math.nan], [math.nan, 1.0, math.inf], [9.0, 3.0, 9.0]])
+    finite = torch.where(mask > 0, torch.nan_to_num(nll, nan=1.0, posinf=1.0), nll)
+    assert guards.finite(finite[mask > 0].sum(), finite, mask)  # what is masked may be anything
+    assert not guards.finite(torch.tensor(1.0), nll, mask)
+    assert not guards.finite(torch.tensor(math.inf), finite, mask)
+    said = guards.describe(torch.tensor(math.nan), nll, mask, examples=[41, 7, 12])
+    assert "of 6 target tokens 2 have a log p that is not finite (1 of them NaN)" in said
+    assert "the lowest other log p is -3;" in said
+    assert said.endswith("examples of the training set: 7")
