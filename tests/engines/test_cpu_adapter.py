@@ -9,7 +9,8 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
-from nemo_probsft.adapters.megatron import cpu
+from nemo_probsft.adapters.megatron.cpu import refuse_on
+from nemo_probsft.adapters.nemo import cpu
 
 if torch.cuda.is_available():
     pytest.skip("the CPU adapter refuses to run where CUDA is", allow_module_level=True)
@@ -34,12 +35,12 @@ def test_the_installed_package_is_in_the_patch_s_range(patch):
 
 def test_all_patches_together_make_the_probes_pass():
     """In a process of its own: the patches stay for good."""
-    code = "from nemo_probsft.adapters import cpu; cpu.install(); [patch.probe() for patch in cpu.PATCHES]"
+    code = "from nemo_probsft.adapters.nemo import cpu; cpu.install(); [patch.probe() for patch in cpu.PATCHES]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_it_refuses_where_cuda_is():
     with pytest.raises(ValueError, match="on a machine with CUDA"):
-        cpu.refuse_on(cuda=True)
-    cpu.refuse_on(cuda=False)
+        refuse_on(cuda=True)
+    refuse_on(cuda=False)

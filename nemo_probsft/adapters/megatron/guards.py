@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nemo_probsft.adapters.megatron.hook import loss_function
+from nemo_probsft.adapters.megatron.statistics import loss_function
 from nemo_probsft.objectives import AnyObjective, Moment, objective_at
 from nemo_probsft.run.audit import PROBES
 
