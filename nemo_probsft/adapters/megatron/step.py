@@ -140,7 +140,7 @@ class TrainingStep:
         if self.label_means is None:
             return {"total": mean.total, "weight": mean.weight}
         torch.distributed.broadcast(self.label_means.sums, src=last_stage, group=pipeline_group)
-        return {"total": mean.total, "weight": mean.weight, "by_label": self.label_means.sums.cpu()}
+        return {"total": mean.total, "weight": mean.weight, "by_label": self.label_means.sums.clone().cpu()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
