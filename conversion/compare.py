@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conversion.checkpoint import is_nemo, model_files_directory, open_checkpoint
+from conversion.checkpoint import holds_weights, model_files_directory
 from conversion.convert import export_hf, model_files
 from conversion.families import model_spec
+from conversion.nemo_checkpoint import open_checkpoint
 from conversion.progress import Progress
 from conversion.staging import existing_directory, system_errors_in_one_line
 from conversion.weights import HFWeights, NeMoWeights, Weights, dtype_name, num_bytes, read_config
@@ -89,16 +90,18 @@ def verify(a: Path, b: Path, *, base: Path | None = None, logits: bool = False, 
 
 
 def _model_files(path: Path, base: Path | None, other: Path) -> Path:
-    if not is_nemo(path):
+    if not holds_weights(path):
         return path
     try:
         return model_files_directory(path)
     except ValueError:
-        return model_files_directory(other, base or (None if is_nemo(other) else other))
+        return model_files_directory(other, base or (None if holds_weights(other) else other))
 
 
 def _open(path: Path, files: Path) -> Weights:
-    return open_checkpoint(path, files).weights if is_nemo(path) else HFWeights(path, model_spec(read_config(files)))
+    if holds_weights(path):
+        return open_checkpoint(path, files).weights
+    return HFWeights(path, model_spec(read_config(files)))
 
 
 def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> None:
@@ -177,7 +180,7 @@ def _logits(path: Path, files: Path) -> Tensor:
 
     with tempfile.TemporaryDirectory() as folder:
         directory = path
-        if is_nemo(path):
+        if holds_weights(path):
             directory = Path(folder) / "hf"
             export_hf(path, directory, base=files)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.last_checkpoint import is_nemo
+from conversion.checkpoint import is_nemo, kind_of
 from conversion.nemo_context import read_context
 from nemo_probsft.config import Recipe
 from nemo_probsft.config.exactness import refused_setting
@@ -91,9 +91,10 @@ def _cached_config(recipe: Recipe) -> Path:
 
 def _model_files(recipe: Recipe, path: Path) -> tuple[Path, str]:
     """Where a model directory keeps config.json, and what kind of directory it is."""
-    if (path / "config.json").is_file():
+    kind = kind_of(path)
+    if kind == "huggingface":
         return path, "Hugging Face directory"
-    if is_nemo(path):
+    if kind == "nemo":
         return _nemo_model_files(recipe, path), "NeMo checkpoint"
     problem = f"{path} has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo); name a model"
     raise recipe.error("model.path", problem)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.last_checkpoint import is_nemo, last_checkpoint
+from conversion.checkpoint import is_nemo, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import order, tokens

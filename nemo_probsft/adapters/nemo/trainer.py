@@ -31,7 +31,7 @@ from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning import io
 
-from conversion.last_checkpoint import last_checkpoint
+from conversion.checkpoint import last_checkpoint
 from nemo_probsft.adapters.megatron.hook import summarise
 from nemo_probsft.adapters.nemo.data import forward_data, round_up, training_data
 from nemo_probsft.adapters.nemo.loss import (
