@@ -11,9 +11,9 @@ from torch import Tensor
 from conversion import layout
 from conversion.card import base_model, read_record, write_card
 from conversion.checkpoint import HF_FILES
-from conversion.context import write_context
 from conversion.families import ModelSpec, extra_state_keys, mappings, model_spec
 from conversion.nemo_checkpoint import Checkpoint, open_checkpoint
+from conversion.nemo_context import write_context
 from conversion.peft_adapter import write_adapter
 from conversion.progress import Progress
 from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
