@@ -43,7 +43,6 @@ def import_hf(
     target: Path,
     *,
     dtype: torch.dtype | str | None = None,
-    allow_pickle: bool = False,
     progress: bool = False,
 ) -> None:
     """Convert a Hugging Face model directory into a NeMo 2 checkpoint: `weights/`, `context/` and `hf/`.
@@ -56,7 +55,7 @@ def import_hf(
     source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
     snapshot = Snapshot(source)
     spec = model_spec(read_config(source))
-    weights = HFWeights(source, spec, allow_pickle)
+    weights = HFWeights(source, spec)
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     _check_one_dtype(outputs, spec)
     total = num_bytes(outputs)

@@ -6,7 +6,6 @@ row, rows), in the cheapest order; `read(name, first, count)`: any rows. What is
 
 import json
 import math
-import pickle
 import re
 import warnings
 from collections.abc import Iterator
@@ -41,25 +40,12 @@ class Weights(Protocol):
 class HFWeights:
     """The tensors of a Hugging Face directory, checked against config.json."""
 
-    def __init__(self, directory: Path, spec: ModelSpec, allow_pickle: bool = False):
-        """Raises: ValueError when weights are missing, damaged, pickled (unless allowed) or not those of `spec`."""
-        pickled = sorted(file for pattern in _PICKLED for file in directory.glob(pattern))
-        if pickled and not list(directory.glob("*.safetensors")):
-            if not allow_pickle:
-                raise ValueError(
-                    f"{pickled[0]}: pickled weights are refused; convert them to safetensors, or allow them "
-                    "(allow_pickle=True, --allow-pickle): they are then read with weights_only=True"
-                )
-            loaded = {name: tensor for file in pickled for name, tensor in _load_pickled(file).items()}
-            self._load = lambda name, first, out: out.copy_(loaded[name][first : first + len(out)])
-            tensors = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in loaded.items()}
-        else:
-            infos = read_index(directory)
-            self._load = lambda name, first, out: read_rows(infos[name], first, out)
-            tensors = {name: (info.dtype, info.shape) for name, info in infos.items()}
+    def __init__(self, directory: Path, spec: ModelSpec):
+        """Raises: ValueError when weights are missing, damaged, pickled or not those of `spec`."""
+        _refuse_pickled(directory)
         self._directory = directory
-        self._stored = tensors
-        self.tensors = self._check(tensors, spec)
+        self._infos = read_index(directory)
+        self.tensors = self._check({name: (info.dtype, info.shape) for name, info in self._infos.items()}, spec)
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
         for name, (dtype, shape) in self.tensors.items():
@@ -67,17 +53,18 @@ class HFWeights:
                 yield name, first, self.read(name, first, count)
 
     def read(self, name: str, first: int, count: int) -> Tensor:
-        dtype, shape = self._stored[name]
-        rows = torch.empty(count, *shape[1:], dtype=dtype)
-        self._load(name, first, rows)
+        info = self._infos[name]
+        rows = torch.empty(count, *info.shape[1:], dtype=info.dtype)
+        read_rows(info, first, rows)
         return _finite(rows, f"{self._directory}: {name}")
 
     def read_into(self, out: Tensor, name: str, first: int) -> None:
         """Fill `out` with rows of the tensor from `first` on, in the dtype of `out`."""
-        if out.dtype != self._stored[name][0]:
+        info = self._infos[name]
+        if out.dtype != info.dtype:
             out.copy_(cast(self.read(name, first, len(out)), out.dtype, name))
             return
-        self._load(name, first, out)
+        read_rows(info, first, out)
         _finite(out, f"{self._directory}: {name}")
 
     def _check(self, tensors: Tensors, spec: ModelSpec) -> Tensors:
@@ -272,8 +259,10 @@ def _check_dtype(label: str, dtype: torch.dtype) -> None:
         raise ValueError(f"{label} has dtype {dtype}; supported: {', '.join(DTYPES)}")
 
 
-def _load_pickled(file: Path) -> dict[str, Tensor]:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{file}: damaged, or more than tensors: {str(error).splitlines()[0]}") from error
+def _refuse_pickled(directory: Path) -> None:
+    pickled = sorted(file for pattern in _PICKLED for file in directory.glob(pattern))
+    if pickled and not list(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"{pickled[0]}: pickled weights can run code when they are loaded, so only safetensors are read; if you "
+            "trust the file, convert it first: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
