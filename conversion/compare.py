@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from conversion.checkpoint import holds_weights, model_files_directory
-from conversion.convert import export_hf, model_files
+from conversion.convert import byte_progress, export_hf, model_files
 from conversion.families import model_spec
 from conversion.nemo_checkpoint import open_checkpoint
-from conversion.progress import Progress
 from conversion.staging import existing_directory, system_errors_in_one_line
 from conversion.weights import HFWeights, NeMoWeights, Weights, dtype_name, num_bytes, read_config
 
@@ -124,7 +123,7 @@ def _differences(a: Weights, b: Weights, names: set[str], progress: bool) -> dic
     """Largest difference of each tensor whose bits are not the same; rows are read in the order of a checkpoint."""
     ordered, other = (b, a) if isinstance(b, NeMoWeights) else (a, b)
     differences: dict[str, float] = {}
-    with Progress("verify", num_bytes({name: a.tensors[name] for name in names}), progress) as bar:
+    with byte_progress("verify", num_bytes({name: a.tensors[name] for name in names}), progress) as bar:
         for name, first, x in ordered.blocks():
             if name not in names:
                 continue

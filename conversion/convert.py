@@ -15,7 +15,6 @@ from conversion.families import ModelSpec, extra_state_keys, mappings, model_spe
 from conversion.nemo_checkpoint import Checkpoint, open_checkpoint
 from conversion.nemo_context import write_context
 from conversion.peft_adapter import write_adapter
-from conversion.progress import Progress
 from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
 from conversion.staging import Snapshot, existing_directory, staged_directory, system_errors_in_one_line
 from conversion.torch_dist import TorchDistWriter, global_shape
@@ -32,8 +31,10 @@ from conversion.weights import (
     row_blocks,
     state_dict_order,
 )
+from nemo_probsft.progress import Progress
 
 _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+_SILENT_SECONDS = 1.0  # a short conversion shows no progress
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,7 +60,7 @@ def import_hf(
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     _check_one_dtype(outputs, spec)
     total = num_bytes(outputs)
-    with staged_directory(target, total) as partial, Progress("import", total, progress) as bar:
+    with staged_directory(target, total) as partial, byte_progress("import", total, progress) as bar:
         (partial / "weights").mkdir()
         writer = TorchDistWriter(partial / "weights")
         buffer = bytearray(BLOCK_BYTES)
@@ -115,7 +116,7 @@ def export_hf(
     weights = checkpoint.weights
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     total = num_bytes(outputs)
-    with staged_directory(target, total) as partial, Progress("export", total, progress) as bar:
+    with staged_directory(target, total) as partial, byte_progress("export", total, progress) as bar:
         writer = ShardedWriter(partial, state_dict_order(outputs), shard_bytes)
         for name, first, rows in weights.blocks():
             block = cast(rows, dtype, name)
@@ -168,6 +169,11 @@ def copy_model_files(source: Path, target: Path) -> None:
     for name in model_files(source):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
+
+
+def byte_progress(title: str, total: int, shown: bool) -> Progress:
+    """Bytes done and time left, on stderr; nothing unless `shown`."""
+    return Progress(title, total, unit="B", after=_SILENT_SECONDS if shown else math.inf)
 
 
 def _view(buffer: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
