@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from nemo_probsft.files import first_line
+
 RECORD = "run.yaml"
 
 
@@ -19,7 +21,7 @@ def read_yaml(file: Path) -> dict:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file}: not valid YAML: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: a mapping is expected, not {type(content).__name__}")
     return content

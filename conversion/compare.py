@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from conversion.checkpoint import holds_weights, model_files_directory
-from conversion.convert import byte_progress, export_hf, model_files
-from conversion.families import model_spec
+from conversion.convert import byte_progress, export_hf
+from conversion.dtypes import dtype_name
+from conversion.hf_files import model_files, read_config, read_model
 from conversion.nemo_checkpoint import open_checkpoint
 from conversion.staging import existing_directory, system_errors_in_one_line
-from conversion.weights import HFWeights, NeMoWeights, Weights, dtype_name, num_bytes, read_config
+from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes
 
 _BLOCK = 1 << 24  # numbers compared at a time
 
@@ -100,7 +101,7 @@ def _model_files(path: Path, base: Path | None, other: Path) -> Path:
 def _open(path: Path, files: Path) -> Weights:
     if holds_weights(path):
         return open_checkpoint(path, files).weights
-    return HFWeights(path, model_spec(read_config(files)))
+    return HFWeights(path, read_model(files)[1])
 
 
 def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> None:

@@ -1,8 +1,6 @@
 """Convert between a Hugging Face directory and a NeMo 2 checkpoint, one block of rows at a time."""
 
-import json
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -11,31 +9,19 @@ from torch import Tensor
 from conversion import layout
 from conversion.card import base_model, read_record, write_card
 from conversion.checkpoint import HF_FILES
-from conversion.families import ModelSpec, extra_state_keys, mappings, model_spec
+from conversion.dtypes import Tensors, cast, dtype_name, parse_dtype
+from conversion.families import ModelSpec, extra_state_keys, mappings, mappings_by_layer
+from conversion.hf_files import copy_model_files, read_model, set_config_dtype
 from conversion.nemo_checkpoint import Checkpoint, open_checkpoint
 from conversion.nemo_context import write_context
 from conversion.peft_adapter import write_adapter
-from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
+from conversion.safetensors_io import SHARD_BYTES, ShardedWriter, state_dict_order
 from conversion.staging import Snapshot, existing_directory, staged_directory, system_errors_in_one_line
 from conversion.torch_dist import TorchDistWriter, global_shape
-from conversion.weights import (
-    BLOCK_BYTES,
-    HFWeights,
-    Tensors,
-    cast,
-    dtype_name,
-    groups,
-    hf_names,
-    num_bytes,
-    read_config,
-    row_blocks,
-    state_dict_order,
-)
+from conversion.weights import BLOCK_BYTES, HFWeights, num_bytes, row_blocks
 from nemo_probsft.progress import Progress
 
-_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
 _SILENT_SECONDS = 1.0  # a short conversion shows no progress
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @system_errors_in_one_line()
@@ -53,9 +39,9 @@ def import_hf(
     Cost: memory for a few blocks of 64 MiB, whatever the size of the model.
     Raises: ValueError, one line; nothing is left behind.
     """
-    source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
+    source, target, dtype = existing_directory(source), Path(target).absolute(), parse_dtype(dtype)
     snapshot = Snapshot(source)
-    spec = model_spec(read_config(source))
+    _, spec = read_model(source)
     weights = HFWeights(source, spec)
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     _check_one_dtype(outputs, spec)
@@ -64,8 +50,8 @@ def import_hf(
         (partial / "weights").mkdir()
         writer = TorchDistWriter(partial / "weights")
         buffer = bytearray(BLOCK_BYTES)
-        for mapping, layer in groups(spec):
-            names = hf_names(mapping, layer)
+        for mapping, layer in mappings_by_layer(spec):
+            names = mapping.names(layer)
             shape = global_shape(mapping.shape, None if layer is None else spec.num_layers)
             for first, count in row_blocks(outputs[names[0]][0], mapping.shape):
                 block = _view(buffer, outputs[names[0]][0], (count, *mapping.shape[1:]))
@@ -106,7 +92,7 @@ def export_hf(
     Cost: memory for the largest stored chunk of a tensor, whatever the size of the model.
     Raises: ValueError, one line; nothing is left behind.
     """
-    source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
+    source, target, dtype = existing_directory(source), Path(target).absolute(), parse_dtype(dtype)
     checkpoint = open_checkpoint(source, base)
     snapshot = Snapshot(*checkpoint.directories)
     provenance = read_record(source) if provenance is None else provenance
@@ -124,7 +110,7 @@ def export_hf(
             bar.advance(block.nbytes)
         writer.close()
         copy_model_files(checkpoint.files, partial)
-        _set_config_dtype(partial / "config.json", checkpoint.config, {kind for kind, _ in outputs.values()})
+        set_config_dtype(partial / "config.json", checkpoint.config, {kind for kind, _ in outputs.values()})
         if provenance is not None:
             write_card(partial, checkpoint.config, provenance, source.name)
         snapshot.check()
@@ -146,29 +132,6 @@ def _export_adapter(
         if provenance is not None:
             write_card(partial, checkpoint.config, provenance, source.name)
         snapshot.check()
-
-
-def model_files(directory: Path) -> list[Path]:
-    """What a Hugging Face directory holds besides weights, relative: configuration, tokenizer, templates, licence."""
-    found = []
-    for file in sorted(directory.iterdir()):
-        is_licence = file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
-        if not (is_licence or file.suffix in _SUFFIXES) or file.name.endswith(".index.json"):
-            continue
-        if file.is_symlink() and not file.exists():
-            raise ValueError(f"{file}: a link to nothing, or a loop of links; download the model again")
-        if file.is_file():
-            found.append(Path(file.name))
-    templates = directory / "additional_chat_templates"
-    if templates.is_dir():
-        found += [file.relative_to(directory) for file in sorted(templates.iterdir()) if file.is_file()]
-    return found
-
-
-def copy_model_files(source: Path, target: Path) -> None:
-    for name in model_files(source):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
 
 
 def byte_progress(title: str, total: int, shown: bool) -> Progress:
@@ -193,7 +156,7 @@ def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
     """Raises: ValueError when tensors that Megatron stores as one, the layers stacked, have different dtypes."""
     for mapping in mappings(spec):
         layers = range(spec.num_layers) if mapping.layered else [None]
-        first, *others = (name for layer in layers for name in hf_names(mapping, layer))
+        first, *others = (name for layer in layers for name in mapping.names(layer))
         for name in others:
             if tensors[name][0] != tensors[first][0]:
                 own, other = dtype_name(tensors[name][0]), dtype_name(tensors[first][0])
@@ -202,25 +165,10 @@ def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
                 )
 
 
-def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None or dtype in _DTYPES.values():
-        return dtype
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
-
-
 def _tokenizer_path(checkpoint: Path) -> str | None:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
     has_tokenizer = any((checkpoint / HF_FILES / name).exists() for name in names)
     return f"../{HF_FILES}" if has_tokenizer else None
-
-
-def _set_config_dtype(file: Path, config: dict, written: set[torch.dtype]) -> None:
-    """Change the dtype in config.json where it no longer says what the weights are; otherwise keep every byte."""
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    if len(written) == 1 and config.get(key, "float32") != dtype_name(*written):
-        file.write_text(json.dumps(config | {key: dtype_name(*written)}, indent=2) + "\n", encoding="utf-8")
 
 
 def _common_state() -> dict:

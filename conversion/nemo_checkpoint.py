@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion.checkpoint import holds_weights, model_files_directory, weights_directory
-from conversion.families import model_spec
+from conversion.hf_files import read_model
 from conversion.lora import Adapters, base_checkpoint, is_lora
 from conversion.torch_dist import TorchDistReader
-from conversion.weights import NeMoWeights, read_config
+from conversion.weights import NeMoWeights
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,12 @@ def open_checkpoint(source: Path, base: Path | None) -> Checkpoint:
     reader = TorchDistReader(weights_directory(source))
     if not is_lora(reader):
         files = model_files_directory(source, base)
-        config = read_config(files)
-        return Checkpoint(files, config, NeMoWeights(reader, model_spec(config)), None, (reader.directory, files))
+        config, spec = read_model(files)
+        return Checkpoint(files, config, NeMoWeights(reader, spec), None, (reader.directory, files))
     base_weights = base if base is not None and holds_weights(base) else base_checkpoint(reader.directory)
     root = weights_directory(base_weights)
     files = model_files_directory(source, base or root.parent)
-    config = read_config(files)
-    spec = model_spec(config)
+    config, spec = read_model(files)
     adapters = Adapters(reader, spec)
     weights = NeMoWeights(TorchDistReader(root), spec, adapters)
     return Checkpoint(files, config, weights, adapters, (reader.directory, root, files))

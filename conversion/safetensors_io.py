@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from conversion.dtypes import Tensors
 from conversion.staging import start_flushing
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -108,7 +109,7 @@ def read_rows(info: TensorInfo, first: int, out: Tensor) -> None:
 class ShardedWriter:
     """Files for tensors whose names, dtypes and shapes are known beforehand; rows may come in any order."""
 
-    def __init__(self, directory: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], shard_bytes: int):
+    def __init__(self, directory: Path, tensors: Tensors, shard_bytes: int):
         """`tensors` in the order of the model's state dict, which decides the shards."""
         self._places: dict[str, TensorInfo] = {}
         shards = _split_into_shards(tensors, shard_bytes)
@@ -140,6 +141,17 @@ class ShardedWriter:
             stream.close()
 
 
+def state_dict_order(tensors: Tensors) -> Tensors:
+    """The order of transformers' state dict, which decides what goes into which shard: a bias follows its weight."""
+    ordered = {}
+    for name in tensors:
+        ordered[name] = tensors[name]
+        bias = name.removesuffix("weight") + "bias"
+        if bias in tensors:
+            ordered[bias] = tensors[bias]
+    return ordered
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
@@ -169,7 +181,7 @@ def _info(file: Path, base: int, name: str, entry: dict) -> TensorInfo:
     return info
 
 
-def _split_into_shards(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], shard_bytes: int) -> list[list[str]]:
+def _split_into_shards(tensors: Tensors, shard_bytes: int) -> list[list[str]]:
     """Greedy in the given order, as `huggingface_hub.split_torch_state_dict_into_shards`."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -183,7 +195,7 @@ def _split_into_shards(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]], 
     return shards
 
 
-def _write_header(file: Path, tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+def _write_header(file: Path, tensors: Tensors) -> dict[str, TensorInfo]:
     """Write the header, reserve the data, and say where each tensor goes."""
     order = sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name))  # as the reference implementation
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -3,6 +3,9 @@
 A checkpoint is torch.distributed.checkpoint's layout: `.metadata` (a pickled index), `*.distcp` files of
 concatenated `torch.save` payloads, and Megatron's `common.pt` and `metadata.json`. Tensors are stored whole
 (global), whatever the parallel sizes of the run were; those of the layers are stacked along dimension 0.
+
+Two parts of it are private in torch: `_StorageInfo`, whose name is in every index, and `_create_file_view`. torch
+2.13.0 has both; tests/unit/test_torch_private.py says so when another version does not.
 """
 
 import json
@@ -28,6 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from conversion.staging import start_flushing
+from nemo_probsft.files import first_line
 
 FILE_BYTES = 4 << 30
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
@@ -181,7 +185,7 @@ class TorchDistReader:
             try:
                 return torch.load(view, map_location="cpu", weights_only=True)
             except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-                raise ValueError(f"{file}: {key} is damaged: {_first_line(error)}") from error
+                raise ValueError(f"{file}: {key} is damaged: {first_line(error)}") from error
 
     def _load_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         info = self._storage[MetadataIndex(self._stored_key[key], chunk.offsets)]
@@ -313,11 +317,7 @@ def _load_metadata(file: Path) -> Metadata:
         with file.open("rb") as stream:
             metadata = _IndexUnpickler(stream).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{file}: damaged or foreign checkpoint index: {_first_line(error)}") from error
+        raise ValueError(f"{file}: damaged or foreign checkpoint index: {first_line(error)}") from error
     if not isinstance(metadata, Metadata):
         raise ValueError(f"{file}: not a checkpoint index but a {type(metadata).__name__}")
     return metadata
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -4,7 +4,6 @@
 row, rows), in the cheapest order; `read(name, first, count)`: any rows. What is read is checked to be finite.
 """
 
-import json
 import math
 import re
 import warnings
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor
 
 from conversion import layout
-from conversion.families import Mapping, ModelSpec, mappings
+from conversion.dtypes import Tensors, cast, check_dtype, finite
+from conversion.families import ModelSpec, hf_shapes, mappings, mappings_by_layer
 from conversion.lora import Adapters
-from conversion.safetensors_io import DTYPES, read_index, read_rows
+from conversion.safetensors_io import read_index, read_rows
 from conversion.torch_dist import TorchDistReader, global_shape
 
-Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 BLOCK_BYTES = 64 << 20
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 # A buffer that old transformers versions saved; it is computed from config.json.
@@ -56,7 +55,7 @@ class HFWeights:
         info = self._infos[name]
         rows = torch.empty(count, *info.shape[1:], dtype=info.dtype)
         read_rows(info, first, rows)
-        return _finite(rows, f"{self._directory}: {name}")
+        return finite(rows, f"{self._directory}: {name}")
 
     def read_into(self, out: Tensor, name: str, first: int) -> None:
         """Fill `out` with rows of the tensor from `first` on, in the dtype of `out`."""
@@ -65,11 +64,11 @@ class HFWeights:
             out.copy_(cast(self.read(name, first, len(out)), out.dtype, name))
             return
         read_rows(info, first, out)
-        _finite(out, f"{self._directory}: {name}")
+        finite(out, f"{self._directory}: {name}")
 
     def _check(self, tensors: Tensors, spec: ModelSpec) -> Tensors:
-        """`tensors` in the order of `groups`; those that the model computes by itself are left out, with a warning."""
-        expected = {name: shape for mapping, layer in groups(spec) for name, shape in named_shapes(mapping, layer)}
+        """`tensors` in the order of `hf_shapes`; leaves out what the model computes by itself, with a warning."""
+        expected = hf_shapes(spec)
         unexpected = sorted(tensors.keys() - expected.keys())
         redundant = [name for name in unexpected if _DERIVED.fullmatch(name) or self._is_tied_copy(name, tensors, spec)]
         if redundant:
@@ -88,7 +87,7 @@ class HFWeights:
                 f"e.g. {unexpected[0]}"
             )
         for name, shape in expected.items():
-            _check_dtype(f"{self._directory}: {name}", tensors[name][0])
+            check_dtype(f"{self._directory}: {name}", tensors[name][0])
             if tensors[name][1] != shape:
                 raise ValueError(
                     f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}"
@@ -120,18 +119,16 @@ class NeMoWeights:
         self._check()
         self._home = {
             name: (mapping, layer, part)
-            for mapping, layer in groups(spec)
-            for part, name in enumerate(hf_names(mapping, layer))
+            for mapping, layer in mappings_by_layer(spec)
+            for part, name in enumerate(mapping.names(layer))
         }
         self.tensors = {
-            name: (reader.dtype(mapping.megatron), shape)
-            for mapping, layer in groups(spec)
-            for name, shape in named_shapes(mapping, layer)
+            name: (reader.dtype(self._home[name][0].megatron), shape) for name, shape in hf_shapes(spec).items()
         }
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
-        for mapping, layer in groups(self._spec):
-            names = hf_names(mapping, layer)
+        for mapping, layer in mappings_by_layer(self._spec):
+            names = mapping.names(layer)
             for first, count in self._reader.row_blocks(mapping.megatron, layer, mapping.shape[0]):
                 block = self._reader.read(mapping.megatron, layer, first, count)
                 wanted = list(layout.pieces(mapping, self._spec, first, count))
@@ -147,10 +144,10 @@ class NeMoWeights:
         return self._finish(name, first, found[0] if len(found) == 1 else torch.cat(found))
 
     def _finish(self, name: str, first: int, rows: Tensor) -> Tensor:
-        rows = _finite(rows, f"{self._reader.directory}: {name}")
+        rows = finite(rows, f"{self._reader.directory}: {name}")
         if self._adapters is None or name not in self._adapters:
             return rows
-        return _finite(self._adapters.merge(name, first, rows), f"{name}, merged with its adapter,")
+        return finite(self._adapters.merge(name, first, rows), f"{name}, merged with its adapter,")
 
     def _check(self) -> None:
         reader, spec = self._reader, self._spec
@@ -162,7 +159,7 @@ class NeMoWeights:
                 f"{reader.directory}: {problem}; the checkpoint does not fit this config.json ({spec.model_type})"
             )
         for key, shape in expected.items():
-            _check_dtype(f"{reader.directory}: {key}", reader.dtype(key))
+            check_dtype(f"{reader.directory}: {key}", reader.dtype(key))
             stored = reader.shape(key)
             if key in _VOCABULARY and stored[0] > shape[0]:
                 stored = (shape[0], *stored[1:])
@@ -170,36 +167,6 @@ class NeMoWeights:
                 raise ValueError(
                     f"{reader.directory}: {key} has shape {reader.shape(key)}, config.json asks for {shape}"
                 )
-
-
-def groups(spec: ModelSpec) -> Iterator[tuple[Mapping, int | None]]:
-    """Each Megatron tensor with each of its layers (None: not layered), in the order in which the files hold them."""
-    table = mappings(spec)
-    layered = [mapping for mapping in table if mapping.layered]
-    before = table[: table.index(layered[0])]
-    yield from ((mapping, None) for mapping in before)
-    for layer in range(spec.num_layers):
-        yield from ((mapping, layer) for mapping in layered)
-    yield from ((mapping, None) for mapping in table[len(before) + len(layered) :])
-
-
-def hf_names(mapping: Mapping, layer: int | None) -> list[str]:
-    return [name.format(layer) for name in mapping.hf]
-
-
-def named_shapes(mapping: Mapping, layer: int | None) -> list[tuple[str, tuple[int, ...]]]:
-    return list(zip(hf_names(mapping, layer), mapping.shapes, strict=True))
-
-
-def state_dict_order(tensors: Tensors) -> Tensors:
-    """The order of transformers' state dict, which decides what goes into which shard: a bias follows its weight."""
-    ordered = {}
-    for name in tensors:
-        ordered[name] = tensors[name]
-        bias = name.removesuffix("weight") + "bias"
-        if bias in tensors:
-            ordered[bias] = tensors[bias]
-    return ordered
 
 
 def row_blocks(dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -210,53 +177,6 @@ def row_blocks(dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[int
 
 def num_bytes(tensors: Tensors) -> int:
     return sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
-
-
-def read_config(directory: Path) -> dict:
-    """config.json. Raises: ValueError when it is missing or not a JSON object."""
-    file = directory / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: missing; is {directory} a Hugging Face model directory?") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: a JSON object is expected, not a {type(config).__name__}")
-    return config
-
-
-def cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
-    """`tensor` in `dtype` (None: as it is). Raises: ValueError when a number does not fit."""
-    if dtype is None or tensor.dtype == dtype:
-        return tensor
-    result = tensor.to(dtype)
-    if not _is_finite(result):
-        raise ValueError(f"{name}: its numbers do not fit into {dtype_name(dtype)}; choose another dtype")
-    return result
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Much faster than isfinite().all(), and without temporaries."""
-    if tensor.sum().isfinite():
-        return True
-    low, high = tensor.aminmax()
-    return bool(low.isfinite() & high.isfinite())  # the sum alone may have overflowed; NaN wins in min and max
-
-
-def _finite(tensor: Tensor, label: str) -> Tensor:
-    if not _is_finite(tensor):
-        raise ValueError(f"{label} holds NaN or infinite numbers; the weights are damaged or their training diverged")
-    return tensor
-
-
-def _check_dtype(label: str, dtype: torch.dtype) -> None:
-    if dtype not in DTYPES.values():
-        raise ValueError(f"{label} has dtype {dtype}; supported: {', '.join(DTYPES)}")
 
 
 def _refuse_pickled(directory: Path) -> None:

@@ -121,7 +121,7 @@ def _model_spec(recipe: Recipe, files: Path) -> tuple[ModelSpec, int]:
     try:
         return model_spec(config), context_length
     except (ValueError, TypeError, AttributeError) as error:
-        problem = f"{source}: {str(error).removeprefix('config.json: ')}; use another model"
+        problem = f"{source}: {error}; use another model"
         raise recipe.error("model.path", problem) from None
 
 
