@@ -87,8 +87,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from conversion.card import read_yaml
     from conversion.convert import export_hf
+    from conversion.model_card import read_yaml
 
     _one_thread()
     export_hf(

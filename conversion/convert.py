@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from conversion import layout
-from conversion.card import base_model, read_record, write_card
 from conversion.checkpoint import HF_FILES
 from conversion.dtypes import Tensors, cast, dtype_name, parse_dtype
 from conversion.families import ModelSpec, extra_state_keys, mappings, mappings_by_layer
 from conversion.hf_files import copy_model_files, read_model, set_config_dtype
+from conversion.model_card import base_model, read_record, write_card
 from conversion.nemo_checkpoint import Checkpoint, open_checkpoint
 from conversion.nemo_context import write_context
 from conversion.peft_adapter import write_adapter
@@ -126,7 +126,7 @@ def _export_adapter(
 ) -> None:
     adapters = checkpoint.adapters
     if adapters is None:
-        raise ValueError(f"{source}: holds no LoRA adapters; export it without adapter (--adapter)")
+        raise ValueError(f"{source}: has no LoRA adapters; export it without --adapter (adapter=True)")
     with staged_directory(target, adapters.num_bytes) as partial:
         write_adapter(partial, adapters, base_model(provenance), lambda tensor, name: cast(tensor, dtype, name))
         if provenance is not None:
@@ -153,7 +153,7 @@ def _add_extra_state(writer: TorchDistWriter, spec: ModelSpec) -> None:
 
 
 def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
-    """Raises: ValueError when tensors that Megatron stores as one, the layers stacked, have different dtypes."""
+    """Raises: ValueError if tensors that Megatron stores as one, the layers stacked, have different dtypes."""
     for mapping in mappings(spec):
         layers = range(spec.num_layers) if mapping.layered else [None]
         first, *others = (name for layer in layers for name in mapping.names(layer))

@@ -72,7 +72,7 @@ def model_spec(config: dict) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type not in _FAMILIES:
         raise ValueError(
-            f"model_type {model_type!r} is not supported; supported: {', '.join(sorted(_FAMILIES))} "
+            f"model_type {model_type!r} is not supported, only {', '.join(sorted(_FAMILIES))} "
             "(dense Qwen2, Qwen2.5, Qwen3, Llama, DeepSeekMath)"
         )
     _check_options(config)
@@ -219,7 +219,7 @@ _FAMILIES = {
 def _nemo_config_class(model_type: str, scaling: dict | None) -> tuple[str, str]:
     if scaling:
         if model_type != "llama":
-            raise ValueError(f"rope_scaling {scaling} of {model_type} has no counterpart in NeMo; set it to null")
+            raise ValueError(f"rope_scaling {scaling} of {model_type} has no counterpart in NeMo")
         return f"{_LLM}.llama", "Llama31Config"
     return f"{_LLM}.{model_type}", {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "LlamaConfig"}[model_type]
 
@@ -250,7 +250,7 @@ def _rope(config: dict) -> tuple[float, dict | None]:
     elif "rope_theta" in parameters:
         theta, scaling = parameters["rope_theta"], {k: v for k, v in parameters.items() if k != "rope_theta"}
     else:
-        raise ValueError(f"rope_parameters {parameters} has no rope_theta; one set for all layers is supported")
+        raise ValueError(f"rope_parameters {parameters} has no rope_theta; only one set for all layers is supported")
     if not scaling or scaling.get("rope_type", scaling.get("type")) in (None, "default"):
         return theta, None
     return theta, scaling

@@ -18,7 +18,7 @@ def read_model(directory: Path) -> tuple[dict, ModelSpec]:
     try:
         return config, model_spec(config)
     except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {error}") from None
+        raise ValueError(f"{directory / 'config.json'}: {error}; use another model") from None
 
 
 def read_config(directory: Path) -> dict:
@@ -29,7 +29,7 @@ def read_config(directory: Path) -> dict:
     except FileNotFoundError as error:
         raise ValueError(f"{file}: missing; is {directory} a Hugging Face model directory?") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON: {error}") from error
+        raise ValueError(f"{file}: not valid JSON ({error}); download it again") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file}: not a JSON object but a {type(config).__name__}; download the model again")
     return config

@@ -22,7 +22,7 @@ class Adapters:
     """
 
     def __init__(self, reader: TorchDistReader, spec: ModelSpec):
-        """Raises: ValueError when an adapter is not NeMo's LoRA or does not belong to a weight of the model."""
+        """Raises: ValueError if an adapter is not NeMo's LoRA or does not belong to a weight of the model."""
         settings = read_lora_settings(reader.directory.parent / "context")
         self.dim, self.alpha, self.dropout = settings.dim, settings.alpha, settings.dropout
         self._reader, self._spec = reader, spec
@@ -63,8 +63,8 @@ class Adapters:
         for key, shape in zip(_keys(mapping), ([*layers, self.dim, columns], [*layers, rows, self.dim]), strict=True):
             if self._reader.shape(key) != tuple(shape):
                 raise ValueError(
-                    f"{self._reader.directory}: {key} has shape {self._reader.shape(key)}, a LoRA of dim {self.dim} "
-                    f"on this model has {tuple(shape)}"
+                    f"{self._reader.directory}: {key} has shape {self._reader.shape(key)}, but LoRA of dim {self.dim} "
+                    f"on this model has {tuple(shape)}; name the base that it was trained on (--base)"
                 )
 
 
@@ -73,18 +73,16 @@ def is_lora(reader: TorchDistReader) -> bool:
 
 
 def base_checkpoint(weights: Path) -> Path:
-    """The checkpoint the adapters were trained on, as NeMo noted it. Raises: ValueError when it is not there."""
+    """The checkpoint the adapters were trained on, as NeMo noted it. Raises: ValueError if it is not there."""
     note = weights / "adapter_metadata.json"
     try:
         path = Path(json.loads(note.read_text(encoding="utf-8"))["model_ckpt_path"])
     except FileNotFoundError as error:
-        raise ValueError(f"{note}: missing; give the imported base checkpoint as base (--base)") from error
+        raise ValueError(f"{note}: missing; name the imported base checkpoint (--base)") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{note}: damaged; give the imported base checkpoint as base (--base)") from error
+        raise ValueError(f"{note}: damaged; name the imported base checkpoint (--base)") from error
     if not path.exists():
-        raise ValueError(
-            f"{path}: the base of the LoRA checkpoint is gone; give the imported base checkpoint as base (--base)"
-        )
+        raise ValueError(f"{path}: the base of the LoRA checkpoint is gone; name the imported base checkpoint (--base)")
     return path
 
 
@@ -108,5 +106,6 @@ def _adapted(reader: TorchDistReader, spec: ModelSpec) -> list[Mapping]:
                 "nemo.collections.llm.peft.LoRA is supported, not CanonicalLoRA, DoRA or mixed checkpoints"
             )
         if weight not in table or len(table[weight].shapes[0]) != 2:
-            raise ValueError(f"{reader.directory}: an adapter for {weight}, which the model does not have")
+            problem = f"an adapter for {weight}, which the model does not have"
+            raise ValueError(f"{reader.directory}: {problem}; name the base that it was trained on (--base)")
     return [table[weight] for weight in found]

@@ -40,7 +40,7 @@ class HFWeights:
     """The tensors of a Hugging Face directory, checked against config.json."""
 
     def __init__(self, directory: Path, spec: ModelSpec):
-        """Raises: ValueError when weights are missing, damaged, pickled or not those of `spec`."""
+        """Raises: ValueError if weights are missing, damaged, pickled or not those of `spec`."""
         _refuse_pickled(directory)
         self._directory = directory
         self._infos = read_index(directory)
@@ -73,24 +73,26 @@ class HFWeights:
         redundant = [name for name in unexpected if _DERIVED.fullmatch(name) or self._is_tied_copy(name, tensors, spec)]
         if redundant:
             warnings.warn(
-                f"{self._directory}: {', '.join(redundant)} repeat what the model computes; left out", stacklevel=2
+                f"{self._directory}: left out {', '.join(redundant)}, which the model computes itself", stacklevel=2
             )
         unexpected = [name for name in unexpected if name not in redundant]
         missing = sorted(expected.keys() - tensors.keys())
         if missing:
             raise ValueError(
-                f"{self._directory}: {len(missing)} tensors that config.json asks for are missing, e.g. {missing[0]}"
+                f"{self._directory}: {len(missing)} tensors that config.json asks for are missing, e.g. {missing[0]}; "
+                "restore the model, or use another"
             )
         if unexpected:
             raise ValueError(
                 f"{self._directory}: {len(unexpected)} tensors are not part of this {spec.model_type} model, "
-                f"e.g. {unexpected[0]}"
+                f"e.g. {unexpected[0]}; restore the model, or use another"
             )
         for name, shape in expected.items():
             check_dtype(f"{self._directory}: {name}", tensors[name][0])
             if tensors[name][1] != shape:
                 raise ValueError(
-                    f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}"
+                    f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}; "
+                    "take both from the same model"
                 )
         return {name: tensors[name] for name in expected}
 
@@ -103,7 +105,8 @@ class HFWeights:
         ):
             return True
         raise ValueError(
-            f"{self._directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
+            f"{self._directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding; set it to "
+            "false in config.json to keep both"
         )
 
 
@@ -114,7 +117,7 @@ class NeMoWeights:
     """
 
     def __init__(self, reader: TorchDistReader, spec: ModelSpec, adapters: Adapters | None = None):
-        """Raises: ValueError when the checkpoint does not hold exactly the tensors of `spec`."""
+        """Raises: ValueError if the checkpoint does not hold exactly the tensors of `spec`."""
         self._reader, self._spec, self._adapters = reader, spec, adapters
         self._check()
         self._home = {
@@ -156,7 +159,8 @@ class NeMoWeights:
         if missing or unexpected:
             problem = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not part of the model"
             raise ValueError(
-                f"{reader.directory}: {problem}; the checkpoint does not fit this config.json ({spec.model_type})"
+                f"{reader.directory}: {problem}; the checkpoint and this config.json ({spec.model_type}) belong to "
+                "different models"
             )
         for key, shape in expected.items():
             check_dtype(f"{reader.directory}: {key}", reader.dtype(key))
@@ -165,7 +169,8 @@ class NeMoWeights:
                 stored = (shape[0], *stored[1:])
             if stored != shape:
                 raise ValueError(
-                    f"{reader.directory}: {key} has shape {reader.shape(key)}, config.json asks for {shape}"
+                    f"{reader.directory}: {key} has shape {reader.shape(key)}, config.json asks for {shape}; they "
+                    "belong to different models"
                 )
 
 

@@ -152,7 +152,7 @@ def _refuse_weights(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
     try:
         HFWeights(path, spec)
     except (ValueError, RecursionError) as error:
-        raise recipe.error("model.path", f"{error}; restore the model, or use another") from None
+        raise recipe.error("model.path", str(error)) from None
 
 
 def _nemo_model_files(recipe: Recipe, path: Path) -> Path:

@@ -93,7 +93,7 @@ DAMAGE = {
     "not safetensors": (lambda s: (s / "model.safetensors").write_text("hello" * 99), "truncated or not a safetensors"),
     "overlapping tensors": (overlapping_header, "starts at byte"),
     "no weights": (lambda s: (s / "model.safetensors").unlink(), "neither model.safetensors nor"),
-    "missing shard": (missing_shard, "b.safetensors: missing shard"),
+    "missing shard": (missing_shard, "b.safetensors: missing, but model.safetensors.index.json names it"),
     "wrong index": (wrong_index, "model.extra: the index says a.safetensors, the files say None"),
     "index points outside": (escaping_index, "is not the name of a safetensors file in the same directory"),
     "index is no json": (lambda s: (s / "model.safetensors.index.json").write_text("{"), "not a weight index"),
@@ -125,8 +125,12 @@ DAMAGE = {
         lambda s: edit_config(s, tie_word_embeddings=True),
         "lm_head.weight differs from the embedding",
     ),
-    "unknown architecture": (lambda s: edit_config(s, model_type="mixtral"), "'mixtral' is not supported"),
+    "unknown architecture": (
+        lambda s: edit_config(s, model_type="mixtral"),
+        "hf/config.json: .*'mixtral' is not supported",
+    ),
     "unsupported rope": (lambda s: edit_config(s, rope_scaling={"rope_type": "yarn", "factor": 4.0}), "rope_scaling"),
+    "rope as text": (lambda s: edit_config(s, rope_scaling="yarn"), "rope_scaling must be a mapping, not 'yarn'"),
     "sliding window": (lambda s: edit_config(s, use_sliding_window=True), "use_sliding_window is True"),
     "partial rope": (lambda s: edit_config(s, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
     "one tensor of another dtype": (
@@ -184,7 +188,7 @@ def damaged_data(checkpoint: Path) -> None:
 
 CHECKPOINT_DAMAGE = {
     "truncated index": (damaged_metadata, "damaged or foreign checkpoint index"),
-    "index runs code": (hostile_metadata, "does not belong into a checkpoint index"),
+    "index runs code": (hostile_metadata, "does not belong in a checkpoint index"),
     "index runs code by attribute": (hostile_metadata_by_attribute, "not a checkpoint index"),
     "damaged data": (damaged_data, "__0_0.distcp: .* is damaged"),
     "truncated data": (lambda c: os.truncate(c / "weights" / "__0_0.distcp", 5000), "it is truncated"),
