@@ -25,17 +25,11 @@ _SILENT_SECONDS = 1.0  # a short conversion shows no progress
 
 
 @system_errors_in_one_line()
-def import_hf(
-    source: Path,
-    target: Path,
-    *,
-    dtype: torch.dtype | str | None = None,
-    progress: bool = False,
-) -> None:
+def import_hf(source: Path, target: Path, *, dtype: torch.dtype | str | None = None, progress: bool = False) -> None:
     """Convert a Hugging Face model directory into a NeMo 2 checkpoint: `weights/`, `context/` and `hf/`.
 
-    The checkpoint holds exactly the rows of config.json's vocabulary; Megatron fills the padding that a tensor
-    parallel size needs with zeros when it loads. dtype: None keeps each tensor's own.
+    The checkpoint holds exactly the rows of config.json's vocabulary. If a tensor-parallel size needs padding, Megatron
+    adds rows of zeros when it loads. dtype: None keeps each tensor's own.
     Cost: memory for a few blocks of 64 MiB, whatever the size of the model.
     Raises: ValueError, one line; nothing is left behind.
     """
@@ -83,10 +77,10 @@ def export_hf(
 ) -> None:
     """Convert a NeMo 2 checkpoint (imported, or saved in training) into a Hugging Face directory.
 
-    base: the Hugging Face directory or imported checkpoint the training started from; it gives config.json and
-    the tokenizer. Not needed for a checkpoint that has them. Optimizer state and padded vocabulary rows are left out;
-    LoRA adapters are merged into their base (`base` when it is a checkpoint, else the one NeMo noted).
-    dtype: None keeps the checkpoint's. adapter: write the LoRA adapters alone, for `peft`.
+    Leaves out the optimizer's state and the padding of the vocabulary. Merges LoRA adapters into their base (`base` if
+    it is a checkpoint, else the one that NeMo noted); adapter: write the adapters alone, for `peft`.
+    base: the Hugging Face directory or the imported checkpoint that training started from, for config.json and the
+    tokenizer; a checkpoint that has them needs none. dtype: None keeps the checkpoint's.
     provenance: written to run.yaml and the model card (README.md); None: the run.yaml of the run directory that
     `source` lies in, if there is one.
     Cost: memory for the largest stored chunk of a tensor, whatever the size of the model.
@@ -145,7 +139,7 @@ def _view(buffer: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
 
 
 def _add_extra_state(writer: TorchDistWriter, spec: ModelSpec) -> None:
-    """An empty tensor each: what TransformerEngineBaseModule.get_extra_state returns for modules without FP8."""
+    """An empty tensor each, as TransformerEngineBaseModule.get_extra_state returns for modules without FP8."""
     for key, layered in extra_state_keys(spec):
         count = spec.num_layers if layered else 1
         for index in range(count):
