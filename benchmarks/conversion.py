@@ -90,12 +90,11 @@ def make_random_hf(directory: Path, config: dict) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    from conversion.families import model_spec
+    from conversion.families import hf_shapes, model_spec
     from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
-    from conversion.weights import groups, named_shapes
 
     spec = model_spec(config)
-    tensors = {name: (torch.bfloat16, shape) for m, layer in groups(spec) for name, shape in named_shapes(m, layer)}
+    tensors = {name: (torch.bfloat16, shape) for name, shape in hf_shapes(spec).items()}
     directory.mkdir()
     generator = torch.Generator().manual_seed(0)
     writer = ShardedWriter(directory, tensors, SHARD_BYTES)

@@ -1,68 +1,68 @@
-"""A NeMo 2 checkpoint on disk: where its tensors, its adapters' base, its model files and its run's record are."""
+"""What is this directory, which checkpoint of a run is the last, and where are a checkpoint's files?
 
-from dataclasses import dataclass
+Light: neither torch nor NeMo is imported, because the launcher of a run asks these questions first.
+"""
+
+from __future__ import annotations
+
 from pathlib import Path
+from typing import Literal
 
-from conversion.families import model_spec
-from conversion.lora import Adapters, base_checkpoint, is_lora
 from conversion.staging import existing_directory
-from conversion.torch_dist import TorchDistReader
-from conversion.weights import NeMoWeights, read_config
 
-HF_FILES = "hf"  # folder of an imported checkpoint that keeps config.json, tokenizer, ... byte for byte
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of a checkpoint with its model files; `adapters` when it is one of LoRA, which holds nothing else."""
-
-    files: Path  # directory of config.json, the tokenizer, ...
-    config: dict
-    weights: NeMoWeights
-    adapters: Adapters | None
-    directories: tuple[Path, ...]  # all that is read
+Kind = Literal["huggingface", "nemo"]
+HF_FILES = "hf"  # folder of an imported checkpoint that keeps config.json, the tokenizer, ... byte for byte
 
 
-def open_checkpoint(source: Path, base: Path | None) -> Checkpoint:
-    """base: gives config.json and the tokenizer, and the weights of a LoRA checkpoint when it is a checkpoint itself.
+def kind_of(path: Path) -> Kind | None:
+    """What a directory is, told by its files; None if it is neither, or if its checkpoint was not written to the end.
 
-    Raises: ValueError when something is missing or the tensors are not those of config.json.
+    A second engine's checkpoint becomes a third kind here, and its names go into `last_checkpoint`.
     """
-    reader = TorchDistReader(weights_directory(source))
-    if not is_lora(reader):
-        files = model_files_directory(source, base)
-        config = read_config(files)
-        return Checkpoint(files, config, NeMoWeights(reader, model_spec(config)), None, (reader.directory, files))
-    holds_weights = base is not None and is_nemo(base)
-    root = weights_directory(base if holds_weights else base_checkpoint(reader.directory))
-    files = model_files_directory(source, base or root.parent)
-    config = read_config(files)
-    spec = model_spec(config)
-    adapters = Adapters(reader, spec)
-    weights = NeMoWeights(TorchDistReader(root), spec, adapters)
-    return Checkpoint(files, config, weights, adapters, (reader.directory, root, files))
+    if (path / "weights" / "metadata.json").exists() and (path / "context").is_dir():
+        return "nemo"
+    return "huggingface" if (path / "config.json").is_file() else None
 
 
 def is_nemo(path: Path) -> bool:
+    """True for a complete NeMo 2 checkpoint, which NeMo can train from: `weights/` and `context/`."""
+    return kind_of(path) == "nemo"
+
+
+def holds_weights(path: Path) -> bool:
+    """True for complete torch_dist weights, with or without `context/`: enough to export, too little to train from."""
     return (weights_directory(path) / "metadata.json").exists()
 
 
 def weights_directory(checkpoint: Path) -> Path:
-    """`weights/` of a NeMo 2 checkpoint; also accepts that folder itself."""
+    """`weights/` of a NeMo 2 checkpoint, or `checkpoint` itself if it is that folder."""
     return checkpoint / "weights" if (checkpoint / "weights").is_dir() else checkpoint
 
 
+def last_checkpoint(directory: Path) -> Path | None:
+    """The complete checkpoint `step=N` with the highest N.
+
+    NeMo keeps a file `step=N-unfinished` while it writes or removes one (ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX).
+    """
+    complete = [
+        path
+        for path in directory.glob("step=*")
+        if is_nemo(path) and not path.with_name(path.name + "-unfinished").exists()
+    ]
+    return max(complete, key=lambda path: int(path.name.removeprefix("step=")), default=None)
+
+
 def model_files_directory(checkpoint: Path, base: Path | None = None) -> Path:
-    """Where config.json and the tokenizer are: of `base` when given, else of the checkpoint itself.
+    """Where config.json and the tokenizer are: in `base` if given, else in the checkpoint itself.
 
     A checkpoint has them in `hf/` (imported) or in the copy of the tokenizer's folder that NeMo makes in `context/`.
     """
     root = weights_directory(checkpoint).parent if base is None else existing_directory(base)
-    roots = [root / HF_FILES, root / "context" / HF_FILES]
-    for folder in roots if base is None else [root, *roots]:
+    folders = [root / HF_FILES, root / "context" / HF_FILES]
+    for folder in folders if base is None else [root, *folders]:
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(
-        f"{base or checkpoint}: no config.json; give the Hugging Face directory or imported checkpoint that the "
-        "training started from as base (--base)"
+        f"{base or checkpoint}: no config.json; name the Hugging Face directory or the imported checkpoint that "
+        "training started from (--base)"
     )

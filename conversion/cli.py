@@ -45,9 +45,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("source", type=Path, help="Hugging Face model directory (safetensors)")
     command.add_argument("target", type=Path, help="new directory; gets weights/, context/ and hf/")
     command.add_argument("--dtype", choices=_DTYPES, help="convert the weights (default: keep each tensor's dtype)")
-    command.add_argument(
-        "--allow-pickle", action="store_true", help="accept pytorch_model*.bin, read with weights_only"
-    )
     command = _command(commands, "export", "NeMo 2 checkpoint -> Hugging Face directory", _export)
     command.add_argument("source", type=Path, help="checkpoint: imported, or <run_dir>/checkpoints/<name>")
     command.add_argument("target", type=Path, help="new directory, ready for transformers and vLLM")
@@ -83,7 +80,6 @@ def _import(arguments: argparse.Namespace) -> int:
         arguments.source,
         arguments.target,
         dtype=arguments.dtype,
-        allow_pickle=arguments.allow_pickle,
         progress=True,
     )
     print(f"wrote {arguments.target}")
@@ -91,8 +87,8 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from conversion.card import read_yaml
     from conversion.convert import export_hf
+    from conversion.model_card import read_yaml
 
     _one_thread()
     export_hf(

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conversion.checkpoint import is_nemo, model_files_directory, open_checkpoint
-from conversion.convert import export_hf, model_files
-from conversion.families import model_spec
-from conversion.progress import Progress
+from conversion.checkpoint import holds_weights, model_files_directory
+from conversion.convert import byte_progress, export_hf
+from conversion.dtypes import dtype_name
+from conversion.hf_files import model_files, read_config, read_model
+from conversion.nemo_checkpoint import open_checkpoint
 from conversion.staging import existing_directory, system_errors_in_one_line
-from conversion.weights import HFWeights, NeMoWeights, Weights, dtype_name, num_bytes, read_config
+from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes
 
 _BLOCK = 1 << 24  # numbers compared at a time
 
@@ -89,16 +90,18 @@ def verify(a: Path, b: Path, *, base: Path | None = None, logits: bool = False, 
 
 
 def _model_files(path: Path, base: Path | None, other: Path) -> Path:
-    if not is_nemo(path):
+    if not holds_weights(path):
         return path
     try:
         return model_files_directory(path)
     except ValueError:
-        return model_files_directory(other, base or (None if is_nemo(other) else other))
+        return model_files_directory(other, base or (None if holds_weights(other) else other))
 
 
 def _open(path: Path, files: Path) -> Weights:
-    return open_checkpoint(path, files).weights if is_nemo(path) else HFWeights(path, model_spec(read_config(files)))
+    if holds_weights(path):
+        return open_checkpoint(path, files).weights
+    return HFWeights(path, read_model(files)[1])
 
 
 def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> None:
@@ -121,7 +124,7 @@ def _differences(a: Weights, b: Weights, names: set[str], progress: bool) -> dic
     """Largest difference of each tensor whose bits are not the same; rows are read in the order of a checkpoint."""
     ordered, other = (b, a) if isinstance(b, NeMoWeights) else (a, b)
     differences: dict[str, float] = {}
-    with Progress("verify", num_bytes({name: a.tensors[name] for name in names}), progress) as bar:
+    with byte_progress("verify", num_bytes({name: a.tensors[name] for name in names}), progress) as bar:
         for name, first, x in ordered.blocks():
             if name not in names:
                 continue
@@ -177,7 +180,7 @@ def _logits(path: Path, files: Path) -> Tensor:
 
     with tempfile.TemporaryDirectory() as folder:
         directory = path
-        if is_nemo(path):
+        if holds_weights(path):
             directory = Path(folder) / "hf"
             export_hf(path, directory, base=files)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()

@@ -1,70 +1,51 @@
 """Convert between a Hugging Face directory and a NeMo 2 checkpoint, one block of rows at a time."""
 
-import json
 import math
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from conversion import layout
-from conversion.card import base_model, read_record, write_card
-from conversion.checkpoint import HF_FILES, Checkpoint, open_checkpoint
-from conversion.context import write_context
-from conversion.families import ModelSpec, extra_state_keys, mappings, model_spec
+from conversion.checkpoint import HF_FILES
+from conversion.dtypes import Tensors, cast, dtype_name, parse_dtype
+from conversion.families import ModelSpec, extra_state_keys, mappings, mappings_by_layer
+from conversion.hf_files import copy_model_files, read_model, set_config_dtype
+from conversion.model_card import base_model, read_record, write_card
+from conversion.nemo_checkpoint import Checkpoint, open_checkpoint
+from conversion.nemo_context import write_context
 from conversion.peft_adapter import write_adapter
-from conversion.progress import Progress
-from conversion.safetensors_io import SHARD_BYTES, ShardedWriter
+from conversion.safetensors_io import SHARD_BYTES, ShardedWriter, state_dict_order
 from conversion.staging import Snapshot, existing_directory, staged_directory, system_errors_in_one_line
 from conversion.torch_dist import TorchDistWriter, global_shape
-from conversion.weights import (
-    BLOCK_BYTES,
-    HFWeights,
-    Tensors,
-    cast,
-    dtype_name,
-    groups,
-    hf_names,
-    num_bytes,
-    read_config,
-    row_blocks,
-    state_dict_order,
-)
+from conversion.weights import BLOCK_BYTES, HFWeights, num_bytes, row_blocks
+from nemo_probsft.progress import Progress
 
-_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SILENT_SECONDS = 1.0  # a short conversion shows no progress
 
 
 @system_errors_in_one_line()
-def import_hf(
-    source: Path,
-    target: Path,
-    *,
-    dtype: torch.dtype | str | None = None,
-    allow_pickle: bool = False,
-    progress: bool = False,
-) -> None:
+def import_hf(source: Path, target: Path, *, dtype: torch.dtype | str | None = None, progress: bool = False) -> None:
     """Convert a Hugging Face model directory into a NeMo 2 checkpoint: `weights/`, `context/` and `hf/`.
 
-    The checkpoint holds exactly the rows of config.json's vocabulary; Megatron fills the padding that a tensor
-    parallel size needs with zeros when it loads. dtype: None keeps each tensor's own.
+    The checkpoint holds exactly the rows of config.json's vocabulary. If a tensor-parallel size needs padding, Megatron
+    adds rows of zeros when it loads. dtype: None keeps each tensor's own.
     Cost: memory for a few blocks of 64 MiB, whatever the size of the model.
     Raises: ValueError, one line; nothing is left behind.
     """
-    source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
+    source, target, dtype = existing_directory(source), Path(target).absolute(), parse_dtype(dtype)
     snapshot = Snapshot(source)
-    spec = model_spec(read_config(source))
-    weights = HFWeights(source, spec, allow_pickle)
+    _, spec = read_model(source)
+    weights = HFWeights(source, spec)
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     _check_one_dtype(outputs, spec)
     total = num_bytes(outputs)
-    with staged_directory(target, total) as partial, Progress("import", total, progress) as bar:
+    with staged_directory(target, total) as partial, byte_progress("import", total, progress) as bar:
         (partial / "weights").mkdir()
         writer = TorchDistWriter(partial / "weights")
         buffer = bytearray(BLOCK_BYTES)
-        for mapping, layer in groups(spec):
-            names = hf_names(mapping, layer)
+        for mapping, layer in mappings_by_layer(spec):
+            names = mapping.names(layer)
             shape = global_shape(mapping.shape, None if layer is None else spec.num_layers)
             for first, count in row_blocks(outputs[names[0]][0], mapping.shape):
                 block = _view(buffer, outputs[names[0]][0], (count, *mapping.shape[1:]))
@@ -96,16 +77,16 @@ def export_hf(
 ) -> None:
     """Convert a NeMo 2 checkpoint (imported, or saved in training) into a Hugging Face directory.
 
-    base: the Hugging Face directory or imported checkpoint the training started from; it gives config.json and
-    the tokenizer. Not needed for a checkpoint that has them. Optimizer state and padded vocabulary rows are left out;
-    LoRA adapters are merged into their base (`base` when it is a checkpoint, else the one NeMo noted).
-    dtype: None keeps the checkpoint's. adapter: write the LoRA adapters alone, for `peft`.
+    Leaves out the optimizer's state and the padding of the vocabulary. Merges LoRA adapters into their base (`base` if
+    it is a checkpoint, else the one that NeMo noted); adapter: write the adapters alone, for `peft`.
+    base: the Hugging Face directory or the imported checkpoint that training started from, for config.json and the
+    tokenizer; a checkpoint that has them needs none. dtype: None keeps the checkpoint's.
     provenance: written to run.yaml and the model card (README.md); None: the run.yaml of the run directory that
     `source` lies in, if there is one.
     Cost: memory for the largest stored chunk of a tensor, whatever the size of the model.
     Raises: ValueError, one line; nothing is left behind.
     """
-    source, target, dtype = existing_directory(source), Path(target).absolute(), _parse_dtype(dtype)
+    source, target, dtype = existing_directory(source), Path(target).absolute(), parse_dtype(dtype)
     checkpoint = open_checkpoint(source, base)
     snapshot = Snapshot(*checkpoint.directories)
     provenance = read_record(source) if provenance is None else provenance
@@ -115,7 +96,7 @@ def export_hf(
     weights = checkpoint.weights
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     total = num_bytes(outputs)
-    with staged_directory(target, total) as partial, Progress("export", total, progress) as bar:
+    with staged_directory(target, total) as partial, byte_progress("export", total, progress) as bar:
         writer = ShardedWriter(partial, state_dict_order(outputs), shard_bytes)
         for name, first, rows in weights.blocks():
             block = cast(rows, dtype, name)
@@ -123,7 +104,7 @@ def export_hf(
             bar.advance(block.nbytes)
         writer.close()
         copy_model_files(checkpoint.files, partial)
-        _set_config_dtype(partial / "config.json", checkpoint.config, {kind for kind, _ in outputs.values()})
+        set_config_dtype(partial / "config.json", checkpoint.config, {kind for kind, _ in outputs.values()})
         if provenance is not None:
             write_card(partial, checkpoint.config, provenance, source.name)
         snapshot.check()
@@ -139,7 +120,7 @@ def _export_adapter(
 ) -> None:
     adapters = checkpoint.adapters
     if adapters is None:
-        raise ValueError(f"{source}: holds no LoRA adapters; export it without adapter (--adapter)")
+        raise ValueError(f"{source}: has no LoRA adapters; export it without --adapter (adapter=True)")
     with staged_directory(target, adapters.num_bytes) as partial:
         write_adapter(partial, adapters, base_model(provenance), lambda tensor, name: cast(tensor, dtype, name))
         if provenance is not None:
@@ -147,27 +128,9 @@ def _export_adapter(
         snapshot.check()
 
 
-def model_files(directory: Path) -> list[Path]:
-    """What a Hugging Face directory holds besides weights, relative: configuration, tokenizer, templates, licence."""
-    found = []
-    for file in sorted(directory.iterdir()):
-        is_licence = file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
-        if not (is_licence or file.suffix in _SUFFIXES) or file.name.endswith(".index.json"):
-            continue
-        if file.is_symlink() and not file.exists():
-            raise ValueError(f"{file}: a link to nothing, or a loop of links; download the model again")
-        if file.is_file():
-            found.append(Path(file.name))
-    templates = directory / "additional_chat_templates"
-    if templates.is_dir():
-        found += [file.relative_to(directory) for file in sorted(templates.iterdir()) if file.is_file()]
-    return found
-
-
-def copy_model_files(source: Path, target: Path) -> None:
-    for name in model_files(source):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+def byte_progress(title: str, total: int, shown: bool) -> Progress:
+    """Bytes done and time left, on stderr; nothing unless `shown`."""
+    return Progress(title, total, unit="B", after=_SILENT_SECONDS if shown else math.inf)
 
 
 def _view(buffer: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -176,7 +139,7 @@ def _view(buffer: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
 
 
 def _add_extra_state(writer: TorchDistWriter, spec: ModelSpec) -> None:
-    """An empty tensor each: what TransformerEngineBaseModule.get_extra_state returns for modules without FP8."""
+    """An empty tensor each, as TransformerEngineBaseModule.get_extra_state returns for modules without FP8."""
     for key, layered in extra_state_keys(spec):
         count = spec.num_layers if layered else 1
         for index in range(count):
@@ -184,10 +147,10 @@ def _add_extra_state(writer: TorchDistWriter, spec: ModelSpec) -> None:
 
 
 def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
-    """Raises: ValueError when tensors that Megatron stores as one, the layers stacked, have different dtypes."""
+    """Raises: ValueError if tensors that Megatron stores as one, the layers stacked, have different dtypes."""
     for mapping in mappings(spec):
         layers = range(spec.num_layers) if mapping.layered else [None]
-        first, *others = (name for layer in layers for name in hf_names(mapping, layer))
+        first, *others = (name for layer in layers for name in mapping.names(layer))
         for name in others:
             if tensors[name][0] != tensors[first][0]:
                 own, other = dtype_name(tensors[name][0]), dtype_name(tensors[first][0])
@@ -196,25 +159,10 @@ def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
                 )
 
 
-def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if dtype is None or dtype in _DTYPES.values():
-        return dtype
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not supported; choose one of {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
-
-
 def _tokenizer_path(checkpoint: Path) -> str | None:
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
     has_tokenizer = any((checkpoint / HF_FILES / name).exists() for name in names)
     return f"../{HF_FILES}" if has_tokenizer else None
-
-
-def _set_config_dtype(file: Path, config: dict, written: set[torch.dtype]) -> None:
-    """Change the dtype in config.json where it no longer says what the weights are; otherwise keep every byte."""
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    if len(written) == 1 and config.get(key, "float32") != dtype_name(*written):
-        file.write_text(json.dumps(config | {key: dtype_name(*written)}, indent=2) + "\n", encoding="utf-8")
 
 
 def _common_state() -> dict:

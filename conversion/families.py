@@ -6,6 +6,7 @@ Imports neither torch nor NeMo.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # NeMo builds the model with exactly `vocab_size` rows, so the value in context/ is padded for every usual TP size.
@@ -57,16 +58,21 @@ class Mapping:
         """Shape of the Megatron tensor of one layer: the parts joined along dimension 0."""
         return (sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])
 
+    def names(self, layer: int | None) -> list[str]:
+        """The Hugging Face names in a layer (None: of a tensor that no layer has)."""
+        return [name.format(layer) for name in self.hf]
+
 
 def model_spec(config: dict) -> ModelSpec:
     """Read a Hugging Face config.json (already parsed).
 
-    Raises: ValueError for an architecture or an option whose computation Megatron would not reproduce.
+    Raises: ValueError for an architecture or an option whose computation Megatron would not reproduce; it does not name
+    the file, which the caller knows.
     """
     model_type = config.get("model_type")
     if model_type not in _FAMILIES:
         raise ValueError(
-            f"config.json: model_type {model_type!r} is not supported; supported: {', '.join(sorted(_FAMILIES))} "
+            f"model_type {model_type!r} is not supported, only {', '.join(sorted(_FAMILIES))} "
             "(dense Qwen2, Qwen2.5, Qwen3, Llama, DeepSeekMath)"
         )
     _check_options(config)
@@ -75,9 +81,7 @@ def model_spec(config: dict) -> ModelSpec:
     groups = _size(config, "num_key_value_heads", num_heads if model_type == "llama" else None)
     head_dim = _size(config, "head_dim", 128 if model_type == "qwen3" else hidden_size // num_heads)
     if num_heads % groups:
-        raise ValueError(
-            f"config.json: num_attention_heads {num_heads} is not a multiple of the {groups} key-value heads"
-        )
+        raise ValueError(f"num_attention_heads {num_heads} is not a multiple of the {groups} key-value heads")
     rope_theta, scaling = _rope(config)
     vocab_size = _size(config, "vocab_size")
     return ModelSpec(
@@ -172,6 +176,26 @@ def mappings(spec: ModelSpec) -> list[Mapping]:
     return table
 
 
+def mappings_by_layer(spec: ModelSpec) -> Iterator[tuple[Mapping, int | None]]:
+    """Each Megatron tensor with each of its layers (None: not layered), in the order in which the files hold them."""
+    table = mappings(spec)
+    layered = [mapping for mapping in table if mapping.layered]
+    before = table[: table.index(layered[0])]
+    yield from ((mapping, None) for mapping in before)
+    for layer in range(spec.num_layers):
+        yield from ((mapping, layer) for mapping in layered)
+    yield from ((mapping, None) for mapping in table[len(before) + len(layered) :])
+
+
+def hf_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every Hugging Face tensor of the model, in the order of `mappings_by_layer`."""
+    return {
+        name: shape
+        for mapping, layer in mappings_by_layer(spec)
+        for name, shape in zip(mapping.names(layer), mapping.shapes, strict=True)
+    }
+
+
 def extra_state_keys(spec: ModelSpec) -> list[tuple[str, bool]]:
     """(key, layered) of the `_extra_state` objects that Transformer Engine modules ask for when they load.
 
@@ -195,9 +219,7 @@ _FAMILIES = {
 def _nemo_config_class(model_type: str, scaling: dict | None) -> tuple[str, str]:
     if scaling:
         if model_type != "llama":
-            raise ValueError(
-                f"config.json: rope_scaling {scaling} of {model_type} has no counterpart in NeMo; set it to null"
-            )
+            raise ValueError(f"rope_scaling {scaling} of {model_type} has no counterpart in NeMo")
         return f"{_LLM}.llama", "Llama31Config"
     return f"{_LLM}.{model_type}", {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "LlamaConfig"}[model_type]
 
@@ -213,23 +235,22 @@ def _rope_scaling_values(scaling: dict | None) -> dict[str, float]:
     }
     missing = sorted(names.keys() - scaling.keys())
     if scaling.get("rope_type", scaling.get("type")) != "llama3" or missing:
-        raise ValueError(
-            f"config.json: rope_scaling {scaling} is not supported; only the llama3 type with {', '.join(names)}"
-        )
+        raise ValueError(f"rope_scaling {scaling} is not supported; only the llama3 type with {', '.join(names)}")
     return {nemo: scaling[hf] for hf, nemo in names.items()}
 
 
 def _rope(config: dict) -> tuple[float, dict | None]:
     """(rope_theta, rope_scaling or None), from transformers 4 (two keys) or 5 (`rope_parameters`)."""
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ValueError(f"{key} must be a mapping, not {config[key]!r}")
     parameters = config.get("rope_parameters")
     if parameters is None:
         theta, scaling = config.get("rope_theta", 10000.0), config.get("rope_scaling")
     elif "rope_theta" in parameters:
         theta, scaling = parameters["rope_theta"], {k: v for k, v in parameters.items() if k != "rope_theta"}
     else:
-        raise ValueError(
-            f"config.json: rope_parameters {parameters} has no rope_theta; one set for all layers is supported"
-        )
+        raise ValueError(f"rope_parameters {parameters} has no rope_theta; only one set for all layers is supported")
     if not scaling or scaling.get("rope_type", scaling.get("type")) in (None, "default"):
         return theta, None
     return theta, scaling
@@ -246,12 +267,12 @@ def _check_options(config: dict) -> None:
     }
     for key, (value, supported) in required.items():
         if value != supported:
-            raise ValueError(f"config.json: {key} is {value!r}; only {supported!r} is supported")
+            raise ValueError(f"{key} is {value!r}; only {supported!r} is supported")
 
 
 def _size(config: dict, key: str, default: int | None = None) -> int:
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"config.json: {key} must be a positive integer, not {value!r}")
+        raise ValueError(f"{key} must be a positive integer, not {value!r}")
     return value

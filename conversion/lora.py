@@ -8,11 +8,11 @@ from torch import Tensor
 
 from conversion import layout
 from conversion.families import Mapping, ModelSpec, mappings
+from conversion.nemo_context import read_lora_settings
 from conversion.torch_dist import TorchDistReader
 
 _ADAPTER = ".adapter."
 _FACTORS = {"linear_in.weight", "linear_out.weight"}
-_DEFAULTS = {"dim": 32, "alpha": 32, "dropout": 0.0}  # of nemo.collections.llm.peft.LoRA
 
 
 class Adapters:
@@ -22,9 +22,9 @@ class Adapters:
     """
 
     def __init__(self, reader: TorchDistReader, spec: ModelSpec):
-        """Raises: ValueError when an adapter is not NeMo's LoRA or does not belong to a weight of the model."""
-        settings = _lora_settings(reader.directory.parent / "context" / "io.json")
-        self.dim, self.alpha, self.dropout = (settings[name] for name in _DEFAULTS)
+        """Raises: ValueError if an adapter is not NeMo's LoRA or does not belong to a weight of the model."""
+        settings = read_lora_settings(reader.directory.parent / "context")
+        self.dim, self.alpha, self.dropout = settings.dim, settings.alpha, settings.dropout
         self._reader, self._spec = reader, spec
         self._home: dict[str, tuple[Mapping, int | None, int]] = {}
         for mapping in _adapted(reader, spec):
@@ -63,8 +63,8 @@ class Adapters:
         for key, shape in zip(_keys(mapping), ([*layers, self.dim, columns], [*layers, rows, self.dim]), strict=True):
             if self._reader.shape(key) != tuple(shape):
                 raise ValueError(
-                    f"{self._reader.directory}: {key} has shape {self._reader.shape(key)}, a LoRA of dim {self.dim} "
-                    f"on this model has {tuple(shape)}"
+                    f"{self._reader.directory}: {key} has shape {self._reader.shape(key)}, but LoRA of dim {self.dim} "
+                    f"on this model has {tuple(shape)}; name the base that it was trained on (--base)"
                 )
 
 
@@ -73,18 +73,16 @@ def is_lora(reader: TorchDistReader) -> bool:
 
 
 def base_checkpoint(weights: Path) -> Path:
-    """The checkpoint the adapters were trained on, as NeMo noted it. Raises: ValueError when it is not there."""
+    """The checkpoint the adapters were trained on, as NeMo noted it. Raises: ValueError if it is not there."""
     note = weights / "adapter_metadata.json"
     try:
         path = Path(json.loads(note.read_text(encoding="utf-8"))["model_ckpt_path"])
     except FileNotFoundError as error:
-        raise ValueError(f"{note}: missing; give the imported base checkpoint as base (--base)") from error
+        raise ValueError(f"{note}: missing; name the imported base checkpoint (--base)") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{note}: damaged; give the imported base checkpoint as base (--base)") from error
+        raise ValueError(f"{note}: damaged; name the imported base checkpoint (--base)") from error
     if not path.exists():
-        raise ValueError(
-            f"{path}: the base of the LoRA checkpoint is gone; give the imported base checkpoint as base (--base)"
-        )
+        raise ValueError(f"{path}: the base of the LoRA checkpoint is gone; name the imported base checkpoint (--base)")
     return path
 
 
@@ -108,29 +106,6 @@ def _adapted(reader: TorchDistReader, spec: ModelSpec) -> list[Mapping]:
                 "nemo.collections.llm.peft.LoRA is supported, not CanonicalLoRA, DoRA or mixed checkpoints"
             )
         if weight not in table or len(table[weight].shapes[0]) != 2:
-            raise ValueError(f"{reader.directory}: an adapter for {weight}, which the model does not have")
+            problem = f"an adapter for {weight}, which the model does not have"
+            raise ValueError(f"{reader.directory}: {problem}; name the base that it was trained on (--base)")
     return [table[weight] for weight in found]
-
-
-def _lora_settings(file: Path) -> dict:
-    """dim, alpha and dropout from NeMo's description of the run, a Fiddle tree in JSON (see conversion/context.py)."""
-    try:
-        objects = json.loads(file.read_text(encoding="utf-8"))["objects"]
-        found = [entry for entry in objects.values() if _class_name(objects, entry) == "LoRA"]
-        items = [
-            {path.split("'")[1]: value["value"] for path, value in entry["items"] if value["type"] == "leaf"}
-            for entry in found
-        ]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{file}: missing or damaged; it holds alpha and dim of the LoRA adapters") from error
-    if not items:
-        raise ValueError(f"{file}: no LoRA settings; alpha and dim of the adapters are unknown")
-    return _DEFAULTS | items[0]
-
-
-def _class_name(objects: dict, entry: dict) -> str | None:
-    metadata = entry.get("metadata")
-    if not isinstance(metadata, dict) or metadata.get("type") != "ref":
-        return None
-    target = objects[metadata["key"]]["items"][0][1]
-    return target.get("name") if isinstance(target, dict) else None

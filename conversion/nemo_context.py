@@ -1,8 +1,10 @@
-"""What `context/` of a NeMo 2 checkpoint would build, read as data and without NeMo.
+"""NeMo's description of a model, `context/io.json` of a checkpoint: written for NeMo, and read as data without NeMo.
 
-NeMo builds a model from context/io.json: a Fiddle tree that may name any importable function, call it with any argument
-and unpickle files (nemo/lightning/io/mixin.py, `load`). A checkpoint can come from anywhere, so every name that loading
-`<root>.model` would import or call is compared with those that NeMo's own checkpoints have.
+It is a Fiddle tree in JSON (fiddle/_src/experimental/serialization.py): a table of nodes, each with its arguments and
+with its target, the class or function that `nemo.lightning.io.load_context` calls with them.
+Such a tree may name any importable function, call it with any argument and unpickle files (nemo/lightning/io/mixin.py,
+`load`). A checkpoint can come from anywhere, so every name that loading `<root>.model` would import or call is compared
+with those that NeMo's own checkpoints have.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from conversion.families import ModelSpec
 
 ROOT = "<root>.model"
 # What Fiddle's own format is made of (fiddle/_src/experimental/serialization.py). An object of any other type is one of
@@ -43,6 +47,7 @@ NAMED = re.compile(
     r"|nemo\.collections\.llm\.(gpt\.model|fn)\.[\w.]+"
     r"|transformers\.generation\.configuration_utils\.GenerationConfig"
 )
+_FLAGS = {"bfloat16": {"bf16": True}, "float16": {"fp16": True}, "float32": {}}
 
 
 @dataclass(frozen=True)
@@ -54,19 +59,62 @@ class Context:
     trust_remote_code: bool  # the tokenizer would run code that lies beside it
 
 
+@dataclass(frozen=True)
+class LoraSettings:
+    """Arguments of NeMo's LoRA with the defaults of nemo.collections.llm.peft.LoRA, which io.json leaves out."""
+
+    dim: int = 32
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+def write_context(directory: Path, spec: ModelSpec, dtype: str, tokenizer: str | None) -> None:
+    """Make `directory` and write io.json into it, for all NeMo versions that have these classes.
+
+    Only arguments that differ from the defaults of their class are stored. dtype: torch name of the weights.
+    tokenizer: its directory relative to `directory`, None if there is none.
+    """
+    tree = _Tree({})
+    values = spec.nemo_values | _FLAGS[dtype] | {"params_dtype": _symbol("torch", dtype)}
+    arguments = {"config": tree.add(spec.nemo_config, "model.config", values)}
+    if tokenizer is not None:
+        arguments["tokenizer"] = tree.add(
+            ("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer"),
+            "model.tokenizer",
+            {"pretrained_model_name": tokenizer},
+        )
+    model = tree.add(spec.nemo_model, "model", arguments)
+    strategy = tree.add(
+        ("nemo.lightning.pytorch.strategies.megatron_strategy", "MegatronStrategy"),
+        "trainer.strategy",
+        {"ckpt_save_optimizer": False},
+    )
+    trainer = tree.add(
+        ("nemo.lightning.pytorch.trainer", "Trainer"),
+        "trainer",
+        {"accelerator": "cpu", "devices": 1, "strategy": strategy},
+    )
+    root = tree.add(("nemo.lightning.io.pl", "TrainerContext"), "", {"model": model, "trainer": trainer})
+    directory.mkdir()
+    (directory / "io.json").write_text(json.dumps(tree.document(root)), encoding="utf-8")
+
+
 def read_context(directory: Path) -> Context:
-    """Raises ValueError, one line, for a context that is damaged, or that names code which NeMo's own do not."""
+    """What loading the model would build.
+
+    Raises: ValueError, one line, if the context is damaged or names code that NeMo's own checkpoints do not name.
+    """
     source = directory / "io.json"
     try:
-        objects = json.loads(source.read_text(encoding="utf-8"))["objects"]
-        root = next(name for name, item in objects.items() if ROOT in item.get("paths", []))
-        _check_names(objects, root)
-        model = _arguments(objects, root)
+        tree = _Tree.read(source)
+        root = tree.at(ROOT)
+        _check_names(tree, root)
+        model = tree.arguments(root)
         config, tokenizer = _reference(model.get("config")), _reference(model.get("tokenizer"))
-        settings = {name: _plain(value) for name, value in _arguments(objects, config).items()}
-        if not MODEL.fullmatch(_target(objects, root)) or not CONFIG.fullmatch(_target(objects, config)):
-            raise _Foreign(f"a model {_target(objects, root)} of {_target(objects, config)}")
-        trusted = tokenizer in objects and _plain(_arguments(objects, tokenizer).get("trust_remote_code"))
+        settings = {name: _plain(value) for name, value in tree.arguments(config).items()}
+        if not MODEL.fullmatch(tree.target(root)) or not CONFIG.fullmatch(tree.target(config)):
+            raise _Foreign(f"a model {tree.target(root)} of {tree.target(config)}")
+        trusted = tokenizer in tree.objects and _plain(tree.arguments(tokenizer).get("trust_remote_code"))
     except _Foreign as error:
         raise ValueError(
             f"{source} would build {error}, which is none of NeMo's Llama, Qwen2 and Qwen3 parts; export it with "
@@ -79,21 +127,108 @@ def read_context(directory: Path) -> Context:
     return Context(written | settings, _plain(model.get("model_transform")) is not None, bool(trusted))
 
 
+def read_lora_settings(directory: Path) -> LoraSettings:
+    """Settings of the LoRA adapters that a training run saved. Raises: ValueError if they are not there."""
+    source = directory / "io.json"
+    try:
+        tree = _Tree.read(source)
+        found = [name for name in tree.objects if tree.calls(name) and tree.target(name).endswith(".LoRA")]
+        given = tree.arguments(found[0]) if found else {}
+        settings = {name: _number(given[name]) for name in ("dim", "alpha", "dropout") if name in given}
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{source}: missing or damaged, but it holds dim and alpha of the LoRA adapters; copy the whole checkpoint"
+        ) from error
+    if not found:
+        raise ValueError(f"{source}: no LoRA settings, so their dim and alpha are unknown; copy the whole checkpoint")
+    return LoraSettings(**settings)
+
+
+class _Tree:
+    """The table of nodes, by key; a node refers to another one by `{"type": "ref", "key": key}`."""
+
+    def __init__(self, objects: dict[str, Any]) -> None:
+        self.objects = objects
+
+    @classmethod
+    def read(cls, file: Path) -> _Tree:
+        return cls(json.loads(file.read_text(encoding="utf-8"))["objects"])
+
+    def document(self, root: dict[str, Any]) -> dict[str, Any]:
+        counts = dict.fromkeys(self.objects, 1)
+        return {"root": root, "objects": self.objects, "refcounts": counts, "version": "0.0.1"}
+
+    def add(self, target: tuple[str, str], path: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A `fiddle.Config` of `target` (module, name) at `path` below the root; returns the reference to it."""
+        full_path = f"<root>.{path}" if path else "<root>"
+        names = [[f"Index(index={i})", name] for i, name in enumerate(arguments)]
+        metadata_class = _symbol("fiddle._src.config", "BuildableTraverserMetadata")
+        metadata = {
+            "type": metadata_class,
+            "items": [
+                [_TARGET, _symbol(*target)],
+                [_attribute("argument_names"), self._add(_builtin("tuple", names))],
+                [_attribute("argument_tags"), self._add(_builtin("dict", []))],
+                [_attribute("argument_history"), self._add(_builtin("dict", []))],
+            ],
+            "metadata": metadata_class,
+        }
+        items = [[_attribute(name), _node(value, f"{full_path}.{name}")] for name, value in arguments.items()]
+        return self._add(
+            {
+                "type": _symbol("fiddle._src.config", "Config"),
+                "items": items,
+                "metadata": self._add(metadata),
+                "paths": [full_path],
+            }
+        )
+
+    def _add(self, content: dict[str, Any]) -> dict[str, Any]:
+        key = f"object_{len(self.objects) + 1}"
+        self.objects[key] = content
+        return {"type": "ref", "key": key}
+
+    def at(self, path: str) -> str:
+        """Key of the node at `path`."""
+        return next(key for key, item in self.objects.items() if path in item.get("paths", []))
+
+    def arguments(self, key: str) -> dict[str, Any]:
+        return {name.removeprefix("Attr(name='").removesuffix("')"): node for name, node in self.objects[key]["items"]}
+
+    def calls(self, key: str) -> bool:
+        """True for a node that has a target."""
+        metadata = self.objects.get(_reference(self.objects[key].get("metadata")))
+        return metadata is not None and any(name == _TARGET for name, _ in metadata["items"])
+
+    def target(self, key: str) -> str:
+        metadata = self.objects[_reference(self.objects[key]["metadata"])]
+        return _dotted(dict(metadata["items"])[_TARGET])
+
+    def reachable(self, key: str) -> list[str]:
+        found, left = [], [key]
+        while left:
+            name = left.pop()
+            if name not in found:
+                found.append(name)
+                left += _references(self.objects[name])
+        return found
+
+
 class _Foreign(Exception):
     """A name that is not on the lists."""
 
 
-def _check_names(objects: dict[str, Any], root: str) -> None:
+def _check_names(tree: _Tree, root: str) -> None:
     """NeMo imports the type of every object that may belong to the model, and then builds what hangs on the root."""
-    for item in objects.values():
+    for item in tree.objects.values():
         if "paths" not in item or any(ROOT in path for path in item["paths"]):
             _check(_dotted(item["type"]), STRUCTURE)
-    for name in _reachable(objects, root):
-        item = objects[name]
+    for key in tree.reachable(root):
+        item = tree.objects[key]
         _check(_dotted(item["type"]), STRUCTURE)
-        for key, value in item["items"]:
+        for name, value in item["items"]:
             if isinstance(value, dict) and value.get("type") == "pyref":
-                _check(_dotted(value), CALLED if key == "Attr(name='fn_or_cls')" else NAMED)
+                _check(_dotted(value), CALLED if name == _TARGET else NAMED)
 
 
 def _check(name: str, allowed: re.Pattern[str]) -> None:
@@ -101,40 +236,31 @@ def _check(name: str, allowed: re.Pattern[str]) -> None:
         raise _Foreign(name)
 
 
-def _reachable(objects: dict[str, Any], root: str) -> list[str]:
-    found, left = [], [root]
-    while left:
-        name = left.pop()
-        if name not in found:
-            found.append(name)
-            left += _references(objects[name])
-    return found
+def _attribute(name: str) -> str:
+    return f"Attr(name='{name}')"
 
 
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, dict) and value.get("type") == "ref":
-        yield value["key"]
-    elif isinstance(value, (dict, list)):
-        for child in value.values() if isinstance(value, dict) else value:
-            yield from _references(child)
+_TARGET = _attribute("fn_or_cls")
 
 
-def _arguments(objects: dict[str, Any], name: str) -> dict[str, Any]:
-    """Argument -> its node, of a Config."""
-    return {key.removeprefix("Attr(name='").removesuffix("')"): value for key, value in objects[name]["items"]}
+def _symbol(module: str, name: str) -> dict[str, Any]:
+    return {"type": "pyref", "module": module, "name": name}
 
 
-def _target(objects: dict[str, Any], name: str) -> str:
-    metadata = objects[_reference(objects[name]["metadata"])]
-    return _dotted(dict(metadata["items"])["Attr(name='fn_or_cls')"])
+def _dotted(symbol: dict[str, Any]) -> str:
+    return f"{symbol['module']}.{symbol['name']}"
 
 
-def _reference(node: Any) -> str:
-    return node["key"] if isinstance(node, dict) and node.get("type") == "ref" else ""
+def _builtin(name: str, items: list) -> dict[str, Any]:
+    empty = {"type": _symbol("builtins", "tuple"), "items": [], "metadata": None}
+    return {"type": _symbol("builtins", name), "items": items, "metadata": empty if name == "dict" else None}
 
 
-def _dotted(pyref: dict[str, Any]) -> str:
-    return f"{pyref['module']}.{pyref['name']}"
+def _node(value: Any, path: str) -> dict[str, Any]:
+    """An argument's node: a reference or a symbol as it is, anything else as a leaf."""
+    if isinstance(value, dict):
+        return value | ({"paths": [path]} if value["type"] == "pyref" else {})
+    return {"type": "leaf", "value": value, "paths": [path]}
 
 
 def _plain(node: Any) -> Any:
@@ -145,6 +271,25 @@ def _plain(node: Any) -> Any:
     if kind == "pyref":
         return _dotted(node)
     return None if node is None else "an object"
+
+
+def _number(node: Any) -> Any:
+    value = node["value"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is not a number")
+    return value
+
+
+def _reference(node: Any) -> str:
+    return node["key"] if isinstance(node, dict) and node.get("type") == "ref" else ""
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and value.get("type") == "ref":
+        yield value["key"]
+    elif isinstance(value, (dict, list)):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _references(child)
 
 
 def _written_settings(source: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Write LoRA factors as an adapter directory that `peft`, transformers and vLLM load."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from conversion.lora import Adapters
+from nemo_probsft.files import write_json
 
 
 def write_adapter(
@@ -33,4 +33,4 @@ def write_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "adapter_config.json", config)

@@ -21,7 +21,7 @@ def staged_directory(target: Path, num_bytes: int) -> Iterator[Path]:
     """Yield a hidden sibling of `target` that takes its place when the block ends without an error.
 
     An error removes the sibling; a killed process leaves it behind, and the next run removes it. `num_bytes`
-    is what will be written. Raises: ValueError when the target exists, is being written, or does not fit.
+    is what will be written. Raises: ValueError if the target exists, is being written, or does not fit.
     """
     if os.path.lexists(target):
         raise ValueError(f"{target}: exists already and is never overwritten; remove it or choose another target")
@@ -30,18 +30,20 @@ def staged_directory(target: Path, num_bytes: int) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         free = shutil.disk_usage(target.parent).free
         if num_bytes > free:
-            raise ValueError(f"{target.parent}: {free:,} bytes free, {num_bytes:,} needed")
+            needed = f"{free:,} bytes free, but {num_bytes:,} are needed"
+            raise ValueError(f"{target.parent}: {needed}; free some space or choose another target")
         partial.mkdir()
         try:
             yield partial
             if os.path.lexists(target):
-                raise ValueError(f"{target}: appeared while it was being written here; nothing was changed")
+                raise ValueError(f"{target}: another process made it meanwhile; choose another target")
             _flush(partial)
             partial.rename(target)
             _flush_one(target.parent)
         except OSError as error:
             if error.errno in _NO_SPACE:
-                raise ValueError(f"{target.parent}: no space left; {num_bytes:,} bytes are needed") from error
+                problem = f"no space left; {num_bytes:,} bytes are needed"
+                raise ValueError(f"{target.parent}: {problem}; free some space or choose another target") from error
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -73,27 +75,27 @@ def _flush_one(path: Path) -> None:
 
 
 def existing_directory(path: Path) -> Path:
-    """`path` with all links followed. Raises: ValueError when it is no directory or a loop of links."""
+    """`path` with all links followed. Raises: ValueError if it is a loop of links, or no directory."""
     try:
         resolved = Path(path).resolve(strict=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such directory") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: how Python < 3.13 reports a loop
-        raise ValueError(f"{path}: cannot be resolved; a loop of symbolic links?") from error
+        raise ValueError(f"{path}: cannot be resolved; is it a loop of symbolic links?") from error
     if not resolved.is_dir():
         raise ValueError(f"{path}: not a directory")
     return resolved
 
 
 class Snapshot:
-    """The state of the files in some directories, to be compared at the end of reading them."""
+    """The state of the files in some directories before they are read, to compare it afterwards."""
 
     def __init__(self, *directories: Path):
         files = (file for directory in directories for file in directory.iterdir() if file.is_file())
         self._before = {file: _state(file) for file in files}
 
     def check(self) -> None:
-        """Raises: ValueError when one of the files was changed since."""
+        """Raises: ValueError if one of the files has changed since."""
         for file, state in self._before.items():
             if _state(file) != state:
                 raise ValueError(f"{file}: changed while it was being read; run the conversion again")
@@ -145,7 +147,7 @@ def _exclusive(lock: Path, target: Path) -> Iterator[None]:
         except (BlockingIOError, FileNotFoundError):
             held = False
         if not held:
-            raise ValueError(f"{target}: another conversion is writing it right now")
+            raise ValueError(f"{target}: another process is writing it right now; wait for it or choose another target")
         try:
             yield
         finally:

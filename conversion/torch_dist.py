@@ -3,6 +3,9 @@
 A checkpoint is torch.distributed.checkpoint's layout: `.metadata` (a pickled index), `*.distcp` files of
 concatenated `torch.save` payloads, and Megatron's `common.pt` and `metadata.json`. Tensors are stored whole
 (global), whatever the parallel sizes of the run were; those of the layers are stacked along dimension 0.
+
+Two parts of it are private in torch: `_StorageInfo`, whose name is in every index, and `_create_file_view`. torch
+2.13.0 has both; tests/unit/test_torch_private.py says so when another version does not.
 """
 
 import json
@@ -28,6 +31,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from conversion.staging import start_flushing
+from nemo_probsft.files import first_line
 
 FILE_BYTES = 4 << 30
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")
@@ -95,7 +99,7 @@ class TorchDistReader:
     """The tensors of a checkpoint, by Megatron key without the `module.` prefixes of the training wrappers."""
 
     def __init__(self, directory: Path):
-        """Raises: ValueError when the directory is not a complete torch_dist checkpoint of a model."""
+        """Raises: ValueError if the directory is not a complete torch_dist checkpoint of a model."""
         self.directory = directory
         _check_format(directory)
         metadata = _load_metadata(directory / ".metadata")
@@ -134,7 +138,7 @@ class TorchDistReader:
     def read(self, key: str, layer: int | None, first: int, count: int) -> Tensor:
         """Rows [first, first + count) of the tensor, or of its slice `layer` along dimension 0.
 
-        Cost: memory of the result plus the stored chunks that hold it. Raises: ValueError when none does.
+        Cost: memory of the result plus the stored chunks that hold it. Raises: ValueError if none does.
         """
         entry = self._tensors[key]
         start, size = [0] * len(entry.size), list(entry.size)
@@ -154,7 +158,8 @@ class TorchDistReader:
             result[to] = part
             filled += part.numel()
         if filled != result.numel():
-            raise ValueError(f"{self.directory}: the stored chunks of {key} hold {filled} of {result.numel()} numbers")
+            problem = f"the stored chunks of {key} hold {filled} of {result.numel()} numbers"
+            raise ValueError(f"{self.directory}: {problem}; copy the checkpoint again")
         return result if layer is None else result[0]
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
@@ -181,30 +186,33 @@ class TorchDistReader:
             try:
                 return torch.load(view, map_location="cpu", weights_only=True)
             except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-                raise ValueError(f"{file}: {key} is damaged: {_first_line(error)}") from error
+                raise ValueError(
+                    f"{file}: {key} is damaged ({first_line(error)}); copy the checkpoint again"
+                ) from error
 
     def _load_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         info = self._storage[MetadataIndex(self._stored_key[key], chunk.offsets)]
         file = self.directory / info.relative_path
         tensor = self._load(info, key)
         if not isinstance(tensor, Tensor) or (tensor.shape, tensor.dtype) != (chunk.sizes, self.dtype(key)):
-            raise ValueError(f"{file}: a chunk of {key} is not the tensor that the index describes")
+            problem = f"a chunk of {key} is not the tensor that the index describes"
+            raise ValueError(f"{file}: {problem}; copy the checkpoint again")
         return tensor
 
     def _check_files(self) -> None:
         needed: dict[str, int] = {}
         for info in self._storage.values():
             if Path(info.relative_path).name != info.relative_path:
-                raise ValueError(f"{self.directory}/.metadata: refers to {info.relative_path!r} outside the checkpoint")
+                problem = f"names {info.relative_path!r}, which lies outside of the checkpoint"
+                raise ValueError(f"{self.directory}/.metadata: {problem}; do not use this checkpoint")
             needed[info.relative_path] = max(needed.get(info.relative_path, 0), info.offset + info.length)
         for name, num_bytes in needed.items():
             file = self.directory / name
             if not file.exists():
-                raise ValueError(f"{file}: missing; the checkpoint is incomplete")
-            if file.stat().st_size < num_bytes:
-                raise ValueError(
-                    f"{file}: {file.stat().st_size} bytes, but the index needs {num_bytes}; it is truncated"
-                )
+                raise ValueError(f"{file}: missing; the checkpoint is incomplete, copy it again")
+            if (size := file.stat().st_size) < num_bytes:
+                problem = f"{size} bytes, but the index needs {num_bytes}"
+                raise ValueError(f"{file}: {problem}; it is truncated, copy it again")
 
 
 def global_shape(shape: tuple[int, ...], num_layers: int | None) -> tuple[int, ...]:
@@ -220,7 +228,7 @@ def _strip(key: str) -> str:
 
 
 def _save(value: Any, stream: BinaryIO) -> None:
-    """`torch.save` without checksums, which `torch.load` does not look at and which take half of the time.
+    """`torch.save` without checksums: `torch.load` ignores them, and they take half of the time.
 
     Raises: OSError of the stream, which torch hides behind a RuntimeError of its own.
     """
@@ -251,13 +259,16 @@ def _overlap(start: list[int], size: list[int], chunk: ChunkStorageMetadata) -> 
 def _check_format(directory: Path) -> None:
     marker = directory / "metadata.json"
     if not marker.exists() or not (directory / ".metadata").exists():
-        raise ValueError(f"{directory}: no metadata.json and .metadata; not a complete NeMo (torch_dist) checkpoint")
+        problem = "metadata.json or .metadata is missing"
+        raise ValueError(f"{directory}: {problem}; this is not a complete NeMo checkpoint (torch_dist)")
     try:
         backend = json.loads(marker.read_text(encoding="utf-8"))["sharded_backend"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{marker}: not Megatron's checkpoint description: {error!r}") from error
+        raise ValueError(
+            f"{marker}: not Megatron's description of a checkpoint ({error!r}); copy the checkpoint again"
+        ) from error
     if backend != "torch_dist":
-        raise ValueError(f"{marker}: checkpoint format {backend!r}; only torch_dist is supported")
+        raise ValueError(f"{marker}: checkpoint format {backend!r}; save the checkpoint again as torch_dist")
 
 
 class _Ignored:
@@ -305,7 +316,7 @@ class _IndexUnpickler(pickle.Unpickler):
             return _MegatronMetadata
         if module.startswith(("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")):
             return _Ignored
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong into a checkpoint index")
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint index")
 
 
 def _load_metadata(file: Path) -> Metadata:
@@ -313,11 +324,9 @@ def _load_metadata(file: Path) -> Metadata:
         with file.open("rb") as stream:
             metadata = _IndexUnpickler(stream).load()
     except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, TypeError, IndexError) as error:
-        raise ValueError(f"{file}: damaged or foreign checkpoint index: {_first_line(error)}") from error
+        raise ValueError(
+            f"{file}: damaged or foreign checkpoint index ({first_line(error)}); copy the checkpoint again"
+        ) from error
     if not isinstance(metadata, Metadata):
-        raise ValueError(f"{file}: not a checkpoint index but a {type(metadata).__name__}")
+        raise ValueError(f"{file}: not a checkpoint index but a {type(metadata).__name__}; copy the checkpoint again")
     return metadata
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -4,9 +4,7 @@
 row, rows), in the cheapest order; `read(name, first, count)`: any rows. What is read is checked to be finite.
 """
 
-import json
 import math
-import pickle
 import re
 import warnings
 from collections.abc import Iterator
@@ -17,12 +15,12 @@ import torch
 from torch import Tensor
 
 from conversion import layout
-from conversion.families import Mapping, ModelSpec, mappings
+from conversion.dtypes import Tensors, cast, check_dtype, finite
+from conversion.families import ModelSpec, hf_shapes, mappings, mappings_by_layer
 from conversion.lora import Adapters
-from conversion.safetensors_io import DTYPES, read_index, read_rows
+from conversion.safetensors_io import read_index, read_rows
 from conversion.torch_dist import TorchDistReader, global_shape
 
-Tensors = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 BLOCK_BYTES = 64 << 20
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 # A buffer that old transformers versions saved; it is computed from config.json.
@@ -41,25 +39,12 @@ class Weights(Protocol):
 class HFWeights:
     """The tensors of a Hugging Face directory, checked against config.json."""
 
-    def __init__(self, directory: Path, spec: ModelSpec, allow_pickle: bool = False):
-        """Raises: ValueError when weights are missing, damaged, pickled (unless allowed) or not those of `spec`."""
-        pickled = sorted(file for pattern in _PICKLED for file in directory.glob(pattern))
-        if pickled and not list(directory.glob("*.safetensors")):
-            if not allow_pickle:
-                raise ValueError(
-                    f"{pickled[0]}: pickled weights are refused; convert them to safetensors, or allow them "
-                    "(allow_pickle=True, --allow-pickle): they are then read with weights_only=True"
-                )
-            loaded = {name: tensor for file in pickled for name, tensor in _load_pickled(file).items()}
-            self._load = lambda name, first, out: out.copy_(loaded[name][first : first + len(out)])
-            tensors = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in loaded.items()}
-        else:
-            infos = read_index(directory)
-            self._load = lambda name, first, out: read_rows(infos[name], first, out)
-            tensors = {name: (info.dtype, info.shape) for name, info in infos.items()}
+    def __init__(self, directory: Path, spec: ModelSpec):
+        """Raises: ValueError if weights are missing, damaged, pickled or not those of `spec`."""
+        _refuse_pickled(directory)
         self._directory = directory
-        self._stored = tensors
-        self.tensors = self._check(tensors, spec)
+        self._infos = read_index(directory)
+        self.tensors = self._check({name: (info.dtype, info.shape) for name, info in self._infos.items()}, spec)
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
         for name, (dtype, shape) in self.tensors.items():
@@ -67,44 +52,47 @@ class HFWeights:
                 yield name, first, self.read(name, first, count)
 
     def read(self, name: str, first: int, count: int) -> Tensor:
-        dtype, shape = self._stored[name]
-        rows = torch.empty(count, *shape[1:], dtype=dtype)
-        self._load(name, first, rows)
-        return _finite(rows, f"{self._directory}: {name}")
+        info = self._infos[name]
+        rows = torch.empty(count, *info.shape[1:], dtype=info.dtype)
+        read_rows(info, first, rows)
+        return finite(rows, f"{self._directory}: {name}")
 
     def read_into(self, out: Tensor, name: str, first: int) -> None:
         """Fill `out` with rows of the tensor from `first` on, in the dtype of `out`."""
-        if out.dtype != self._stored[name][0]:
+        info = self._infos[name]
+        if out.dtype != info.dtype:
             out.copy_(cast(self.read(name, first, len(out)), out.dtype, name))
             return
-        self._load(name, first, out)
-        _finite(out, f"{self._directory}: {name}")
+        read_rows(info, first, out)
+        finite(out, f"{self._directory}: {name}")
 
     def _check(self, tensors: Tensors, spec: ModelSpec) -> Tensors:
-        """`tensors` in the order of `groups`; those that the model computes by itself are left out, with a warning."""
-        expected = {name: shape for mapping, layer in groups(spec) for name, shape in named_shapes(mapping, layer)}
+        """`tensors` in the order of `hf_shapes`; leaves out what the model computes by itself, with a warning."""
+        expected = hf_shapes(spec)
         unexpected = sorted(tensors.keys() - expected.keys())
         redundant = [name for name in unexpected if _DERIVED.fullmatch(name) or self._is_tied_copy(name, tensors, spec)]
         if redundant:
             warnings.warn(
-                f"{self._directory}: {', '.join(redundant)} repeat what the model computes; left out", stacklevel=2
+                f"{self._directory}: left out {', '.join(redundant)}, which the model computes itself", stacklevel=2
             )
         unexpected = [name for name in unexpected if name not in redundant]
         missing = sorted(expected.keys() - tensors.keys())
         if missing:
             raise ValueError(
-                f"{self._directory}: {len(missing)} tensors that config.json asks for are missing, e.g. {missing[0]}"
+                f"{self._directory}: {len(missing)} tensors that config.json asks for are missing, e.g. {missing[0]}; "
+                "restore the model, or use another"
             )
         if unexpected:
             raise ValueError(
                 f"{self._directory}: {len(unexpected)} tensors are not part of this {spec.model_type} model, "
-                f"e.g. {unexpected[0]}"
+                f"e.g. {unexpected[0]}; restore the model, or use another"
             )
         for name, shape in expected.items():
-            _check_dtype(f"{self._directory}: {name}", tensors[name][0])
+            check_dtype(f"{self._directory}: {name}", tensors[name][0])
             if tensors[name][1] != shape:
                 raise ValueError(
-                    f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}"
+                    f"{self._directory}: {name} has shape {tensors[name][1]}, config.json asks for {shape}; "
+                    "take both from the same model"
                 )
         return {name: tensors[name] for name in expected}
 
@@ -117,7 +105,8 @@ class HFWeights:
         ):
             return True
         raise ValueError(
-            f"{self._directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
+            f"{self._directory}: tie_word_embeddings is true, but lm_head.weight differs from the embedding; set it to "
+            "false in config.json to keep both"
         )
 
 
@@ -128,23 +117,21 @@ class NeMoWeights:
     """
 
     def __init__(self, reader: TorchDistReader, spec: ModelSpec, adapters: Adapters | None = None):
-        """Raises: ValueError when the checkpoint does not hold exactly the tensors of `spec`."""
+        """Raises: ValueError if the checkpoint does not hold exactly the tensors of `spec`."""
         self._reader, self._spec, self._adapters = reader, spec, adapters
         self._check()
         self._home = {
             name: (mapping, layer, part)
-            for mapping, layer in groups(spec)
-            for part, name in enumerate(hf_names(mapping, layer))
+            for mapping, layer in mappings_by_layer(spec)
+            for part, name in enumerate(mapping.names(layer))
         }
         self.tensors = {
-            name: (reader.dtype(mapping.megatron), shape)
-            for mapping, layer in groups(spec)
-            for name, shape in named_shapes(mapping, layer)
+            name: (reader.dtype(self._home[name][0].megatron), shape) for name, shape in hf_shapes(spec).items()
         }
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
-        for mapping, layer in groups(self._spec):
-            names = hf_names(mapping, layer)
+        for mapping, layer in mappings_by_layer(self._spec):
+            names = mapping.names(layer)
             for first, count in self._reader.row_blocks(mapping.megatron, layer, mapping.shape[0]):
                 block = self._reader.read(mapping.megatron, layer, first, count)
                 wanted = list(layout.pieces(mapping, self._spec, first, count))
@@ -160,10 +147,10 @@ class NeMoWeights:
         return self._finish(name, first, found[0] if len(found) == 1 else torch.cat(found))
 
     def _finish(self, name: str, first: int, rows: Tensor) -> Tensor:
-        rows = _finite(rows, f"{self._reader.directory}: {name}")
+        rows = finite(rows, f"{self._reader.directory}: {name}")
         if self._adapters is None or name not in self._adapters:
             return rows
-        return _finite(self._adapters.merge(name, first, rows), f"{name}, merged with its adapter,")
+        return finite(self._adapters.merge(name, first, rows), f"{name}, merged with its adapter,")
 
     def _check(self) -> None:
         reader, spec = self._reader, self._spec
@@ -172,47 +159,19 @@ class NeMoWeights:
         if missing or unexpected:
             problem = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not part of the model"
             raise ValueError(
-                f"{reader.directory}: {problem}; the checkpoint does not fit this config.json ({spec.model_type})"
+                f"{reader.directory}: {problem}; the checkpoint and this config.json ({spec.model_type}) belong to "
+                "different models"
             )
         for key, shape in expected.items():
-            _check_dtype(f"{reader.directory}: {key}", reader.dtype(key))
+            check_dtype(f"{reader.directory}: {key}", reader.dtype(key))
             stored = reader.shape(key)
             if key in _VOCABULARY and stored[0] > shape[0]:
                 stored = (shape[0], *stored[1:])
             if stored != shape:
                 raise ValueError(
-                    f"{reader.directory}: {key} has shape {reader.shape(key)}, config.json asks for {shape}"
+                    f"{reader.directory}: {key} has shape {reader.shape(key)}, config.json asks for {shape}; they "
+                    "belong to different models"
                 )
-
-
-def groups(spec: ModelSpec) -> Iterator[tuple[Mapping, int | None]]:
-    """Each Megatron tensor with each of its layers (None: not layered), in the order in which the files hold them."""
-    table = mappings(spec)
-    layered = [mapping for mapping in table if mapping.layered]
-    before = table[: table.index(layered[0])]
-    yield from ((mapping, None) for mapping in before)
-    for layer in range(spec.num_layers):
-        yield from ((mapping, layer) for mapping in layered)
-    yield from ((mapping, None) for mapping in table[len(before) + len(layered) :])
-
-
-def hf_names(mapping: Mapping, layer: int | None) -> list[str]:
-    return [name.format(layer) for name in mapping.hf]
-
-
-def named_shapes(mapping: Mapping, layer: int | None) -> list[tuple[str, tuple[int, ...]]]:
-    return list(zip(hf_names(mapping, layer), mapping.shapes, strict=True))
-
-
-def state_dict_order(tensors: Tensors) -> Tensors:
-    """The order of transformers' state dict, which decides what goes into which shard: a bias follows its weight."""
-    ordered = {}
-    for name in tensors:
-        ordered[name] = tensors[name]
-        bias = name.removesuffix("weight") + "bias"
-        if bias in tensors:
-            ordered[bias] = tensors[bias]
-    return ordered
 
 
 def row_blocks(dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -225,55 +184,10 @@ def num_bytes(tensors: Tensors) -> int:
     return sum(math.prod(shape) * dtype.itemsize for dtype, shape in tensors.values())
 
 
-def read_config(directory: Path) -> dict:
-    """config.json. Raises: ValueError when it is missing or not a JSON object."""
-    file = directory / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{file}: missing; is {directory} a Hugging Face model directory?") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: a JSON object is expected, not a {type(config).__name__}")
-    return config
-
-
-def cast(tensor: Tensor, dtype: torch.dtype | None, name: str) -> Tensor:
-    """`tensor` in `dtype` (None: as it is). Raises: ValueError when a number does not fit."""
-    if dtype is None or tensor.dtype == dtype:
-        return tensor
-    result = tensor.to(dtype)
-    if not _is_finite(result):
-        raise ValueError(f"{name}: its numbers do not fit into {dtype_name(dtype)}; choose another dtype")
-    return result
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Much faster than isfinite().all(), and without temporaries."""
-    if tensor.sum().isfinite():
-        return True
-    low, high = tensor.aminmax()
-    return bool(low.isfinite() & high.isfinite())  # the sum alone may have overflowed; NaN wins in min and max
-
-
-def _finite(tensor: Tensor, label: str) -> Tensor:
-    if not _is_finite(tensor):
-        raise ValueError(f"{label} holds NaN or infinite numbers; the weights are damaged or their training diverged")
-    return tensor
-
-
-def _check_dtype(label: str, dtype: torch.dtype) -> None:
-    if dtype not in DTYPES.values():
-        raise ValueError(f"{label} has dtype {dtype}; supported: {', '.join(DTYPES)}")
-
-
-def _load_pickled(file: Path) -> dict[str, Tensor]:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{file}: damaged, or more than tensors: {str(error).splitlines()[0]}") from error
+def _refuse_pickled(directory: Path) -> None:
+    pickled = sorted(file for pattern in _PICKLED for file in directory.glob(pattern))
+    if pickled and not list(directory.glob("*.safetensors")):
+        raise ValueError(
+            f"{pickled[0]}: pickled weights can run code when they are loaded, so only safetensors are read; if you "
+            "trust the file, convert it first: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )

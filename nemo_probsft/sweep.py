@@ -157,7 +157,7 @@ def show_plan(planned: Sweep) -> None:
 def import_base(recipe: Recipe) -> Path:
     """The NeMo checkpoint that all cells start from, imported if it is not there yet."""
     import conversion
-    from conversion.last_checkpoint import is_nemo
+    from conversion.checkpoint import is_nemo
     from nemo_probsft.run.prepare import local_model
 
     source = local_model(recipe)
@@ -251,7 +251,7 @@ def _time_left(planned: Sweep, count: int) -> str:
 
 
 def _state(cell: Cell) -> str:
-    from conversion.last_checkpoint import last_checkpoint
+    from conversion.checkpoint import last_checkpoint
 
     last = last_checkpoint(cell.run_dir / "checkpoints")
     return "to train" if last is None else f"goes on from {last.name}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from conversion.last_checkpoint import last_checkpoint
+from conversion.checkpoint import last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe
 from nemo_probsft.run import audit, decisions, log, prepare, ranks

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.last_checkpoint import is_nemo
+from conversion.checkpoint import is_nemo, kind_of
 from conversion.nemo_context import read_context
 from nemo_probsft.config import Recipe
 from nemo_probsft.config.exactness import refused_setting
@@ -91,9 +91,10 @@ def _cached_config(recipe: Recipe) -> Path:
 
 def _model_files(recipe: Recipe, path: Path) -> tuple[Path, str]:
     """Where a model directory keeps config.json, and what kind of directory it is."""
-    if (path / "config.json").is_file():
+    kind = kind_of(path)
+    if kind == "huggingface":
         return path, "Hugging Face directory"
-    if is_nemo(path):
+    if kind == "nemo":
         return _nemo_model_files(recipe, path), "NeMo checkpoint"
     problem = f"{path} has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo); name a model"
     raise recipe.error("model.path", problem)
@@ -120,7 +121,7 @@ def _model_spec(recipe: Recipe, files: Path) -> tuple[ModelSpec, int]:
     try:
         return model_spec(config), context_length
     except (ValueError, TypeError, AttributeError) as error:
-        problem = f"{source}: {str(error).removeprefix('config.json: ')}; use another model"
+        problem = f"{source}: {error}; use another model"
         raise recipe.error("model.path", problem) from None
 
 
@@ -151,7 +152,7 @@ def _refuse_weights(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
     try:
         HFWeights(path, spec)
     except (ValueError, RecursionError) as error:
-        raise recipe.error("model.path", f"{error}; restore the model, or use another") from None
+        raise recipe.error("model.path", str(error)) from None
 
 
 def _nemo_model_files(recipe: Recipe, path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.last_checkpoint import is_nemo, last_checkpoint
+from conversion.checkpoint import is_nemo, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import order, tokens
@@ -236,7 +236,7 @@ def _with_chat_template(recipe: Recipe, hf: Path, base: Path) -> Path:
     """The model's files with the recipe's template: an exported model must be asked in the form it was trained in."""
     if recipe.data.chat_template is None:
         return hf
-    from conversion.convert import copy_model_files
+    from conversion.hf_files import copy_model_files
 
     run_dir = Path(recipe.run_dir)
     files = base / "hf" if base.parent == run_dir else run_dir / "hf"  # checkpoints copy those of an imported base

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from conversion.last_checkpoint import last_checkpoint
+from conversion.checkpoint import last_checkpoint
 from nemo_probsft.run import ranks
 from nemo_probsft.run.log import read_metrics
 from tests.support import full_disk

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from conversion.context import write_context
 from conversion.families import model_spec
+from conversion.nemo_context import write_context
 from nemo_probsft import config
 from nemo_probsft.adapters.nemo import trainer as nemo
 from tests.engines.test_recipes import SHAPES

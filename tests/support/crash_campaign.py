@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from conversion.last_checkpoint import last_checkpoint
+from conversion.checkpoint import last_checkpoint
 from conversion.torch_dist import TorchDistReader
 from nemo_probsft.demo_data import VOCAB_SIZE, write_tokenizer
 from nemo_probsft.run.log import read_metrics

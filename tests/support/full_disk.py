@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from conversion.last_checkpoint import last_checkpoint
+from conversion.checkpoint import last_checkpoint
 from tests.support.crash_campaign import check_directory, finish
 
 IN_NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount")

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save
 
 import conversion
-from conversion.families import model_spec
-from conversion.weights import groups, named_shapes
+from conversion.families import hf_shapes, model_spec
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -27,8 +26,7 @@ CONFIG = {
 @cache
 def _weights(config: str) -> bytes:
     spec = model_spec(json.loads(config))
-    tensors = [named for mapping, layer in groups(spec) for named in named_shapes(mapping, layer)]
-    return save({name: torch.zeros(shape) for name, shape in tensors})
+    return save({name: torch.zeros(shape) for name, shape in hf_shapes(spec).items()})
 
 
 def huggingface(directory="m", tokenizer="tokenizer.json", weights="model.safetensors", **changes) -> Path:

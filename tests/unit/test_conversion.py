@@ -301,3 +301,26 @@ def test_lora_adapters_are_merged_into_their_base(tmp_path):
         export_hf(tmp_path / "lora", tmp_path / "again")
     export_hf(tmp_path / "lora", tmp_path / "again", base=tmp_path / "moved")
     assert files(tmp_path / "again") == files(tmp_path / "merged")
+
+
+LORA_DAMAGE = {
+    "no file": (lambda file: file.unlink(), "missing or damaged"),
+    "no json": (lambda file: file.write_text("{"), "missing or damaged"),
+    "no tree": (lambda file: file.write_text('{"objects": [1]}'), "missing or damaged"),
+    "alpha is text": (lambda file: file.write_text(file.read_text().replace("16", '"16"')), "missing or damaged"),
+    "another adapter": (lambda file: file.write_text(file.read_text().replace("LoRA", "DoRA")), "no LoRA settings"),
+}
+
+
+@pytest.mark.parametrize("damage", LORA_DAMAGE)
+def test_adapters_without_their_settings_are_refused(tmp_path, damage):
+    """A default would scale them wrongly and say nothing."""
+    import_hf(make_hf(tmp_path / "hf", "qwen2-tied-301"), tmp_path / "base")
+    stem = "decoder.layers.mlp.linear_fc1.adapter.linear_"
+    adapters = {f"{stem}in.weight": torch.ones(4, 8, 128), f"{stem}out.weight": torch.ones(4, 384, 8)}
+    save_lora(tmp_path / "lora", tmp_path / "base", adapters, dim=8, alpha=16)
+    change, message = LORA_DAMAGE[damage]
+    change(tmp_path / "lora" / "context" / "io.json")
+    with pytest.raises(ValueError, match=f"io.json: {message}") as error:
+        export_hf(tmp_path / "lora", tmp_path / "back")
+    assert "\n" not in str(error.value)

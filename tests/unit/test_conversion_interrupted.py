@@ -116,7 +116,7 @@ def test_stopped_conversion_cleans_up_and_is_alone(sources, tmp_path, how):
     process = FORKS.Process(target=import_that_stops_half_way, args=(sources["import"], tmp_path / "nemo", half_way))
     process.start()
     assert half_way.wait(60)
-    with pytest.raises(ValueError, match="another conversion is writing it right now"):
+    with pytest.raises(ValueError, match="another process is writing it right now"):
         import_hf(sources["import"], tmp_path / "nemo")
     os.kill(process.pid, how)
     process.join(60)
@@ -154,7 +154,7 @@ def test_a_disk_that_is_really_full(sources, tmp_path):
 def test_too_little_space_is_known_before_anything_is_written(sources, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ValueError, match=r"1,000 bytes free, [\d,]+ needed"):
+    with pytest.raises(ValueError, match=r"1,000 bytes free, but [\d,]+ are needed"):
         import_hf(sources["import"], tmp_path / "nemo")
     assert list(tmp_path.iterdir()) == []
 

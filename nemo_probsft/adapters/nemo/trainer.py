@@ -28,7 +28,7 @@ from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning import io
 
-from conversion.last_checkpoint import last_checkpoint
+from conversion.checkpoint import last_checkpoint
 from nemo_probsft.adapters.megatron import micro_batches
 from nemo_probsft.adapters.megatron.settings import ddp_settings, model_settings, optimizer_config, warmup_steps
 from nemo_probsft.adapters.megatron.step import TrainingStep

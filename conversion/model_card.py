@@ -5,6 +5,8 @@ from typing import Any
 
 import yaml
 
+from nemo_probsft.files import first_line
+
 RECORD = "run.yaml"
 
 
@@ -15,13 +17,13 @@ def read_record(checkpoint: Path) -> dict | None:
 
 
 def read_yaml(file: Path) -> dict:
-    """Raises: ValueError when the file is not one YAML mapping."""
+    """Raises: ValueError if the file is not one YAML mapping."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file}: not valid YAML ({first_line(error)}); restore it") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: a mapping is expected, not {type(content).__name__}")
+        raise ValueError(f"{file}: must be a mapping, not a {type(content).__name__}; name the run.yaml of a run")
     return content
 
 

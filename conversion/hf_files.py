@@ -1,0 +1,65 @@
+"""What a Hugging Face directory holds besides weights: config.json, tokenizer, templates, licence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from conversion.dtypes import dtype_name
+from conversion.families import ModelSpec, model_spec
+
+_SUFFIXES = {".json", ".txt", ".model", ".jinja", ".tiktoken"}
+
+
+def read_model(directory: Path) -> tuple[dict, ModelSpec]:
+    """config.json and what it says about the tensors. Raises: ValueError, one line, that names the file."""
+    config = read_config(directory)
+    try:
+        return config, model_spec(config)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}; use another model") from None
+
+
+def read_config(directory: Path) -> dict:
+    """config.json. Raises: ValueError if it is missing or not a JSON object."""
+    file = directory / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file}: missing; is {directory} a Hugging Face model directory?") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); download it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: not a JSON object but a {type(config).__name__}; download the model again")
+    return config
+
+
+def model_files(directory: Path) -> list[Path]:
+    """What a Hugging Face directory holds besides weights, relative: configuration, tokenizer, templates, licence."""
+    found = []
+    for file in sorted(directory.iterdir()):
+        is_licence = file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
+        if not (is_licence or file.suffix in _SUFFIXES) or file.name.endswith(".index.json"):
+            continue
+        if file.is_symlink() and not file.exists():
+            raise ValueError(f"{file}: a link to nothing, or a loop of links; download the model again")
+        if file.is_file():
+            found.append(Path(file.name))
+    templates = directory / "additional_chat_templates"
+    if templates.is_dir():
+        found += [file.relative_to(directory) for file in sorted(templates.iterdir()) if file.is_file()]
+    return found
+
+
+def copy_model_files(source: Path, target: Path) -> None:
+    for name in model_files(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def set_config_dtype(file: Path, config: dict, written: set[torch.dtype]) -> None:
+    """Change the dtype in config.json where it no longer says what the weights are; otherwise keep every byte."""
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    if len(written) == 1 and config.get(key, "float32") != dtype_name(*written):
+        file.write_text(json.dumps(config | {key: dtype_name(*written)}, indent=2) + "\n", encoding="utf-8")
