@@ -6,7 +6,6 @@
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
+from nemo_probsft.files import write_json
 
 COUNTS = ("cut_at_token_limit", "prompt_too_long", "timed_out_judgements")  # answers that something happened to
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -118,10 +118,3 @@ def fingerprint(model_dir: Path) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

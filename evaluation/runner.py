@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.alpaca import write_outputs
-from evaluation.results import COUNTS, Store, fingerprint, summarize, write_json
+from evaluation.results import COUNTS, Store, fingerprint, summarize
+from nemo_probsft.files import first_line, write_json
+from nemo_probsft.run.eval_env import results_dir
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 FIRST_STEP, LARGEST_STEP = 256, 4096  # answers generated between two writes to samples.jsonl
@@ -100,13 +102,13 @@ def check_model_dir(model_dir: Path) -> None:
 
 
 def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
-    """Output directory per model: the last two parts of its path (runs/strong-p/hf -> strong-p-hf).
+    """The directory of each model's results.
 
     Raises: ValueError when two models would share one.
     """
     stores: dict[Path, Path] = {}
     for model_dir in model_dirs:
-        directory = output / "-".join(model_dir.resolve().parts[-2:]).lstrip("/-")
+        directory = results_dir(model_dir, output)
         if directory in stores.values():
             raise ValueError(
                 f"{model_dir}: another model also writes to {directory}; evaluate it with another --output"
@@ -326,9 +328,9 @@ def not_evaluated(failures: dict[str, str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Its first line, which for our own errors says everything."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return lines[0] if type(error) is ValueError else f"{type(error).__name__}: {lines[0]}"
+    """Its first line, which for our own errors says everything; for others, their type before it."""
+    line = first_line(error)
+    return line if type(error) is ValueError else f"{type(error).__name__}: {line}"
 
 
 def say(line: str) -> None:

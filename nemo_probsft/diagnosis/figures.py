@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from evaluation.report.plots import COLORS, INK, MUTED, PAPER_DOMAINS, STYLE
 from nemo_probsft.diagnosis import region
+from nemo_probsft.pages.style import BARS, BRACKET, COLORS, GRID, INK, MUTED, PAPER_DOMAINS, STYLE
 
-BARS, TOKENS = "#8fb3d1", "#e4e8ec"
-MEAN = COLORS[1]
+TOKENS, MEAN = GRID, COLORS[1]
 # The salt makes the ids, so that equal diagnoses give equal files.
 SETTINGS: Any = STYLE | {"svg.fonttype": "path", "svg.hashsalt": "nemo_probsft"}
 
@@ -37,7 +36,7 @@ def continuum(result: Mapping[str, Any]) -> Figure:
             axes.axvspan(low, high, color=color, zorder=0)
             axes.text((low + high) / 2, 0.86, name, ha="center", va="center", color=MUTED)
         for name, (low, high) in PAPER_DOMAINS.items():
-            axes.plot([low, high], [0.2, 0.2], color="#9aa5b1", linewidth=6, solid_capstyle="butt")
+            axes.plot([low, high], [0.2, 0.2], color=BRACKET, linewidth=6, solid_capstyle="butt")
             axes.text(
                 max((low + high) / 2, 0.07), 0.04, f"paper: {name}", ha="center", va="center", color=MUTED, fontsize=8
             )
