@@ -103,7 +103,7 @@ def _model_row(
 
 
 def _judged(rows: dict[str, Row], tasks: list[str]) -> bool:
-    return all(task in rows and rows[task].main.content.get("judged", True) for task in tasks)
+    return all(task in rows and rows[task].main.judged for task in tasks)
 
 
 def _paper_rows(paper: dict[str, Any], tasks: list[str], backbones: Collection[str]) -> Iterator[PaperRow]:

@@ -83,7 +83,7 @@ def _domain_chart(table: DomainTable, palette: Mapping[str, str]):
 
 
 def _interval(row: Row | None) -> tuple[float, float, float] | None:
-    if row is None or not row.main.content.get("judged", True):
+    if row is None or not row.main.judged:
         return None
     return tuple(row.main.content[key] for key in ("mean", "low", "high"))
 

@@ -42,7 +42,7 @@ class Result:
 
     @property
     def judged(self) -> bool:
-        return self.content.get("judged", True)
+        return self.content["judged"]
 
     @property
     def by_seed(self) -> list[np.ndarray]:

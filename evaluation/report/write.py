@@ -15,7 +15,7 @@ from evaluation.statistics import CONFIDENCE, RESAMPLES
 from nemo_probsft.pages.templates import load_template
 
 HTML, MARKDOWN = (Path(__file__).with_name(f"report.{kind}.jinja") for kind in ("html", "md"))
-FILTERS = {"cell": format.markdown_cell, "breakable": format.breakable}
+FILTERS = {"markdown_cell": format.markdown_cell, "breakable": format.breakable}
 NUM_EXAMPLES = 6  # items whose answers are shown per task, and items won and lost per duel
 MAX_CHARS = 4000  # of a prompt or an answer on the page; samples.jsonl has all
 

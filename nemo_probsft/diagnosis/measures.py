@@ -19,12 +19,12 @@ NUM_BINS = 50
 SINGLE_POSITIONS = 8  # of an answer, each by itself; behind them a bin is twice as long as the one before it
 
 
-def statistics(targets: Targets) -> dict[str, Any]:
+def measure(targets: Targets) -> dict[str, Any]:
     """What diagnose.json says in numbers; every mean is over tokens, p in fp64, nll in nats."""
     p, example = targets.p, targets.example
     counts, edges = np.histogram(p, bins=NUM_BINS, range=(0.0, 1.0))
-    place = region.region(float(p.mean()))
-    candidates = region.shortlist(place["name"])
+    found = region.region_of(float(p.mean()))
+    candidates = region.shortlist(found["name"])
     keys = [entry["objective"] for entry in candidates]
     return {
         "num_tokens": int(p.size),
@@ -37,7 +37,7 @@ def statistics(targets: Targets) -> dict[str, Any]:
         "percentiles": {str(q): float(np.percentile(p, q)) for q in PERCENTILES},
         "percentiles_1_minus_p": percentiles_1_minus_p(targets.logp),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "region": place,
+        "region": found,
         "shortlist": candidates,
         "gradient_weight": region.gradient_weights(targets.logp, targets.label, keys),
         "by_position": by_position(targets),

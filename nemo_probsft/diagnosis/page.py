@@ -19,9 +19,9 @@ SHOWN_SYMBOLS = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
 def render(result: Mapping[str, Any]) -> str:
     """The page of what diagnose.json holds."""
     images = {name: b64encode(svg).decode() for name, svg in figures.draw(result).items()}
-    place = "line" if result["data"].endswith(".jsonl") else "row"
+    row = "line" if result["data"].endswith(".jsonl") else "row"
     return load_template(TEMPLATE, FILTERS).render(
-        result, images=images, place=place, confident=CONFIDENT, above=f"fraction_above_{CONFIDENT}", all=result
+        result, images=images, row_heading=row, confident=CONFIDENT, above=f"fraction_above_{CONFIDENT}", all=result
     )
 
 

@@ -42,7 +42,7 @@ SHORTLISTS = {
 }
 
 
-def region(mean_p: float) -> dict[str, Any]:
+def region_of(mean_p: float) -> dict[str, Any]:
     """name (strong, intermediate, weak), the rule, and how far mean p is from the nearest border."""
     name = "strong" if mean_p >= STRONG else "weak" if mean_p <= WEAK else "intermediate"
     return {"name": name, "mean_p": mean_p, "distance": min(abs(mean_p - STRONG), abs(mean_p - WEAK)), "rule": RULE}
