@@ -31,11 +31,12 @@ def judge(response: str, gold: str) -> Judgement:
 
     Cost: microseconds for plain answers; else about 10 ms, at most about 6 s, and the start of a new process.
     """
-    return _judge_answer(extract_answer(response), extract_answer(gold))
+    return judge_answer(extract_answer(response), extract_answer(gold))
 
 
 @lru_cache(maxsize=1 << 16)
-def _judge_answer(answer: str, gold: str) -> Judgement:
+def judge_answer(answer: str, gold: str) -> Judgement:
+    """As `judge`, for two final answers that `extract_answer` has found. Remembers its judgements."""
     if not answer or not gold:
         return Judgement(False)
     answer, gold = without_name(answer, gold), without_name(gold, answer)

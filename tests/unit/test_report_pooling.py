@@ -1,6 +1,5 @@
 """Runs that differ in their seed only are pooled; the interval is over seeds and items."""
 
-
 import numpy as np
 import pytest
 import yaml
