@@ -118,7 +118,7 @@ def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
 
 
 def _quiet(offline: bool) -> None:
-    """Our own progress lines are not buried in per-request bars and engine chatter."""
+    """Keep per-request bars and engine chatter from burying our progress lines."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -146,7 +146,7 @@ def _task_manager(tasks: list[str], data_dir: Path | None):
 
 
 def _loadable(manager, tasks: list[str], run_code: bool, failures: dict[str, str]) -> list[str]:
-    """Leaf tasks of the given names and tags; those that cannot run are reported once, and the others go on."""
+    """Leaf tasks of the given names and tags, without those that cannot run; each of these is reported once."""
     names: list[str] = []
     for name in tasks:
         leaves = sorted(manager.task_index[name].tags) if name in manager.all_tags else [name]
@@ -290,7 +290,7 @@ def _sample(logged: dict[str, Any], completions: list) -> dict[str, Any]:
 
 
 def max_model_len(model_dir: Path, generation_budget: int) -> int:
-    """Tokens of context to serve: the generation budget and a long prompt, at most what the model was made for."""
+    """Tokens of context to serve: the generation budget and a long prompt, within what the model was made for."""
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     return min(generation_budget + MAX_PROMPT_TOKENS, config["max_position_embeddings"])
 
@@ -305,7 +305,7 @@ def versions() -> dict[str, str]:
 
 
 def chat_template(model_dir: Path) -> str | None:
-    """The template that the tokenizer will apply, which is that of training: an exported model has the recipe's."""
+    """The template that the tokenizer will apply, the same as in training: an exported model has the recipe's."""
     jinja, config = model_dir / "chat_template.jinja", model_dir / "tokenizer_config.json"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
@@ -320,7 +320,7 @@ def _data_hash(docs) -> str:
 
 
 def not_evaluated(failures: dict[str, str]) -> str:
-    """One line: the reason of a single failure, the names of several; their reasons were said when they came up."""
+    """One line: the reason for a single failure; for several, their names: each was explained as it happened."""
     if len(failures) == 1:
         ((name, reason),) = failures.items()
         return f"{name} was not evaluated: {reason}"

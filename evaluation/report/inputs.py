@@ -96,8 +96,10 @@ class Inputs:
 
 
 def read_inputs(run_dirs: list[Path], result_paths: list[Path], diagnosis_paths: list[Path]) -> Inputs:
-    """Read and match: a result belongs to the run whose directory holds its model, a diagnosis to the task whose
-    name is in that of the diagnosed set or in its path, or to those of the models trained on that set.
+    """Read, and match results and diagnoses to runs and tasks.
+
+    A result belongs to the run whose directory holds its model. A diagnosis belongs to the task that the name of its
+    data set or its own path mentions, else to the tasks of the models that were trained on that set.
 
     Raises: ValueError naming the file for anything missing or unreadable.
     """
@@ -181,7 +183,7 @@ def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
 
 
 def _split_what_differs(by_name: dict[tuple[str, str, str], Any], runs: list[Run]) -> dict[tuple[str, str, str], Any]:
-    """Models of one objective that differ in more than their seed are no repetitions: each has its directory's name."""
+    """Models of one objective that differ in more than the seed are no repeats: their directories tell them apart."""
     split = {}
     for (task, backbone, label), models in by_name.items():
         made = [run for model in models if (run := _run_of(model, runs))]
@@ -194,7 +196,7 @@ def _split_what_differs(by_name: dict[tuple[str, str, str], Any], runs: list[Run
 
 
 def _pooled(models: list[dict[bool, Result]]) -> dict[bool, Result]:
-    """Greedy and sampled results of models that differ in their seed; a decoding that one of them lacks is left out."""
+    """Greedy and sampled results of models that differ in their seed; a decoding that any of them lacks is left out."""
     decodings = [sampled for sampled in (False, True) if all(sampled in results for results in models)]
     return {sampled: pooled([results[sampled] for results in models]) for sampled in decodings}
 

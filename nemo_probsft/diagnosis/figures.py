@@ -95,7 +95,7 @@ def position(result: Mapping[str, Any]) -> Figure:
 
 
 def weight(result: Mapping[str, Any]) -> Figure:
-    """How the gradient weight of each objective of the shortlist lies over p, beside how the tokens do."""
+    """How the gradient weight of each objective of the shortlist is spread over p, beside the tokens."""
     counts = np.array(result["histogram"]["counts"]).reshape(region.NUM_BINS, -1).sum(1)
     edges = np.linspace(0, 1, region.NUM_BINS + 1)
     with plt.rc_context(SETTINGS):
@@ -109,7 +109,7 @@ def weight(result: Mapping[str, Any]) -> Figure:
 
 
 def decile(result: Mapping[str, Any]) -> Figure:
-    """The same over tenths of the tokens, which tells objectives apart where all p are alike."""
+    """The same over tenths of the tokens, which tells objectives apart if all p are alike."""
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         _bars(axes, np.arange(11) + 0.5, np.full(10, 10.0), color=TOKENS, label="tokens")
@@ -130,7 +130,7 @@ def _shares(axes: Any, x: np.ndarray, result: Mapping[str, Any], name: str) -> N
 
 
 def example(result: Mapping[str, Any]) -> Figure:
-    """How many examples have which mean nll."""
+    """Histogram of the examples by their mean nll."""
     found = result["by_example"]["mean_nll_histogram"]
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
