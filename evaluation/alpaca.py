@@ -2,14 +2,14 @@
 
 import csv
 import importlib.util
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from evaluation.results import read_result, write_json
+from evaluation.results import read_result
+from nemo_probsft.files import write_json
 
 OUTPUTS = "model_outputs.json"
 FIGURES = ("length_controlled_winrate", "win_rate", "standard_error", "n_total", "avg_length")
@@ -28,7 +28,7 @@ def write_outputs(directory: Path, samples: list[dict[str, Any]], docs: list[dic
         }
         for sample in samples
     ]
-    (directory / OUTPUTS).write_text(json.dumps(outputs, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(directory / OUTPUTS, outputs)
 
 
 def check_judge() -> None:

@@ -1,7 +1,7 @@
 """Is the final answer of a response mathematically the gold answer? Bounded in time and memory for any input.
 
-Plain text and plain numbers are compared here. What is left goes to math-verify's LaTeX parser in a process of its own,
-which has a memory limit and is replaced when it takes too long; no part of the input is ever executed as code.
+Plain text and plain numbers are compared here. Everything else goes to math-verify's LaTeX parser in a process
+of its own, which has a memory limit and is replaced if it takes too long. No input is ever executed as code.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _worker = SymbolicWorker()
 
 @dataclass(frozen=True)
 class Judgement:
-    """timed_out: the comparison was given up for time, memory or depth; `correct` is False then without being known."""
+    """timed_out: the comparison ran out of time, memory or depth; `correct` is then False, but not known to be."""
 
     correct: bool
     timed_out: bool = False
@@ -31,11 +31,12 @@ def judge(response: str, gold: str) -> Judgement:
 
     Cost: microseconds for plain answers; else about 10 ms, at most about 6 s, and the start of a new process.
     """
-    return _judge_answer(extract_answer(response), extract_answer(gold))
+    return judge_answer(extract_answer(response), extract_answer(gold))
 
 
 @lru_cache(maxsize=1 << 16)
-def _judge_answer(answer: str, gold: str) -> Judgement:
+def judge_answer(answer: str, gold: str) -> Judgement:
+    """As `judge`, for two final answers that `extract_answer` has found. Remembers its judgements."""
     if not answer or not gold:
         return Judgement(False)
     answer, gold = without_name(answer, gold), without_name(gold, answer)

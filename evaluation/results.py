@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk, one directory per (model, task, decoding).
+"""What an evaluation writes: one directory per (model, task, decoding).
 
 <output>/<model>/<task>/<decoding>/settings.json   everything the answers depend on
                                    samples.jsonl   one object per item: prompt, target, answers, score of each answer
@@ -6,7 +6,6 @@
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
+from nemo_probsft.files import write_json
 
-COUNTS = ("cut_at_token_limit", "prompt_too_long", "timed_out_judgements")  # answers that something happened to
+COUNTS = ("cut_at_token_limit", "prompt_too_long", "timed_out_judgements")  # answers to look at
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -35,7 +35,7 @@ class Store:
         return self.directory / "samples.jsonl"
 
     def open(self, settings: dict[str, Any]) -> None:
-        """Keep what is there if it was made with the same `settings`, else start over."""
+        """Keep the samples if they were made with the same `settings`, else start over."""
         path = self.directory / "settings.json"
         if path.is_file() and json.loads(path.read_text()) == json.loads(json.dumps(settings)):
             return
@@ -66,7 +66,7 @@ class Store:
 def summarize(settings: dict[str, Any], samples: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
     """The content of results.json for the complete `samples` of one (model, task, decoding).
 
-    Without scores (`judged` false: only a judge can tell) there are no mean and interval, but all else.
+    Without scores (`judged` is false: the task needs a judge) it has everything but the mean and its interval.
     """
     finishes = [finish for sample in samples for finish in sample["finish"]]
     extras = [name for name in samples[0]["extra"] if name != "timed_out"]
@@ -118,10 +118,3 @@ def fingerprint(model_dir: Path) -> str:
             while block := file.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

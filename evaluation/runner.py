@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.alpaca import write_outputs
-from evaluation.results import COUNTS, Store, fingerprint, summarize, write_json
+from evaluation.results import COUNTS, Store, fingerprint, summarize
+from nemo_probsft.files import first_line, write_json
+from nemo_probsft.run.eval_env import results_dir
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 FIRST_STEP, LARGEST_STEP = 256, 4096  # answers generated between two writes to samples.jsonl
@@ -100,13 +102,13 @@ def check_model_dir(model_dir: Path) -> None:
 
 
 def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
-    """Output directory per model: the last two parts of its path (runs/strong-p/hf -> strong-p-hf).
+    """The directory of each model's results.
 
     Raises: ValueError when two models would share one.
     """
     stores: dict[Path, Path] = {}
     for model_dir in model_dirs:
-        directory = output / "-".join(model_dir.resolve().parts[-2:]).lstrip("/-")
+        directory = results_dir(model_dir, output)
         if directory in stores.values():
             raise ValueError(
                 f"{model_dir}: another model also writes to {directory}; evaluate it with another --output"
@@ -116,7 +118,7 @@ def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
 
 
 def _quiet(offline: bool) -> None:
-    """Our own progress lines are not buried in per-request bars and engine chatter."""
+    """Keep per-request bars and engine chatter from burying our progress lines."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -144,7 +146,7 @@ def _task_manager(tasks: list[str], data_dir: Path | None):
 
 
 def _loadable(manager, tasks: list[str], run_code: bool, failures: dict[str, str]) -> list[str]:
-    """Leaf tasks of the given names and tags; those that cannot run are reported once, and the others go on."""
+    """Leaf tasks of the given names and tags, without those that cannot run; each of these is reported once."""
     names: list[str] = []
     for name in tasks:
         leaves = sorted(manager.task_index[name].tags) if name in manager.all_tags else [name]
@@ -288,7 +290,7 @@ def _sample(logged: dict[str, Any], completions: list) -> dict[str, Any]:
 
 
 def max_model_len(model_dir: Path, generation_budget: int) -> int:
-    """Tokens of context to serve: the generation budget and a long prompt, at most what the model was made for."""
+    """Tokens of context to serve: the generation budget and a long prompt, within what the model was made for."""
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
     return min(generation_budget + MAX_PROMPT_TOKENS, config["max_position_embeddings"])
 
@@ -303,7 +305,7 @@ def versions() -> dict[str, str]:
 
 
 def chat_template(model_dir: Path) -> str | None:
-    """The template that the tokenizer will apply, which is that of training: an exported model has the recipe's."""
+    """The template that the tokenizer will apply, the same as in training: an exported model has the recipe's."""
     jinja, config = model_dir / "chat_template.jinja", model_dir / "tokenizer_config.json"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
@@ -318,7 +320,7 @@ def _data_hash(docs) -> str:
 
 
 def not_evaluated(failures: dict[str, str]) -> str:
-    """One line: the reason of a single failure, the names of several; their reasons were said when they came up."""
+    """One line: the reason for a single failure; for several, their names: each was explained as it happened."""
     if len(failures) == 1:
         ((name, reason),) = failures.items()
         return f"{name} was not evaluated: {reason}"
@@ -326,9 +328,9 @@ def not_evaluated(failures: dict[str, str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Its first line, which for our own errors says everything."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return lines[0] if type(error) is ValueError else f"{type(error).__name__}: {lines[0]}"
+    """Its first line, which for our own errors says everything; for others, their type before it."""
+    line = first_line(error)
+    return line if type(error) is ValueError else f"{type(error).__name__}: {line}"
 
 
 def say(line: str) -> None:

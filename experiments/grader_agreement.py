@@ -1,8 +1,8 @@
 """Our mathematics grader against the paper's (Qwen2.5-Math's) on the five test sets, answer by answer.
 
-    python3.11 -m venv /tmp/theirs && /tmp/theirs/bin/pip install latex2sympy2==1.9.1 regex word2number
+    python3.11 -m venv THEIRS && THEIRS/bin/pip install latex2sympy2==1.9.1 regex word2number
     # math_parser.py of evalscope 0.15.1 is that grader as a module: pip download --no-deps evalscope==0.15.1, unzip it
-    .venv/train/bin/python experiments/grader_agreement.py --data-dir DIR --python /tmp/theirs/bin/python \
+    .venv/train/bin/python -m experiments.grader_agreement --data-dir DIR --python THEIRS/bin/python \
         --module .../evalscope/metrics/math_parser.py --output evaluation/AGREEMENT.md
 
 Responses: the sets' own solutions, and variations of the answers whose truth is known from how they were made.
@@ -11,6 +11,7 @@ Responses: the sets' own solutions, and variations of the answers whose truth is
 import argparse
 import importlib.util
 import json
+import os
 import random
 import re
 import signal
@@ -22,24 +23,29 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+from nemo_probsft.files import SOURCE_ROOT
+
 SECONDS = 3  # per answer, as the paper's evaluation gives
 SHOWN = 2  # examples of each kind of disagreement
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--data-dir", required=True, type=Path)
-    parser.add_argument("--python", required=True)
-    parser.add_argument("--module", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.grader_agreement", description="Our mathematics grader against the paper's."
+    )
+    parser.add_argument("--data-dir", required=True, type=Path, help="the five test sets as JSON lines")
+    parser.add_argument("--python", required=True, help="Python of an environment with the packages of their grader")
+    parser.add_argument("--module", required=True, type=Path, help="their grader: evalscope's math_parser.py")
+    parser.add_argument("--output", required=True, type=Path, help="write the page here")
     options = parser.parse_args()
     cases = list(make_cases(options.data_dir))
     lines = "".join(json.dumps(case) + "\n" for case in cases)
-    command = [options.python, __file__, "--theirs", str(options.module)]
-    theirs = subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout.split()
+    command = [options.python, "-m", "experiments.grader_agreement", "--theirs", str(options.module)]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE_ROOT)}
+    theirs = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, env=environment)
     ours, seconds, given_up = judge_all(cases)
     plain = plain_per_second(cases)
-    verdicts = [{"True": True, "False": False, "None": None}[verdict] for verdict in theirs]
+    verdicts = [{"True": True, "False": False, "None": None}[verdict] for verdict in theirs.stdout.split()]
     assert len(verdicts) == len(cases)
     options.output.write_text(report(cases, ours, verdicts, seconds, given_up, plain), encoding="utf-8")
     print(options.output.read_text(encoding="utf-8"))
@@ -111,12 +117,12 @@ def judge_all(cases: list[dict]) -> tuple[list[bool], float, int]:
 
 
 def plain_per_second(cases: list[dict]) -> float:
-    """Responses with numbers for answer and gold, judged a second by one process that remembers none of them."""
-    from evaluation.graders import _judge_answer, judge
+    """Responses per second where answer and gold are plain numbers, in one process that has seen none of them."""
+    from evaluation.graders import judge, judge_answer
     from evaluation.grading.answer_text import extract_answer, normalize, plain_number
 
     plain = [c for c in cases if plain_number(c["gold"]) and plain_number(extract_answer(c["response"]))]
-    for cache in (normalize, plain_number, _judge_answer):
+    for cache in (normalize, plain_number, judge_answer):
         cache.cache_clear()
     start = time.monotonic()
     for case in plain:
@@ -187,7 +193,7 @@ def share(flags: list[bool]) -> str:
 
 
 def theirs(module: str) -> None:
-    """The other end, in the other environment: one verdict a line."""
+    """In the other environment: read cases from standard input, print one verdict a line."""
     spec = importlib.util.spec_from_file_location("theirs", module)
     grader = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(grader)
@@ -210,4 +216,4 @@ def theirs(module: str) -> None:
 
 
 if __name__ == "__main__":
-    theirs(sys.argv[2]) if sys.argv[1] == "--theirs" else main()
+    theirs(sys.argv[2]) if sys.argv[1:2] == ["--theirs"] else main()

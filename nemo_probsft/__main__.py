@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dirs", nargs="*", metavar="RUN_DIR", help="run directories of `train`")
     report.add_argument("--results", nargs="+", required=True, metavar="DIR", help="output directories of `eval`")
     report.add_argument(
+        "--diagnoses", nargs="+", default=[], metavar="FILE", help="further diagnose.json of `diagnose`"
+    )
+    report.add_argument(
         "--output", default="report/report.html", metavar="FILE", help="the page; its pictures go beside it"
     )
     report.set_defaults(run=_report)
@@ -183,12 +186,16 @@ def _of_sweep(options: argparse.Namespace) -> tuple[list[str], int, bool]:
 def _report(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from evaluation.report.write import write_report
+    from rich.console import Console
+
+    from evaluation.report.write import report_table, write_report
 
     runs = [Path(run) for run in options.run_dirs]
     results = [path for directory in options.results for path in sorted(Path(directory).rglob("results.json"))]
     diagnoses = [path for run in runs for path in [run / "diagnose" / "diagnose.json"] if path.exists()]
-    print(write_report(runs, results, diagnoses, Path(options.output)))
+    page = write_report(runs, results, [*diagnoses, *map(Path, options.diagnoses)], Path(options.output))
+    Console(width=140).print(report_table(runs, results))
+    print(f"report: {page}")
 
 
 def _prepare_data(options: argparse.Namespace) -> int:

@@ -22,7 +22,6 @@ TASKS = ("strong", "weak")
 OBJECTIVES = ("original", "p")
 SEED = 0
 NUM_SAMPLES = 16  # answers per item at T=1
-TABLE_WIDTH = 120  # columns; narrower it would hide numbers
 
 
 @dataclass(frozen=True)
@@ -143,13 +142,5 @@ def command(*arguments: str) -> None:
 
 
 def _report() -> None:
-    from rich.console import Console
-
-    from evaluation.report.write import report_table, write_report
-
-    runs = [ROOT / f"{task}-{objective}" for task in TASKS for objective in OBJECTIVES]
-    results = sorted((ROOT / "results").glob("*/*/*/results.json"))
-    diagnoses = [ROOT / f"{task}-original" / "diagnose" / "diagnose.json" for task in TASKS]
-    page = write_report(runs, results, diagnoses, ROOT / "report" / "report.html")
-    Console(width=TABLE_WIDTH).print(report_table(runs, results))
-    print(f"\nreport: {page}")
+    runs = [str(ROOT / f"{task}-{objective}") for task in TASKS for objective in OBJECTIVES]
+    command("report", *runs, "--results", str(ROOT / "results"), "--output", str(ROOT / "report" / "report.html"))

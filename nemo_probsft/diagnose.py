@@ -15,7 +15,7 @@ import numpy as np
 from nemo_probsft import config, files
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import order
-from nemo_probsft.diagnosis.measures import CONFIDENT, statistics
+from nemo_probsft.diagnosis.measures import CONFIDENT, measure
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.run import decisions, log, prepare, ranks
 
@@ -83,7 +83,7 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
     labels = [dataset[example].input_ids[found] for example, found in zip(drawn, positions, strict=True)]
     assert np.array_equal(targets.label, np.concatenate(labels))
     tokenizer = prepare.load_tokenizer(recipe, Path(prepared.hf))
-    return statistics(targets) | {
+    return measure(targets) | {
         "least_likely_examples": text.least_likely_examples(targets, dataset, tokenizer),
         "least_likely_tokens": text.least_likely_tokens(targets, dataset, tokenizer),
         "of_examples": prepared.num_examples,  # where diagnose.max_tokens drew some of them

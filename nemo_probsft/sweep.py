@@ -20,8 +20,9 @@ from pathlib import Path
 
 from nemo_probsft import config
 from nemo_probsft.config import Recipe
+from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
-from nemo_probsft.run import preflight
+from nemo_probsft.run import eval_env, preflight
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
 
@@ -259,8 +260,6 @@ def _state(cell: Cell) -> str:
 
 def _evaluate(planned: Sweep, trained: Sequence[Cell]) -> dict[str, str]:
     """All cells and the base model in one command. Returns what failed."""
-    from nemo_probsft.run import eval_env
-
     models = _models(planned, trained)
     code = eval_env.evaluate([*map(str, models), *planned.evaluation, "--output", str(_results(planned))])
     return {"evaluation": f"exit code {code}, its own error stands above"} if code else {}
@@ -276,20 +275,16 @@ def _results(planned: Sweep) -> Path:
 
 
 def _report(planned: Sweep, trained: Sequence[Cell]) -> None:
-    from rich.console import Console
-
-    from evaluation.report.write import report_table, write_report
-    from evaluation.runner import model_stores
-
-    stores = model_stores(_models(planned, trained), _results(planned)).values()
-    results = [path for store in stores for path in sorted(store.glob("*/*/results.json"))]
+    """By the command `report`, on the results of these models: earlier sweeps may have left others beside them."""
+    directories = [eval_env.results_dir(model, _results(planned)) for model in _models(planned, trained)]
+    results = [str(directory) for directory in directories if any(directory.glob("*/*/results.json"))]
     if not results:
         return
-    runs = [cell.run_dir for cell in trained]
+    runs = [str(cell.run_dir) for cell in trained]
     diagnosis = Path(planned.recipe.diagnose.output or planned.output / "diagnose") / "diagnose.json"
-    page = write_report(runs, results, [diagnosis] * diagnosis.exists(), planned.output / "report" / "report.html")
-    Console(width=140).print(report_table(runs, results))
-    print(f"report: {page}", flush=True)
+    diagnoses = ["--diagnoses", str(diagnosis)] if diagnosis.exists() else []
+    page = planned.output / "report" / "report.html"
+    command("report", *runs, "--results", *results, *diagnoses, "--output", str(page))
 
 
 def entries(flag: str, text: str) -> list[str]:

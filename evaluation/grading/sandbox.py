@@ -1,8 +1,8 @@
-"""Running a program that a model wrote, with its tests, where it can do no harm: `passes`.
+"""Run a program that a model wrote, with its tests, where it can do no harm: `passes`.
 
 A process in namespaces of its own: no network, no other process to signal or to look at, every file system read-only,
 an empty directory in memory as the only place to write; and limits on time, memory, processes, file sizes, open files.
-Where the system does not allow that (unprivileged user namespaces are off), nothing is run.
+If the system does not allow that (unprivileged user namespaces are off), nothing runs.
 """
 
 import ctypes
@@ -55,7 +55,7 @@ def check_available() -> None:
 
 
 def _run(source: str, seconds: float) -> str | None:
-    """The last of its standard output; None after `seconds`. The program is on standard input, so it needs no file."""
+    """The end of its standard output; None after `seconds`. The program is on standard input, so it needs no file."""
     process = subprocess.Popen(
         [sys.executable, "-I", __file__],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""math-verify in a process that may be killed: `SymbolicWorker` is our end, running this module is the other.
+"""math-verify in a process that may be killed: `SymbolicWorker` is our end, this module run as a program the other.
 
 One line of JSON each way. The process limits its own memory and interrupts itself after CPU_SECONDS of its own time, so
 that a loaded machine does not change judgements; a single long operation in C cannot be interrupted, so our end kills

@@ -26,7 +26,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model in one domain. mean: unweighted over the domain's tasks, where the model was judged on all of them."""
+    """One model in one domain. mean: unweighted over the domain's tasks, if the model was judged on all of them."""
 
     name: str
     label: str
@@ -47,7 +47,7 @@ class DomainTable:
     domain: str
     tasks: list[str]
     models: list[ModelRow]
-    paper: list[PaperRow]  # of the same backbones where the paper has them, else of all of its own
+    paper: list[PaperRow]  # for the same backbones if the paper has them, else for all of its own
     same_backbones: bool
     paper_where: str
 
@@ -61,7 +61,7 @@ class DomainTable:
 
 
 def domain_tables(inputs: Inputs) -> list[DomainTable]:
-    """In the order of TITLES; domains of no paper's table last."""
+    """In the order of TITLES; other domains last."""
     paper = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     found = list(dict.fromkeys(row.domain for row in inputs.rows))
     order = [*(domain for domain in TITLES if domain in found), *(domain for domain in found if domain not in TITLES)]
@@ -103,7 +103,7 @@ def _model_row(
 
 
 def _judged(rows: dict[str, Row], tasks: list[str]) -> bool:
-    return all(task in rows and rows[task].main.content.get("judged", True) for task in tasks)
+    return all(task in rows and rows[task].main.judged for task in tasks)
 
 
 def _paper_rows(paper: dict[str, Any], tasks: list[str], backbones: Collection[str]) -> Iterator[PaperRow]:

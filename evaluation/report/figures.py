@@ -22,7 +22,7 @@ CAPTIONS = {
 
 
 def draw_figures(inputs: Inputs, tables: list[DomainTable]) -> dict[str, Any]:
-    """Name -> figure, for what there are inputs of; one per domain, called domain-<its name>."""
+    """Name -> figure, for each that has inputs; a domain's is called domain-<its name>."""
     trained = list(dict.fromkeys(row.label for row in inputs.rows if row.runs))
     palette = plots.colors(trained, [label for label in inputs.labels if label not in trained])
     drawn = {}
@@ -44,7 +44,7 @@ def draw_figures(inputs: Inputs, tables: list[DomainTable]) -> dict[str, Any]:
 
 
 def training_curves(inputs: Inputs) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Name -> label -> metrics, for the runs that logged something; tasks with the same runs are one."""
+    """Name -> label -> metrics, for the runs that logged something; tasks with the same runs share one."""
     groups: dict[tuple[Path, ...], list[Row]] = {}
     for task in inputs.tasks:
         for backbone in dict.fromkeys(row.backbone for row in inputs.rows):
@@ -56,7 +56,7 @@ def training_curves(inputs: Inputs) -> dict[str, dict[str, list[dict[str, Any]]]
 
 
 def _mean_over_seeds(row: Row) -> list[dict[str, Any]]:
-    """The logged rows; of several seeds their means at the steps that all have logged."""
+    """The logged rows; for several seeds, their means at the steps that all of them logged."""
     logged = [{line["step"]: line for line in run.metrics} for run in row.runs if run.metrics]
     steps = sorted(set.intersection(*(set(lines) for lines in logged)))
     keys = ("objective", "nll", "p")
@@ -65,7 +65,7 @@ def _mean_over_seeds(row: Row) -> list[dict[str, Any]]:
 
 
 def _group_name(rows: list[Row], inputs: Inputs) -> str:
-    """The task; of several tasks their domains."""
+    """The task's title; for several tasks, those of their domains."""
     tasks = dict.fromkeys(format.title(row.task) for row in rows)
     domains = dict.fromkeys(TITLES.get(row.domain, row.domain) for row in rows)
     return inputs.name(rows[0].backbone, ", ".join(tasks if len(tasks) == 1 else domains))
@@ -83,7 +83,7 @@ def _domain_chart(table: DomainTable, palette: Mapping[str, str]):
 
 
 def _interval(row: Row | None) -> tuple[float, float, float] | None:
-    if row is None or not row.main.content.get("judged", True):
+    if row is None or not row.main.judged:
         return None
     return tuple(row.main.content[key] for key in ("mean", "low", "high"))
 
@@ -108,6 +108,6 @@ def _weights(inputs: Inputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     for key in dict.fromkeys(run.objective for row in inputs.rows for run in row.runs):
         objective = parse_objective(key)
         if not isinstance(objective, Objective):
-            continue  # one that moves has no single curve
+            continue  # an objective that moves has no single curve
         curves[key] = (objective.weight(p.log()) * objective.keep(p.log())).numpy()
     return p.numpy(), curves

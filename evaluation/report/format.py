@@ -1,4 +1,4 @@
-"""Numbers and names as the report's pages and tables show them."""
+"""Numbers and names as text, for the report's pages and tables."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,14 +25,14 @@ def title(task: str) -> str:
 
 
 def column(task: str, rows: Sequence[Row | None]) -> dict[str, str]:
-    """Head of a table's column: the task, and its items and answers where all models have the same."""
+    """Head of a table's column: the task, with its number of items and answers if all models have the same."""
     counts = {(row.main.content["num_items"], row.main.content["samples_per_item"]) for row in rows if row is not None}
     n = "{} x {}".format(*counts.pop()) if len(counts) == 1 else "n differs"
     return {"title": title(task), "n": n}
 
 
 def model(row: ModelRow, tasks: Sequence[str]) -> dict[str, Any]:
-    """A table's row of figures with intervals and second figures, and one of paired differences."""
+    """Two rows of a table: figures with intervals and notes, and paired differences."""
     cells = [_cell(row.rows.get(task)) for task in tasks]
     differences = [_signed(row.rows[task].difference if task in row.rows else None) for task in tasks]
     return {
@@ -54,13 +54,13 @@ def _cell(row: Row | None) -> dict[str, Any]:
     if row is None:
         return {"figure": "-", "interval": "", "notes": []}
     content = row.main.content
-    if not content.get("judged", True):
+    if not row.main.judged:
         return {"figure": _judgement(content), "interval": "", "notes": [f"{content['mean_tokens']:.0f} tokens"]}
     notes = [f"{EXTRAS.get(name, name).format(n=_answers_per_model(content))} {100 * extra['mean']:.1f}"
              for name, extra in content["extra"].items()]  # fmt: skip
     if row.greedy is not None and row.sampled is not None:
         notes.append(f"greedy {accuracy(row.greedy)}")
-    notes += [f"{content[key]} {text}" for key, text in COUNTS.items() if content.get(key)]
+    notes += [f"{content[key]} {text}" for key, text in COUNTS.items() if content[key]]
     return _figure(content["mean"], content["low"], content["high"]) | {"notes": notes}
 
 
@@ -87,7 +87,7 @@ def accuracy(result: Result | None) -> str:
 
 
 def accuracy_with_n(result: Result | None) -> str:
-    if result is None or not result.content.get("judged", True):
+    if result is None or not result.judged:
         return "-"
     return f"{accuracy(result)}  n={result.content['num_items']}x{result.content['samples_per_item']}"
 
@@ -130,14 +130,14 @@ def provenance(name: str, content: dict[str, Any]) -> dict[str, Any]:
     return {
         "task": f"{content['task']} {content['task_version']}",
         "model": name,
-        "reproduces": content.get("reproduces") or "-",
+        "reproduces": content["reproduces"] or "-",
         "decoding": content["decoding"],
         "n": f"{content['num_items']} x {_answers_per_model(content)}{_seeds(content)}",
         "seed": content["seed"],
         "generation": ", ".join(f"{key} {value}" for key, value in content["generation"].items() if key != "until"),
         "versions": ", ".join(f"{package} {version}" for package, version in content["versions"].items()),
         "hashes": ", ".join(f"{key} {content[f'{key}_hash'][:8]}" for key in ("model", "data", "prompt")),
-        "notes": ", ".join(f"{content[key]} {text}" for key, text in COUNTS.items() if content.get(key)) or "-",
+        "notes": ", ".join(f"{content[key]} {text}" for key, text in COUNTS.items() if content[key]) or "-",
     }
 
 
@@ -148,10 +148,9 @@ def _seeds(content: dict[str, Any]) -> str:
 def region(task: str, diagnosis: dict[str, Any]) -> str:
     """Where the base model stands on the continuum, with the rule and its numbers."""
     mean = f"{title(task)}: mean p {diagnosis['mean_p']:.3f}"
-    if diagnosis.get("interval_95"):  # None of a single example
+    if diagnosis["interval_95"] is not None:  # a single example has none
         mean += " [{:.3f}, {:.3f}]".format(*diagnosis["interval_95"])
-    found = diagnosis.get("region")
-    return f"{mean}, {found['name']}. Rule: {found['rule']}." if found else f"{mean}."
+    return f"{mean}, {diagnosis['region']['name']}. Rule: {diagnosis['region']['rule']}."
 
 
 def breakable(name: str) -> Markup:
@@ -160,5 +159,5 @@ def breakable(name: str) -> Markup:
 
 
 def markdown_cell(text: Any) -> str:
-    """Text that stays inside a cell of a Markdown table."""
+    """Text that stays inside one cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("\r", " ").replace("\n", " ")

@@ -14,6 +14,7 @@ from evaluation.results import read_result
 from evaluation.statistics import Difference
 
 BASELINE, BASE_MODEL = "original", "base model"
+DIAGNOSIS_KEYS = {"data", "histogram", "interval_95", "mean_p", "region"}  # of those in a diagnose.json, what is used
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Run:
     directory: Path
     objective: str
     backbone: str  # name of that model
-    base: str | None  # its directory, where it has one here
+    base: str  # its directory
     metrics: list[dict[str, Any]]
-    seed: int | None
-    data: str | None  # the training set
+    seed: int
+    data: str  # the training set
     settings: str  # the recipe without objective, seed and directory: what runs that are pooled must share
 
 
@@ -56,7 +57,7 @@ class Row:
 
     @property
     def domain(self) -> str:
-        return self.main.content.get("domain", self.task)
+        return self.main.content["domain"]
 
     def paired_with(self, baseline: "Row") -> tuple[Result, Result]:
         """The two results of one decoding that are compared: sampled where both have it."""
@@ -95,15 +96,17 @@ class Inputs:
 
 
 def read_inputs(run_dirs: list[Path], result_paths: list[Path], diagnosis_paths: list[Path]) -> Inputs:
-    """Read and match: a result belongs to the run whose directory holds its model, a diagnosis to the task whose
-    name is in that of the diagnosed set or in its path, or to those of the models trained on that set.
+    """Read, and match results and diagnoses to runs and tasks.
+
+    A result belongs to the run whose directory holds its model. A diagnosis belongs to the task that the name of its
+    data set or its own path mentions, else to the tasks of the models that were trained on that set.
 
     Raises: ValueError naming the file for anything missing or unreadable.
     """
     runs = [read_run(run_dir) for run_dir in run_dirs]
     results = [Result(path, read_result(path)) for path in result_paths]
     if not results:
-        raise ValueError("a report needs results: give at least one results.json of an evaluation")
+        raise ValueError("there are no results to report; give the output directory of nemo-probsft eval")
     rows = _rows(results, runs)
     return Inputs(runs, rows, _by_task({path: read_diagnosis(path) for path in diagnosis_paths}, rows))
 
@@ -111,39 +114,31 @@ def read_inputs(run_dirs: list[Path], result_paths: list[Path], diagnosis_paths:
 def read_run(run_dir: Path) -> Run:
     path = run_dir / "run.yaml"
     if not path.is_file():
-        raise ValueError(f"{path}: not found; give the directory of a finished training run")
+        raise ValueError(f"{path}: not found; give a run directory of nemo-probsft train")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     metrics = run_dir / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.is_file() else []
-    model = content.get("model") or {}
-    recipe = content.get("recipe") or {}
-    return Run(
-        directory=run_dir,
-        objective=_objective_key(content, path),
-        backbone=Path(str(model.get("id") or model.get("path") or "")).name,
-        base=model.get("path"),
-        metrics=[json.loads(line) for line in lines],
-        seed=content.get("seed"),
-        data=(recipe.get("data") or {}).get("train"),
-        settings=_shared_settings(recipe),
-    )
+    try:
+        return Run(
+            directory=run_dir,
+            objective=content["objective"]["key"],
+            backbone=Path(content["model"]["id"]).name,
+            base=content["model"]["path"],
+            metrics=[json.loads(line) for line in lines],
+            seed=content["seed"],
+            data=content["recipe"]["data"]["train"],
+            settings=_shared_settings(content["recipe"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the run.yaml of a training run ({error}); give a run directory of nemo-probsft train"
+        ) from None
 
 
 def _shared_settings(recipe: dict[str, Any]) -> str:
-    trainer = {key: value for key, value in (recipe.get("trainer") or {}).items() if key != "seed"}
+    trainer = {key: value for key, value in recipe["trainer"].items() if key != "seed"}
     own = ("objective", "run_dir", "checkpoint", "log", "export", "diagnose")
     return json.dumps({key: value for key, value in (recipe | {"trainer": trainer}).items() if key not in own})
-
-
-def _objective_key(content: dict[str, Any], path: Path) -> str:
-    objective = content.get("objective")
-    if isinstance(objective, dict):
-        objective = objective.get("key", objective.get("name"))
-    if not isinstance(objective, str):
-        raise ValueError(
-            f"{path}: no objective key in it (got {objective!r}); train with nemo-probsft to get a run.yaml"
-        )
-    return objective
 
 
 def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
@@ -188,7 +183,7 @@ def _rows(results: list[Result], runs: list[Run]) -> list[Row]:
 
 
 def _split_what_differs(by_name: dict[tuple[str, str, str], Any], runs: list[Run]) -> dict[tuple[str, str, str], Any]:
-    """Models of one objective that differ in more than their seed are no repetitions: each has its directory's name."""
+    """Models of one objective that differ in more than the seed are no repeats: their directories tell them apart."""
     split = {}
     for (task, backbone, label), models in by_name.items():
         made = [run for model in models if (run := _run_of(model, runs))]
@@ -201,7 +196,7 @@ def _split_what_differs(by_name: dict[tuple[str, str, str], Any], runs: list[Run
 
 
 def _pooled(models: list[dict[bool, Result]]) -> dict[bool, Result]:
-    """Greedy and sampled results of models that differ in their seed; a decoding that one of them lacks is left out."""
+    """Greedy and sampled results of models that differ in their seed; a decoding that any of them lacks is left out."""
     decodings = [sampled for sampled in (False, True) if all(sampled in results for results in models)]
     return {sampled: pooled([results[sampled] for results in models]) for sampled in decodings}
 
@@ -223,7 +218,7 @@ def _name(model: str, runs: list[Run]) -> tuple[str, str]:
     run = _run_of(model, runs)
     if run is not None:
         return run.backbone, run.objective
-    started = next((run for run in runs if run.base and Path(run.base).resolve() == Path(model).resolve()), None)
+    started = next((run for run in runs if Path(run.base).resolve() == Path(model).resolve()), None)
     if started is not None:
         return started.backbone, BASE_MODEL
     backbones = {run.backbone for run in runs}
@@ -253,7 +248,7 @@ def _by_task(diagnoses: dict[Path, dict[str, Any]], rows: list[Row]) -> dict[str
     tasks = list(dict.fromkeys(row.task for row in rows))
     by_task = {}
     for path, diagnosis in diagnoses.items():
-        data = diagnosis.get("data", "")
+        data = diagnosis["data"]
         places = (Path(data).stem, "/".join(path.resolve().parts[-3:]))
         matches = next((found for place in places if len(found := _named_in(place, tasks)) == 1), [])
         matches = matches or [row.task for row in rows if any(run.data == data for run in row.runs)]
@@ -276,6 +271,7 @@ def read_diagnosis(path: Path) -> dict[str, Any]:
         diagnosis = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot read this diagnosis ({error}); run nemo-probsft diagnose again") from None
-    if not isinstance(diagnosis, dict) or not {"mean_p", "histogram"} <= diagnosis.keys():
-        raise ValueError(f"{path}: not a diagnosis (no mean_p and histogram); give the JSON of nemo-probsft diagnose")
+    if not isinstance(diagnosis, dict) or not diagnosis.keys() >= DIAGNOSIS_KEYS:
+        needed = ", ".join(sorted(DIAGNOSIS_KEYS))
+        raise ValueError(f"{path}: not a diagnosis (it needs {needed}); give a diagnose.json of nemo-probsft diagnose")
     return diagnosis

@@ -3,42 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; the two objectives of the demo come first.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6FBF", "#B79F00")
-OTHER = "#8a949e"
+from nemo_probsft.pages.style import (
+    BARS,
+    BRACKET,
+    COLORS,
+    GRID,
+    MUTED,
+    OTHER,
+    PAPER_DOMAINS,
+    STYLE,
+    legend_above,
+    legend_height,
+)
+
 MARKERS = ("o", "s", "D", "^", "v", "P")
-INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e8ec"
-# Mean p of the base models on the training targets of the paper's three domains: arXiv 2510.00526, Table 5.
-PAPER_DOMAINS = {"figlet fonts": (0.01, 0.07), "medicine": (0.50, 0.59), "mathematics": (0.76, 0.81)}
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "axes.edgecolor": "#b8c0c8",
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-}
 
 
 def colors(trained: Sequence[str], others: Sequence[str]) -> dict[str, str]:
@@ -85,18 +68,8 @@ def continuum(points: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -
         return figure
 
 
-def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str], columns: int) -> None:
-    """Outside of the axes, which constrained layout makes room for; inside, many objectives cover the title."""
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns), columnspacing=1.2)
-
-
-def legend_height(num_labels: int, columns: int) -> float:
-    """Inches."""
-    return 0.23 * -(-num_labels // columns)
-
-
 def _soft_shade():
-    return matplotlib.colors.LinearSegmentedColormap.from_list("shade", ["#eef4fa", "#ffffff", "#fdf3ec"])
+    return LinearSegmentedColormap.from_list("shade", ["#eef4fa", "#ffffff", "#fdf3ec"])
 
 
 def _label_points(axes, points, palette) -> None:
@@ -150,7 +123,7 @@ def _mark_paper_domains(axes) -> None:
     """The paper's domains as brackets under the axis: where real tasks lie."""
     transform = axes.get_xaxis_transform()
     for name, (low, high) in PAPER_DOMAINS.items():
-        axes.plot([low, high], [0.012, 0.012], color="#9aa5b1", linewidth=5, solid_capstyle="butt", transform=transform)
+        axes.plot([low, high], [0.012, 0.012], color=BRACKET, linewidth=5, solid_capstyle="butt", transform=transform)
         axes.text(
             max((low + high) / 2, 0.07), 0.042, f"paper: {name}", color=MUTED, fontsize=7.5, ha="center", va="center",
             transform=transform,
@@ -260,7 +233,7 @@ def diagnosis(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
         for axes, (task, report) in zip(grid[0], reports.items(), strict=True):
             edges, counts = np.array(report["histogram"]["edges"]), np.array(report["histogram"]["counts"], dtype=float)
             share = 100 * counts / max(counts.sum(), 1)
-            axes.bar(edges[:-1], share, np.diff(edges), align="edge", color="#8fb3d1", edgecolor="white", linewidth=0.6)
+            axes.bar(edges[:-1], share, np.diff(edges), align="edge", color=BARS, edgecolor="white", linewidth=0.6)
             axes.axvline(report["mean_p"], color=COLORS[1], linewidth=2)
             axes.annotate(
                 f"mean p = {report['mean_p']:.2f}",

@@ -1,4 +1,4 @@
-"""Models that differ in the seed of their training only: their answers are pooled, item by item."""
+"""Models that differ only in their training seed: their answers are pooled, item by item."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ from evaluation.statistics import (
 
 @dataclass(frozen=True)
 class Result:
-    """One results.json, with its path for the samples beside it; `parts`: one a seed, where it pools several."""
+    """One results.json, and the path to find the samples beside it. parts: one per seed if it pools several."""
 
     path: Path
     content: dict[str, Any]
@@ -42,7 +42,7 @@ class Result:
 
     @property
     def judged(self) -> bool:
-        return self.content.get("judged", True)
+        return self.content["judged"]
 
     @property
     def by_seed(self) -> list[np.ndarray]:
@@ -72,7 +72,7 @@ def pooled(results: Sequence[Result]) -> Result:
 
 
 def difference(a: Result, b: Result) -> Difference | None:
-    """a - b, seed by seed where both have as many seeds, else of the means over them; None where nothing was judged.
+    """a - b: seed by seed if both have equally many seeds, else of their means; None if nothing was judged.
 
     Raises: ValueError when they saw different prompts.
     """

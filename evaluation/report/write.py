@@ -7,16 +7,25 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from evaluation.report import format
 from evaluation.report.comparison import DomainTable, Duel, domain_tables, duels
 from evaluation.report.figures import CAPTIONS, draw_figures
 from evaluation.report.inputs import BASELINE, Inputs, read_inputs
 from evaluation.statistics import CONFIDENCE, RESAMPLES
+from nemo_probsft.pages.templates import load_template
 
+HTML, MARKDOWN = (Path(__file__).with_name(f"report.{kind}.jinja") for kind in ("html", "md"))
+FILTERS = {"markdown_cell": format.markdown_cell, "breakable": format.breakable}
 NUM_EXAMPLES = 6  # items whose answers are shown per task, and items won and lost per duel
 MAX_CHARS = 4000  # of a prompt or an answer on the page; samples.jsonl has all
+
+
+HEADINGS = {
+    "continuum": "The continuum",
+    "training": "Training",
+    "weights": "The objectives",
+    "diagnosis": "The base model on the training sets",
+}
 
 
 def write_report(runs: list[Path], results: list[Path], diagnoses: list[Path], output: Path) -> Path:
@@ -51,20 +60,10 @@ def write_report(runs: list[Path], results: list[Path], diagnoses: list[Path], o
     for name, image in images.items():
         (output.parent / f"{name}.png").write_bytes(image)
     encoded = {name: b64encode(image).decode() for name, image in images.items()}
-    output.write_text(
-        _template("report.html.jinja", autoescape=True).render(content, encoded=encoded), encoding="utf-8"
-    )
-    markdown = _template("report.md.jinja", autoescape=False).render(content)
+    output.write_text(load_template(HTML, FILTERS).render(content, encoded=encoded), encoding="utf-8")
+    markdown = load_template(MARKDOWN, FILTERS).render(content)
     output.with_suffix(".md").write_text(markdown, encoding="utf-8")
     return output
-
-
-HEADINGS = {
-    "continuum": "The continuum",
-    "training": "Training",
-    "weights": "The objectives",
-    "diagnosis": "The base model on the training sets",
-}
 
 
 def report_table(runs: list[Path], results: list[Path]):
@@ -170,12 +169,3 @@ def _png(figure) -> bytes:
     figure.savefig(buffer, format="png", metadata={"Software": None})
     pyplot.close(figure)
     return buffer.getvalue()
-
-
-def _template(name: str, *, autoescape: bool):
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"cell": format.markdown_cell, "breakable": format.breakable}
-    return environment.get_template(name)

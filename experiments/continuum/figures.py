@@ -3,16 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.report.plots import COLORS, STYLE, legend_above, legend_height
 from evaluation.statistics import Estimate
+from nemo_probsft.pages.style import COLORS, STYLE, legend_above, legend_height
 
 
 def over_alpha(tasks: Mapping[str, Mapping[float, Estimate]], adaptive: Mapping[str, Mapping[str, Estimate]]) -> Figure:

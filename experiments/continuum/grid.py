@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.continuum import data
+from experiments.continuum import data, page
+from experiments.continuum.cells import DOCS, add_cell, add_diagnosis, read_cells, read_diagnoses
 from nemo_probsft import demo, files
 from nemo_probsft.demo_data import write_rows
 from nemo_probsft.run import decisions
@@ -22,7 +23,6 @@ from nemo_probsft.sweep import Cell, Sweep, plan_sweep, sweep
 
 ROOT = Path("runs/continuum")
 RECIPES = files.SOURCE_ROOT / "recipes" / "continuum"
-DOCS = Path("docs/continuum")
 DATA_SEED = 0
 NUM_SAMPLES = 16
 OBJECTIVES = (
@@ -44,7 +44,7 @@ PERCENTILES = ("10", "30", "50", "70", "90")  # of p under the base model; thres
 
 @dataclass(frozen=True)
 class Task:
-    """A training set and the test set that decides. `base`: the task of continuum_data."""
+    """A training set and the test set that decides. `base`: the task of `data`."""
 
     name: str
     base: str
@@ -87,8 +87,6 @@ def continuum(*, full: bool, seeds: Sequence[int] | None = None, names: Sequence
 
     full: more tasks, objectives and seeds; names: these tasks of the full grid only. Raises ValueError for others.
     """
-    from experiments.continuum import page
-
     tasks = _named(names) if names else FULL_TASKS if full else DEFAULT_TASKS
     demo.make_base()
     complete = True
@@ -114,19 +112,6 @@ def _named(names: Sequence[str]) -> list[Task]:
     return [known[name] for name in names]
 
 
-def read_cells(docs: Path = DOCS) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _lines(docs / "cells.jsonl")]
-
-
-def read_diagnoses(docs: Path = DOCS) -> dict[str, dict[str, Any]]:
-    """By task."""
-    return {line["task"]: line for line in map(json.loads, _lines(docs / "tasks.jsonl"))}
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
 def _make_data(tasks: Sequence[Task]) -> None:
     data.make_continuum(ROOT / "data", DATA_SEED)
     for task in tasks:
@@ -142,7 +127,7 @@ def _diagnosis(task: Task) -> dict[str, Any]:
         found = json.loads((ROOT / task.name / "diagnose" / "diagnose.json").read_text(encoding="utf-8"))
         line = {"task": task.name, "noise": task.noise, "region": found["region"]["name"]}
         line |= {key: found[key] for key in ("mean_p", "interval_95", "num_examples", "percentiles")}
-        _append(DOCS / "tasks.jsonl", line)
+        add_diagnosis(line)
         known = read_diagnoses()
     return known[task.name]
 
@@ -164,7 +149,7 @@ def _run(task: Task, objectives: Sequence[str], seed: int) -> bool:
     for cell in planned.cells:
         line = _cell_line(task, planned, cell)
         if line is not None:
-            _append(DOCS / "cells.jsonl", line)
+            add_cell(line)
     return complete
 
 
@@ -193,12 +178,6 @@ def _cell_line(task: Task, planned: Sweep, cell: Cell) -> dict[str, Any] | None:
         "versions": files.versions(decisions.PACKAGES)
         | {key: content["versions"][key] for key in content["versions"] if "vllm" in key},
     }
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _has_gpu() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from evaluation.statistics import RESAMPLES, Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
 from experiments.continuum import figures
+from experiments.continuum.cells import read_cells, read_diagnoses
 from nemo_probsft.objectives import Objective, parse_objective
 
 TITLES = {
     "strong": "strong: additions that the base model knows, 30 % wrong answers in training",
-    "intermediate": "intermediate: those additions and the clean cipher, half of the tokens each; tested on both",
+    "intermediate": "intermediate: these additions and the clean cipher, half of the tokens each; tested on both",
     "weak": "weak: a letter cipher that the base model has never seen",
     "weak_noisy": "weak_noisy: the cipher, 30 % wrong answers in training",
     "weak_two_ciphers": "weak_two_ciphers: the cipher, 30 % of the training answers by another cipher",
@@ -28,11 +30,24 @@ CLOSE = 0.05  # the paper's Table 2 has p within 1.7 points of -log p; the inter
 ABOVE = 0.2  # how far above every fixed objective `adaptive` is meant to be where the task is new and noisy
 NEW_AND_NOISY = ("weak_noisy", "weak_two_ciphers")
 SQUARED_ODDS = (
-    "Why an alpha of 0.5 resists wrong answers: over targets that are distributed as q, the mean of (1 - p^a)/a",
-    "with a < 1 is smallest at p proportional to q^(1/(1 - a)). -log p ends at q itself, 0.5 squares the odds, 1 - p",
-    "takes the likeliest. Wrong answers that spread over many labels vanish in the square, those that agree with each",
-    "other do not: `weak_two_ciphers`, which `continuum --task weak_two_ciphers` runs, also with other seeds in",
-    "[variants.md](variants.md), where the runs of 200 steps show how much longer a fixed 0.5 takes, too.",
+    "Why an alpha of 0.5 resists wrong answers: if the targets are distributed as q, the mean of (1 - p^a)/a with",
+    "a < 1 is smallest at p proportional to q^(1/(1 - a)). -log p ends at q itself, 0.5 squares the odds, 1 - p takes",
+    "the likeliest. Wrong answers that spread over many labels vanish in the square. Wrong answers that agree with",
+    "each other do not: see `weak_two_ciphers`, a task of `python -m experiments.continuum --task weak_two_ciphers`.",
+    "[variants.md](variants.md) has it with other seeds; its runs of 200 steps also show how much longer a fixed 0.5",
+    "takes.",
+)
+INTRODUCTION = (
+    "# The continuum, measured",
+    "",
+    "`make continuum` (`FULL=1` for the full grid) fine-tunes the demo's base model of 0.6 M parameters with the",
+    "real NeMo and Megatron, and evaluates it with the real vLLM. This page is written from",
+    "docs/continuum/cells.jsonl; the command runs the cells that are missing there.",
+)
+METHOD = (
+    "Intervals: 95 % bootstrap over items, and over seeds where there are several. Differences are paired by item",
+    "and seed; p comes from sign flips over items. A seed draws the order of training; the rows, the base model and",
+    "the sampler's seed are the same for all.",
 )
 
 
@@ -44,11 +59,17 @@ class Scores:
     sampled: list[np.ndarray]
     greedy: list[np.ndarray]
 
+    @cached_property
+    def accuracy(self) -> Estimate:
+        return estimate_over_seeds(self.sampled)
+
+    @cached_property
+    def greedy_accuracy(self) -> Estimate:
+        return estimate_over_seeds(self.greedy)
+
 
 def write(docs: Path) -> Path:
     """Write `docs`.md, and the figures into `docs`. Returns the page."""
-    from experiments.continuum.grid import read_cells, read_diagnoses
-
     cells, diagnoses = read_cells(docs), read_diagnoses(docs)
     table = _scores(cells)
     page = docs.with_suffix(".md")
@@ -56,8 +77,7 @@ def write(docs: Path) -> Path:
     objectives = sorted({objective for _, objective in table}, key=_order)
     if cells:
         adaptive = {
-            key: {task: _estimate(table[task, key].sampled) for task in tasks if (task, key) in table}
-            for key in ADAPTIVE
+            key: {task: table[task, key].accuracy for task in tasks if (task, key) in table} for key in ADAPTIVE
         }
         over_alpha = figures.over_alpha(_points_over_alpha(table, tasks), adaptive)
         figures.save(over_alpha, docs / "alpha.png")
@@ -78,41 +98,24 @@ def _scores(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Scores]:
 
 
 def _lines(cells, diagnoses, table, tasks, objectives) -> list[str]:
-    lines = [
-        "# The continuum, measured",
-        "",
-        "`make continuum` (`FULL=1` for the full grid) fine-tunes the demo's base model of 0.6 M parameters with the",
-        "real NeMo and Megatron, and asks it with the real vLLM. This page is written from docs/continuum/cells.jsonl;",
-        "the command goes on with the cells that are missing there.",
-        "",
-    ]
     if not cells:
-        return [*lines, "No cell has been run yet."]
-    steps = ", ".join(map(str, sorted({cell["steps"] for cell in cells})))
-    dates = sorted({cell["date"] for cell in cells})
-    versions = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items() if k != "git") for cell in cells})
-    commits = sorted({cell["versions"]["git"] for cell in cells})
-    answers = f"200 test items, {cells[0]['samples_per_item']} answers each at T=1"
-    lines += [
-        f"{len(cells)} cells, {steps} steps of batch 64 at 3e-4, {dates[0]} to {dates[-1]}. {answers}.",
-        "Intervals: 95 % bootstrap over items, and over seeds where there are several. Differences are paired by item",
-        "and seed; p from sign flips over items. A seed draws the order of training; the rows, the base model and the",
-        "sampler's seed are the same for all.",
+        return [*INTRODUCTION, "", "No cell has been run yet."]
+    return [
+        *INTRODUCTION,
+        "",
+        *_summary(cells),
         "",
         "## The tasks under the base model",
         "",
-        "| task | mean p of the targets | region |",
-        "|---|---|---|",
-    ]
-    for task in tasks:
-        low, high = diagnoses[task]["interval_95"]
-        name = TITLES.get(task, task)
-        lines.append(
-            f"| {name} | {diagnoses[task]['mean_p']:.3f} [{low:.3f}, {high:.3f}] | {diagnoses[task]['region']} |"
-        )
-    for title, decoding in (("Accuracy at T=1, %", "sampled"), ("Accuracy, greedy, %", "greedy")):
-        lines += ["", f"## {title}", "", *_table(table, tasks, objectives, decoding)]
-    lines += [
+        *_tasks(diagnoses, tasks),
+        "",
+        "## Accuracy at T=1, %",
+        "",
+        *_table(table, tasks, objectives, "accuracy"),
+        "",
+        "## Accuracy, greedy, %",
+        "",
+        *_table(table, tasks, objectives, "greedy_accuracy"),
         "",
         "![Accuracy at T=1 over alpha](continuum/alpha.png)",
         "",
@@ -130,9 +133,31 @@ def _lines(cells, diagnoses, table, tasks, objectives) -> list[str]:
         "",
         "## Versions",
         "",
-        *(f"- {version}" for version in versions),
-        f"- git {', '.join(commits)}",
+        *_versions(cells),
     ]
+
+
+def _summary(cells) -> list[str]:
+    steps = ", ".join(map(str, sorted({cell["steps"] for cell in cells})))
+    dates = sorted({cell["date"] for cell in cells})
+    answers = f"200 test items, {cells[0]['samples_per_item']} answers each at T=1"
+    return [f"{len(cells)} cells, {steps} steps of batch 64 at 3e-4, {dates[0]} to {dates[-1]}. {answers}.", *METHOD]
+
+
+def _versions(cells) -> list[str]:
+    versions = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items() if k != "git") for cell in cells})
+    commits = sorted({cell["versions"]["git"] for cell in cells})
+    return [*(f"- {version}" for version in versions), f"- git {', '.join(commits)}"]
+
+
+def _tasks(diagnoses, tasks) -> list[str]:
+    lines = ["| task | mean p of the targets | region |", "|---|---|---|"]
+    for task in tasks:
+        found = diagnoses[task]
+        low, high = found["interval_95"]
+        lines.append(
+            f"| {TITLES.get(task, task)} | {found['mean_p']:.3f} [{low:.3f}, {high:.3f}] | {found['region']} |"
+        )
     return lines
 
 
@@ -142,7 +167,7 @@ def _table(table, tasks, objectives, decoding: str) -> list[str]:
         entries = []
         for task in tasks:
             scores = table.get((task, objective))
-            entries.append("-" if scores is None else _entry(_estimate(getattr(scores, decoding)), scores.seeds))
+            entries.append("-" if scores is None else _entry(getattr(scores, decoding), scores.seeds))
         lines.append(f"| {objective} | " + " | ".join(entries) + " |")
     return lines
 
@@ -179,7 +204,7 @@ def _goals(table, tasks) -> list[str]:
     lines = []
     for adaptive in ADAPTIVE:
         for task in tasks:
-            fixed = {key: _estimate(table[task, key].sampled) for key in FIXED if (task, key) in table}
+            fixed = {key: table[task, key].accuracy for key in FIXED if (task, key) in table}
             best = max(fixed, key=lambda key: fixed[key].mean, default=None)
             found = None if best is None else _difference(table, task, adaptive, best)
             if best is None or found is None:
@@ -188,7 +213,7 @@ def _goals(table, tasks) -> list[str]:
                 reached = "reached" if found.low >= ABOVE else "missed" if found.high < ABOVE else "not decided"
                 goal = f"{100 * ABOVE:.0f} points above every fixed one: {reached}"
             else:
-                inside = _estimate(table[task, adaptive].sampled).mean >= fixed[best].low
+                inside = table[task, adaptive].accuracy.mean >= fixed[best].low
                 goal = f"not below the interval of the best fixed one: {'reached' if inside else 'missed'}"
             lines.append(f"- {adaptive} on `{task}` against {best}: {_points(found)}; {goal}.")
     return lines
@@ -212,10 +237,6 @@ def _points(value: Difference) -> str:
     return f"{100 * value.mean:+.1f} points {interval}, p {relation} {value.p_value:.2g}"
 
 
-def _estimate(by_seed: list[np.ndarray]) -> Estimate:
-    return estimate_over_seeds(by_seed)
-
-
 def _alpha(objective: str) -> float | None:
     """The exponent of the family's members; None for the others."""
     parsed = parse_objective(objective)
@@ -235,7 +256,7 @@ def _order(objective: str) -> tuple:
 def _points_over_alpha(table, tasks) -> dict[str, dict[float, Estimate]]:
     return {
         task: {
-            alpha: _estimate(scores.sampled)
+            alpha: scores.accuracy
             for (of, key), scores in sorted(table.items(), key=lambda item: _order(item[0][1]))
             if of == task and (alpha := _alpha(key)) is not None
         }
@@ -247,5 +268,5 @@ def _means(table, tasks, objectives) -> np.ndarray:
     """[tasks, objectives] in %, NaN where there is no cell."""
     means = np.full((len(tasks), len(objectives)), np.nan)
     for (task, objective), scores in table.items():
-        means[tasks.index(task), objectives.index(objective)] = 100 * _estimate(scores.sampled).mean
+        means[tasks.index(task), objectives.index(objective)] = 100 * scores.accuracy.mean
     return means

@@ -1,4 +1,4 @@
-"""The demo's Qwen2 in plain torch, without work that is done twice: the forward pass of experiments/variants/run.py.
+"""The demo's Qwen2 in plain torch, without work that is done twice: the forward pass of `run`.
 
 Tokens with the same tokens before them have the same hidden state. A batch of short rows has many of those (the start
 of the prompt): every distinct one is a node that goes through the linear layers once; attention gathers them to rows.

@@ -1,14 +1,11 @@
-"""Variants of the adaptive objective on the demo's tasks, in plain torch: python -m experiments.variants.run run --help
+"""One cell: fine-tune the demo's model with an objective on a task, in plain torch, and score it on clean test rows.
 
-One process trains the demo's 0.6 M model from the same base once per (task, objective, seed, steps), with the optimizer
-of the recipes, and appends a line of JSON with the test items' scores; what has a line is not run again. `page` writes
-docs/variants.md from the lines. A seed draws the data (operands, words, cipher, wrong answers), the test items and the
-order.
+The optimizer is the one of the recipes. A seed draws the data (operands, words, cipher, wrong answers), the test items
+and the order.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import datetime
 import json
@@ -21,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.variants import page
 from experiments.variants.model import log_probs, pack
 from experiments.variants.objectives import PROMPT_CLASSES, Now, Variant, running, variant
-from experiments.variants.tasks import CONTINUUM, TASKS, Task, pretrain_rows, tokenize
+from experiments.variants.tasks import Task, pretrain_rows, tokenize
 from nemo_probsft import demo_data
 from nemo_probsft.config import OptimConfig
 from nemo_probsft.data.order import step_indices
@@ -33,31 +29,6 @@ from nemo_probsft.data.tokens import Example
 LR = 3e-4
 BASE_STEPS, BASE_LR, BASE_BATCH = 600, 3e-3, 64  # recipes/demo/base.yaml
 OPTIM = OptimConfig()
-WORK = Path("runs/variants")
-LINES = Path("docs/variants.jsonl")
-
-
-def main() -> None:
-    args = _arguments()
-    if args.command == "page":
-        page.write(LINES, Path("docs/variants.md"))
-        return
-    torch.set_num_threads(1)
-    tokenizer, base = load_base(WORK)
-    for seed in args.seeds:
-        for objective in args.objectives:
-            for name in args.tasks:
-                cell = {"task": name, "objective": objective, "seed": seed, "steps": args.steps}
-                if not _is_done(args.lines, cell):
-                    line = cell | run(base, tokenizer, TASKS[name], variant(objective), seed, args.steps)
-                    append(args.lines, line | _provenance())
-                    print(
-                        name,
-                        objective,
-                        seed,
-                        *(f"{k} {line[k]:.3f}" for k in ("greedy", "sampled", "seconds")),
-                        flush=True,
-                    )
 
 
 def append(lines: Path, line: dict[str, Any]) -> None:
@@ -189,34 +160,11 @@ def _lr_factor(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
-def _is_done(lines: Path, cell: dict[str, Any]) -> bool:
-    return any(cell.items() <= line.items() for line in page.read(lines))
-
-
-def _provenance() -> dict[str, str]:
+def provenance() -> dict[str, str]:
+    """What every line says of where it was made."""
     import transformers
 
     return {
         "date": datetime.date.today().isoformat(),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("run", help="train and score the cells that have no line yet")
-    names = [task.name for task in CONTINUUM]
-    runs.add_argument("--tasks", type=lambda text: text.split(","), default=names, help=f"of {', '.join(TASKS)}")
-    runs.add_argument(
-        "--objectives", type=lambda text: text.split(","), required=True, help="keys of recipes or of VARIANTS"
-    )
-    runs.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
-    runs.add_argument("--steps", type=int, default=500)
-    runs.add_argument("--lines", type=Path, default=LINES)
-    commands.add_parser("page", help="write docs/variants.md from the lines")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The tasks of `run`: the demo's continuum, and where an objective moved by the mean p may break."""
+"""The tasks: the demo's continuum, and tasks on which an objective that follows the mean p may break."""
 
 from __future__ import annotations
 

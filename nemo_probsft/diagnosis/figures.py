@@ -10,11 +10,10 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from evaluation.report.plots import COLORS, INK, MUTED, PAPER_DOMAINS, STYLE
 from nemo_probsft.diagnosis import region
+from nemo_probsft.pages.style import BARS, BRACKET, COLORS, GRID, INK, MUTED, PAPER_DOMAINS, STYLE
 
-BARS, TOKENS = "#8fb3d1", "#e4e8ec"
-MEAN = COLORS[1]
+TOKENS, MEAN = GRID, COLORS[1]
 # The salt makes the ids, so that equal diagnoses give equal files.
 SETTINGS: Any = STYLE | {"svg.fonttype": "path", "svg.hashsalt": "nemo_probsft"}
 
@@ -37,7 +36,7 @@ def continuum(result: Mapping[str, Any]) -> Figure:
             axes.axvspan(low, high, color=color, zorder=0)
             axes.text((low + high) / 2, 0.86, name, ha="center", va="center", color=MUTED)
         for name, (low, high) in PAPER_DOMAINS.items():
-            axes.plot([low, high], [0.2, 0.2], color="#9aa5b1", linewidth=6, solid_capstyle="butt")
+            axes.plot([low, high], [0.2, 0.2], color=BRACKET, linewidth=6, solid_capstyle="butt")
             axes.text(
                 max((low + high) / 2, 0.07), 0.04, f"paper: {name}", ha="center", va="center", color=MUTED, fontsize=8
             )
@@ -96,7 +95,7 @@ def position(result: Mapping[str, Any]) -> Figure:
 
 
 def weight(result: Mapping[str, Any]) -> Figure:
-    """How the gradient weight of each objective of the shortlist lies over p, beside how the tokens do."""
+    """How the gradient weight of each objective of the shortlist is spread over p, beside the tokens."""
     counts = np.array(result["histogram"]["counts"]).reshape(region.NUM_BINS, -1).sum(1)
     edges = np.linspace(0, 1, region.NUM_BINS + 1)
     with plt.rc_context(SETTINGS):
@@ -110,7 +109,7 @@ def weight(result: Mapping[str, Any]) -> Figure:
 
 
 def decile(result: Mapping[str, Any]) -> Figure:
-    """The same over tenths of the tokens, which tells objectives apart where all p are alike."""
+    """The same over tenths of the tokens, which tells objectives apart if all p are alike."""
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
         _bars(axes, np.arange(11) + 0.5, np.full(10, 10.0), color=TOKENS, label="tokens")
@@ -131,7 +130,7 @@ def _shares(axes: Any, x: np.ndarray, result: Mapping[str, Any], name: str) -> N
 
 
 def example(result: Mapping[str, Any]) -> Figure:
-    """How many examples have which mean nll."""
+    """Histogram of the examples by their mean nll."""
     found = result["by_example"]["mean_nll_histogram"]
     with plt.rc_context(SETTINGS):
         figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")

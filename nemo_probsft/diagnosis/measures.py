@@ -19,12 +19,12 @@ NUM_BINS = 50
 SINGLE_POSITIONS = 8  # of an answer, each by itself; behind them a bin is twice as long as the one before it
 
 
-def statistics(targets: Targets) -> dict[str, Any]:
-    """What diagnose.json says in numbers; every mean is over tokens, p in fp64, nll in nats."""
+def measure(targets: Targets) -> dict[str, Any]:
+    """The numbers of diagnose.json; every mean is over tokens, p in fp64, nll in nats."""
     p, example = targets.p, targets.example
     counts, edges = np.histogram(p, bins=NUM_BINS, range=(0.0, 1.0))
-    place = region.region(float(p.mean()))
-    candidates = region.shortlist(place["name"])
+    found = region.region_of(float(p.mean()))
+    candidates = region.shortlist(found["name"])
     keys = [entry["objective"] for entry in candidates]
     return {
         "num_tokens": int(p.size),
@@ -37,7 +37,7 @@ def statistics(targets: Targets) -> dict[str, Any]:
         "percentiles": {str(q): float(np.percentile(p, q)) for q in PERCENTILES},
         "percentiles_1_minus_p": percentiles_1_minus_p(targets.logp),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "region": place,
+        "region": found,
         "shortlist": candidates,
         "gradient_weight": region.gradient_weights(targets.logp, targets.label, keys),
         "by_position": by_position(targets),
@@ -46,7 +46,7 @@ def statistics(targets: Targets) -> dict[str, Any]:
 
 
 def interval(values: np.ndarray, example: np.ndarray) -> list[float] | None:
-    """95 % of the token mean [T], where the tokens of an example [T] are not independent; None of a single example.
+    """95 % interval of the mean over tokens [T]; the tokens of one example [T] are not independent. One example: None.
 
     The mean is the ratio of the examples' sums to their counts; its variance is that of the residuals of the sums.
     """
@@ -62,12 +62,12 @@ def interval(values: np.ndarray, example: np.ndarray) -> list[float] | None:
 
 
 def percentiles_1_minus_p(logp: np.ndarray) -> dict[str, float]:
-    """1 - p at the percentiles of p, from log p fp32 [T]: where p is near 1 its own digits do not show it."""
+    """1 - p at the percentiles of p, from log p fp32 [T]: near p = 1 the digits of p itself do not show it."""
     return {str(q): float(np.percentile(-np.expm1(logp.astype(np.float64)), 100 - q)) for q in PERCENTILES}
 
 
 def by_position(targets: Targets) -> list[dict[str, Any]]:
-    """Mean p of the tokens at places `first` to `last` of an answer, which count from 1 in each answer."""
+    """Mean p of the tokens at places `first` to `last` of an answer; places count from 1 in each answer."""
     p, nll, place = targets.p, -targets.logp.astype(np.float64), targets.place_in_answer()
     longest, found = int(place.max()), []
     for first, last in _position_bins(longest):

@@ -4,38 +4,24 @@ from __future__ import annotations
 
 import unicodedata
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from nemo_probsft.diagnosis import figures
 from nemo_probsft.diagnosis.measures import CONFIDENT
+from nemo_probsft.pages.templates import load_template
 
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SHOWN_SYMBOLS = {"\n": "\u23ce", "\t": "\u21e5", "\r": "\u240d"}
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The page of what diagnose.json holds. Texts of the data are escaped: they are nobody's markup."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        interval=interval_text,
-        number="{:,}".format,
-        percent=lambda value: f"{100 * value:.1f} %",
-        probability=probability_text,
-        visible=visible,
-    )
+    """The page of what diagnose.json holds."""
     images = {name: b64encode(svg).decode() for name, svg in figures.draw(result).items()}
-    place = "line" if result["data"].endswith(".jsonl") else "row"
-    return environment.get_template("page.html.jinja").render(
-        result, images=images, place=place, confident=CONFIDENT, above=f"fraction_above_{CONFIDENT}", all=result
+    row = "line" if result["data"].endswith(".jsonl") else "row"
+    return load_template(TEMPLATE, FILTERS).render(
+        result, images=images, row_heading=row, confident=CONFIDENT, above=f"fraction_above_{CONFIDENT}", all=result
     )
 
 
@@ -55,3 +41,12 @@ def visible(text: str) -> str:
 
 def _is_printed(character: str) -> bool:
     return unicodedata.category(character)[0] != "C"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "interval": interval_text,
+    "number": "{:,}".format,
+    "percent": lambda value: f"{100 * value:.1f} %",
+    "probability": probability_text,
+    "visible": visible,
+}

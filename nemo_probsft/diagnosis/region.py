@@ -42,8 +42,8 @@ SHORTLISTS = {
 }
 
 
-def region(mean_p: float) -> dict[str, Any]:
-    """name (strong, intermediate, weak), the rule, and how far mean p is from the nearest border."""
+def region_of(mean_p: float) -> dict[str, Any]:
+    """The name of the region (strong, intermediate, weak), the rule, and the distance to the nearest border."""
     name = "strong" if mean_p >= STRONG else "weak" if mean_p <= WEAK else "intermediate"
     return {"name": name, "mean_p": mean_p, "distance": min(abs(mean_p - STRONG), abs(mean_p - WEAK)), "rule": RULE}
 
@@ -56,10 +56,10 @@ def shortlist(name: str) -> list[dict[str, str]]:
 def gradient_weights(logp: np.ndarray, label: np.ndarray, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What each objective would learn from: how its sum of W_f(p) = s_f(p) (1 - p) divides over the tokens.
 
-    logp: fp32 [T], nats; label: int64 [T]. Of an objective that moves, what it is at its first step after one on all of
-    these tokens. shares: [NUM_BINS] over equal
-    bins of p, sum 1, zero when no token has a gradient; decile_shares: the same over tenths of the tokens, the least
-    likely first. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all tokens count alike.
+    logp: fp32 [T], nats; label: int64 [T]. An objective that moves is taken as at the start of a run whose
+    running means have seen all of these tokens.
+    shares: [NUM_BINS] over equal bins of p, sum 1, zero when no token has a gradient; decile_shares: the same over
+    tenths of the tokens, the least likely first. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all count alike.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The least likely tokens and examples, as text: often they are the noise of a training set."""
+"""The least likely tokens and examples as text: they are often the noise of a training set."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def least_likely_tokens(targets: Targets, dataset: TokenizedDataset, tokenizer: 
 def least_likely_examples(targets: Targets, dataset: TokenizedDataset, tokenizer: Any) -> list[dict[str, Any]]:
     """The examples with the highest mean nll, the highest first.
 
-    answer: [text, p] of the tokens from the first target on, p None of those that are no targets; tokens_left_out
-    counts those behind the last that is shown.
+    answer: [text, p] of each token from the first target on, p None if it is no target; tokens_left_out: how many more
+    there are.
     """
     p = targets.p
     examples, mean_nll, mean_p = example_means(targets)
@@ -77,7 +77,7 @@ def least_likely_examples(targets: Targets, dataset: TokenizedDataset, tokenizer
 
 
 def pieces(tokenizer: Any, ids: np.ndarray) -> list[str]:
-    """The text that each of the tokens [n] adds; joined they are the text of all. What ends no character adds nothing.
+    """The text that each token [n] adds; joined, they are the whole text. A token that ends no character adds nothing.
 
     Cost: n decodes, since a token's text depends on what stands before it.
     """

@@ -28,6 +28,11 @@ def evaluation_python() -> str:
     return str(beside)
 
 
+def results_dir(model_dir: Path, output: Path) -> Path:
+    """Where `eval --output OUTPUT` writes the results of a model: runs/strong-p/export has OUTPUT/strong-p-export."""
+    return output / "-".join(model_dir.resolve().parts[-2:]).lstrip("/-")
+
+
 def evaluate(arguments: Sequence[str]) -> int:
     """`python -m evaluation ARGUMENTS` in that Python; its exit code."""
     root = str(SOURCE_ROOT)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.continuum import data, page
-from experiments.continuum.grid import DEFAULT_TASKS, DOCS, FULL_TASKS, OBJECTIVES, SEEDS, continuum
+from experiments.continuum.cells import DOCS
+from experiments.continuum.grid import DEFAULT_TASKS, FULL_TASKS, OBJECTIVES, SEEDS, continuum
 from nemo_probsft.demo_data import seeded, strong_rows, weak_rows
 
 ROOT = Path(__file__).parents[2]

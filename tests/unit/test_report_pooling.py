@@ -1,7 +1,5 @@
 """Runs that differ in their seed only are pooled; the interval is over seeds and items."""
 
-import json
-
 import numpy as np
 import pytest
 import yaml
@@ -9,7 +7,7 @@ import yaml
 from evaluation.report import format
 from evaluation.report.inputs import read_inputs
 from evaluation.statistics import estimate, estimate_over_seeds, paired_difference, paired_difference_over_seeds
-from tests.unit.test_report import write_result, write_run
+from tests.unit.test_report import write_diagnosis, write_result, write_run
 
 
 def test_seeds_that_disagree_widen_the_interval_and_equal_seeds_do_not():
@@ -47,7 +45,8 @@ def test_differences_are_paired_by_seed():
 def finished_run(directory, objective, seed, right, **recipe):
     write_run(directory, objective)
     content = yaml.safe_load((directory / "run.yaml").read_text())
-    content |= {"seed": seed, "recipe": {"trainer": {"seed": seed}, "run_dir": str(directory), **recipe}}
+    content |= {"seed": seed, "recipe": {"trainer": {"seed": seed}, "run_dir": str(directory)}}
+    content["recipe"] |= {"data": {"train": "data/math.jsonl"}, **recipe}
     (directory / "run.yaml").write_text(yaml.safe_dump(content))
     store = directory.parent / "eval" / directory.name
     return write_result(store, directory / "export", "math_500", "sample", right, seed=seed)
@@ -76,16 +75,17 @@ def test_seeds_are_one_row_and_other_settings_are_not(tmp_path):
 def test_the_region_is_said_with_its_numbers():
     found = {"mean_p": 0.8, "interval_95": [0.75, 0.85], "region": {"name": "strong", "rule": "from 0.675"}}
     assert format.region("demo_strong", found) == "strong: mean p 0.800 [0.750, 0.850], strong. Rule: from 0.675."
-    assert format.region("demo_strong", {"mean_p": 0.8, "interval_95": None}) == "strong: mean p 0.800."
+    assert (
+        format.region("demo_strong", found | {"interval_95": None}) == "strong: mean p 0.800, strong. Rule: from 0.675."
+    )
 
 
 def test_a_diagnosis_belongs_to_the_tasks_of_the_models_trained_on_its_data(tmp_path):
     """No task is named after the set, as in a sweep on mathematics."""
     result = finished_run(tmp_path / "p-0", "p", 0, 0.5, data={"train": "data/train.jsonl"})
     diagnosis = tmp_path / "diagnose.json"
-    content = {"mean_p": 0.8, "histogram": {"edges": [0, 1], "counts": [5]}, "data": "data/train.jsonl"}
-    diagnosis.write_text(json.dumps(content))
+    write_diagnosis(diagnosis, data="data/train.jsonl")
     assert list(read_inputs([tmp_path / "p-0"], [result], [diagnosis]).diagnoses) == ["math_500"]
-    diagnosis.write_text(json.dumps(content | {"data": "data/other.jsonl"}))
+    write_diagnosis(diagnosis, data="data/other.jsonl")
     with pytest.raises(ValueError, match="cannot tell which of math_500"):
         read_inputs([tmp_path / "p-0"], [result], [diagnosis])
