@@ -202,11 +202,11 @@ def _prepare_data(options: argparse.Namespace) -> int:
     import signal
     from pathlib import Path
 
-    from nemo_probsft.data.domains.write import prepare
+    from nemo_probsft.data.domains.write import write_domain
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written goes, as with Ctrl-C
     try:
-        manifest = prepare(
+        manifest = write_domain(
             options.domain,
             Path(options.output),
             source=options.source,

@@ -7,8 +7,10 @@ from datasets import Dataset
 
 from evaluation.grading.choices import medical_letter
 from evaluation.tasks.answers import documents
-from evaluation.tasks.sets import read_set
+from evaluation.tasks.sets import checked, read_set
 from nemo_probsft.data.prompts import boxed, with_options
+from nemo_probsft.data.records import Record, parse_json
+from nemo_probsft.files import first_line
 
 FIELDS = ["question", "options", "answer_idx"]
 REPOSITORY, ALL_SOURCES = "UCSC-VLAA/m1_eval_data", "m1_eval_data.json"  # m1's own file: source -> rows
@@ -31,15 +33,17 @@ def _published() -> Path:
     try:
         return Path(hf_hub_download(REPOSITORY, ALL_SOURCES, repo_type="dataset"))
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{REPOSITORY}: not loaded ({reason}); give a local copy with --data-dir") from None
+        raise ValueError(f"{REPOSITORY}: not loaded ({first_line(error)}); give a local copy with --data-dir") from None
 
 
 def _rows_of(path: Path, source: str) -> list[dict]:
-    sources = json.loads(path.read_text(encoding="utf-8"))
+    sources = parse_json(path.read_bytes(), str(path), remedy=f"take {REPOSITORY}")
+    if not isinstance(sources, dict) or not all(isinstance(rows, list) for rows in sources.values()):
+        raise ValueError(f"{path}: must be one object that holds the rows of each source; take {REPOSITORY}")
     if source not in sources:
-        raise ValueError(f"{path}: no source {source!r}, it has {', '.join(sources)}; take UCSC-VLAA/m1_eval_data")
-    return sources[source]
+        raise ValueError(f"{path}: no source {source!r}, it has {', '.join(sources)}; take {REPOSITORY}")
+    found = [Record(row, f"{path} {source} row {number}", number) for number, row in enumerate(sources[source], 1)]
+    return checked(found, FIELDS, f"{path} {source}")
 
 
 def _document(row: dict) -> dict:

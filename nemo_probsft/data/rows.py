@@ -1,23 +1,22 @@
-"""Files to rows: every row of training data becomes a checked conversation, or one line that says where and why not.
+"""Records to rows: every record of training data becomes a checked conversation, or an error of one line.
 
 A row is `{"prompt": str, "response": str}` or `{"messages": [{"role": str, "content": str}, ...]}`, other fields aside.
-Rows are data only: nothing in them, or in the data set they come from, is executed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FORMATS = {".jsonl": "JSON lines", ".parquet": "parquet"}
+from nemo_probsft.data import records
+from nemo_probsft.data.records import Record
+
+FORMATS = (".jsonl", ".parquet")
 ROLES = ("system", "user", "assistant")
-MAX_LINE_BYTES = 1 << 26
 DEFAULT_KEYS = ("prompt", "response")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+HUB_NAME = re.compile(rf"{records.HUB_NAME.pattern}(:[\w.-]+)?")  # owner/name, owner/name:config
 
 
 class Row(NamedTuple):
@@ -25,7 +24,7 @@ class Row(NamedTuple):
 
     messages: list[dict[str, str]]
     where: str
-    number: int = 0  # the line of a .jsonl file, the row of another source, from 1; 0 of a row that is in none
+    number: int = 0  # of its record; 0 of a row that comes from none
 
 
 def read_rows(
@@ -38,8 +37,8 @@ def read_rows(
     paths (`extra_info.question`). Raises ValueError: one line with file, line or row (from 1), field and remedy.
     """
     number = 0
-    for record, where, number in _records(source, split):
-        row = parse_row(record, where, prompt_key=prompt_key, response_key=response_key)
+    for fields, where, number in _records(source, split):
+        row = parse_row(fields, where, prompt_key=prompt_key, response_key=response_key)
         yield row._replace(number=number)
     if not number:
         raise ValueError(f"{source}: has no rows: give a source with at least one")
@@ -47,16 +46,27 @@ def read_rows(
 
 def source_digest(source: str | Path, split: str = "train") -> str:
     """sha256 over the bytes of a file, or over the records of a data set."""
-    sha = hashlib.sha256()
+    return records.digest(Path(source), lambda: _records(source, split))
+
+
+def _records(source: str | Path, split: str) -> Iterator[Record]:
     path = Path(source)
+    if path.is_dir():
+        if not records.is_saved(path):
+            raise ValueError(
+                f"{path}: is a directory: give a .jsonl or .parquet file, or a directory of datasets.save_to_disk"
+            )
+        return records.numbered(records.saved_data_set(path, split), str(path))
     if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
-    else:
-        for record, _, _ in _records(source, split):
-            sha.update(json.dumps(record, sort_keys=True, default=str).encode())
-    return sha.hexdigest()
+        if path.suffix not in FORMATS:
+            raise ValueError(f"{path}: unknown ending {path.suffix!r}: must be {' or '.join(FORMATS)}")
+        return records.read_file(path)
+    if not path.exists() and HUB_NAME.fullmatch(str(source)) and path.suffix not in (*records.READERS, ".csv", ".txt"):
+        name, _, config = str(source).partition(":")
+        return records.numbered(records.hub_data_set(name, config or None, split)[0], str(source))
+    raise ValueError(
+        f"{path}: no such file, and not the name of a data set: give a .jsonl or .parquet file, or owner/name"
+    )
 
 
 def parse_row(record: Any, where: str, *, prompt_key: str = "prompt", response_key: str = "response") -> Row:
@@ -130,10 +140,9 @@ def _field(record: Mapping[str, Any], key: str, where: str) -> Any:
 def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name} is {_describe(value)}: must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: {name} holds half a surrogate pair at character {error.start}: remove it") from None
+    half = records.half_surrogate(value)
+    if half is not None:
+        raise ValueError(f"{where}: {name} holds half a surrogate pair at character {half}: remove it")
     return value
 
 
@@ -141,120 +150,6 @@ def _answer(text: str, name: str, where: str) -> str:
     if not text.strip():
         raise ValueError(f"{where}: {name} is empty: there is no answer to learn; drop the row")
     return text
-
-
-def _records(source: str | Path, split: str) -> Iterator[tuple[Any, str, int]]:
-    """Records with their place in words and as a number, from 1."""
-    path = Path(source)
-    if path.is_dir():
-        return _saved_records(path, split)
-    if path.suffix not in FORMATS:
-        if path.exists():
-            raise ValueError(f"{path}: unknown ending {path.suffix!r}: must be {' or '.join(FORMATS)}")
-        if HUB_NAME.fullmatch(str(source)) and path.suffix not in (".json", ".csv", ".txt"):
-            return _hub_records(str(source), split)
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: no such file, and not the name of a data set: give a .jsonl or .parquet file, or owner/name"
-        )
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: is empty (0 bytes): must be a {FORMATS[path.suffix]} file with at least one row")
-    return _json_records(path) if path.suffix == ".jsonl" else _parquet_records(path)
-
-
-def _json_records(path: Path) -> Iterator[tuple[Any, str, int]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
-            where = f"{path} line {number}"
-            if len(line) > MAX_LINE_BYTES:
-                raise ValueError(f"{where}: is longer than {MAX_LINE_BYTES} bytes: write one object a line")
-            if line.strip():
-                yield _json_record(line, where, first=number == 1), where, number
-
-
-def _json_record(line: bytes, where: str, *, first: bool) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig" if first else "utf-8"), object_pairs_hook=_fields_once)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: byte {error.start + 1} is not UTF-8: save the file as UTF-8") from None
-    except RecursionError:
-        raise ValueError(f"{where}: is nested too deeply: a row is a flat object") from None
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at character {error.pos + 1}"
-        raise ValueError(f"{where}: is not JSON ({reason}): write one object a line") from None
-    except ValueError as error:  # a number of thousands of digits, a field given twice
-        raise ValueError(f"{where}: is not JSON ({error}): write one object a line") from None
-
-
-def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {twice!r} is given twice")
-    return fields
-
-
-def _parquet_records(path: Path) -> Iterator[tuple[Any, str, int]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
-                raise pyarrow.ArrowInvalid("two columns have one name")
-            for batch in file.iter_batches(batch_size=1024):
-                batch.validate(full=True)  # a damaged offset would end the process
-                for record in batch.to_pylist():
-                    number += 1
-                    yield record, f"{path} row {number}", number
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError, OverflowError) as error:
-        raise ValueError(
-            f"{path}: is not readable as parquet after row {number} ({_first_line(error)}): write it again"
-        ) from None
-
-
-def _saved_records(directory: Path, split: str) -> Iterator[tuple[Any, str, int]]:
-    if not any((directory / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        raise ValueError(
-            f"{directory}: is a directory: give a .jsonl or .parquet file, or a directory of datasets.save_to_disk"
-        )
-    import datasets
-
-    data = _readable(directory, lambda: datasets.load_from_disk(str(directory)))
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise ValueError(f"{directory}: has no split {split!r}: its splits are {', '.join(data)}")
-        data = data[split]
-    _readable(directory, lambda: data.data.table.validate(full=True))  # a damaged offset would end the process
-    return _numbered(data, str(directory))
-
-
-def _readable(directory: Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except Exception as error:  # datasets believes what stands in the directory, and trips over it anywhere
-        raise ValueError(
-            f"{directory}: is not readable as a saved data set ({_first_line(error)}): save it again"
-        ) from None
-
-
-def _hub_records(source: str, split: str) -> Iterator[tuple[Any, str, int]]:
-    import datasets
-
-    name, _, config = source.partition(":")
-    try:
-        data = datasets.load_dataset(name, config or None, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"{source}: neither a file nor a data set with split {split!r} ({_first_line(error)}): check the name"
-        ) from None
-    return _numbered(data, source)
-
-
-def _numbered(data: Any, source: str) -> Iterator[tuple[Any, str, int]]:
-    return ((record, f"{source} row {number}", number) for number, record in enumerate(data, 1))
 
 
 def _fields(record: Mapping[str, Any]) -> str:
@@ -278,7 +173,3 @@ def _json_type(value: Any) -> str:
         dict: "object",
     }
     return names.get(type(value), type(value).__name__)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nemo_probsft.data import records
 from nemo_probsft.data import rows as rows_module
 from nemo_probsft.data.bounded import bounded
 from nemo_probsft.data.rows import Row, read_rows, source_digest
+from nemo_probsft.files import first_line
 
 LONG_PROMPTS = ("error", "skip")
 # A template is a program that comes with a model or a recipe.
@@ -100,7 +102,7 @@ def map_arrays(directory: Path, names: Iterable[str] = TOKENS) -> dict[str, np.n
     return {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
 
 
-def prepare(
+def tokenized(
     source: str | Path,
     tokenizer: Any,
     cache_dir: Path,
@@ -117,7 +119,7 @@ def prepare(
     """
     settings = [split, prompt_key, response_key, max_length, long_prompts]
     sha = hashlib.sha256(json.dumps([source_digest(source, split), tokenizer_digest(tokenizer), settings]).encode())
-    for code in (__file__, rows_module.__file__):
+    for code in (__file__, rows_module.__file__, records.__file__):
         sha.update(Path(code).read_bytes())
     directory = cache_dir / sha.hexdigest()
     if not directory.exists():
@@ -317,10 +319,8 @@ def _render(tokenizer: Any, messages: list[dict[str, str]], where: str, *, add_g
         with bounded(TEMPLATE_SECONDS, TEMPLATE_BYTES):
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template is the user's program, which raises what it likes
-        reason = (str(error).strip() or "without a reason").splitlines()[0]
-        raise ValueError(
-            f"{where}: the chat template raised {type(error).__name__} ({reason}): mend row or template"
-        ) from error
+        reason = f"{type(error).__name__} ({first_line(error)})"
+        raise ValueError(f"{where}: the chat template raised {reason}: mend row or template") from error
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"{where}: the chat template wrote {len(text)} characters: mend row or template")
     return text

@@ -76,7 +76,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     tokens.check_tokenizer(tokenizer, settings["vocab_size"])
     run_dir.mkdir(parents=True, exist_ok=True)
     _write_run_yaml(recipe, source, run_dir / RUN)
-    examples = tokens.prepare(
+    examples = tokens.tokenized(
         recipe.data.train,
         tokenizer,
         run_dir / "data",

@@ -206,10 +206,16 @@ def test_budgets_are_the_papers(run):
 def test_bad_rows_name_file_and_line(tmp_path):
     path = tmp_path / "set.jsonl"
     for text, message in (
-        ('{"prompt": "a", "response": "b"}\n{"prompt": ', r"set\.jsonl:2: not JSON"),
-        ('{"prompt": "a"}\n', r"set\.jsonl:1: no 'response' in the row"),
-        ("[1]\n", r"set\.jsonl:1: no 'prompt' in the row"),
+        (
+            '{"prompt": "a", "response": "b"}\n{"prompt": ',
+            r"set\.jsonl line 2: is not JSON \(Expecting value at character 12\)",
+        ),
+        ('{"prompt": "a"}\n', r"set\.jsonl line 1: no 'response' in the row"),
+        ("[1]\n", r"set\.jsonl line 1: no 'prompt' in the row"),
         ("\n", r"set\.jsonl: the test set has no rows"),
+        ("", r"set\.jsonl: is empty \(0 bytes\)"),
+        ('{"prompt": "a", "prompt": "c", "response": "b"}', r"set\.jsonl line 1: .*field 'prompt' is given twice"),
+        ('{"prompt": "a", "response": ["\\ud800"]}', r"set\.jsonl line 1: response holds half a surrogate pair"),
     ):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -218,7 +224,7 @@ def test_bad_rows_name_file_and_line(tmp_path):
     rows = load_rows(data_dir=str(tmp_path), file="set")["test"]
     assert list(rows) == [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"broken\.parquet: not readable as parquet"):
+    with pytest.raises(ValueError, match=r"broken\.parquet: is not readable as parquet after row 0"):
         load_rows(data_dir=str(tmp_path), file="broken")
 
 
@@ -236,6 +242,15 @@ def test_a_missing_set_is_one_line_with_path_and_name(tmp_path):
     (tmp_path / "m1_eval_data.json").write_text(json.dumps({"Lancet": [MEDICAL_ROW]}))
     with pytest.raises(ValueError, match=r"m1_eval_data\.json: no source 'NEJM', it has Lancet"):
         medical.load_questions(source="NEJM", data_dir=str(tmp_path))
+    for text, message in (
+        ('{"NEJM": [{}]}', r"m1_eval_data\.json NEJM row 1: no 'question' in the row"),
+        ('{"NEJM": []}', r"m1_eval_data\.json NEJM: the test set has no rows"),
+        ('{"NEJM": 1}', r"m1_eval_data\.json: must be one object that holds the rows of each source"),
+        ('{"NEJM": ', r"m1_eval_data\.json: is not JSON \(Expecting value at character 10\)"),
+    ):
+        (tmp_path / "m1_eval_data.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            medical.load_questions(source="NEJM", data_dir=str(tmp_path))
 
 
 def test_sets_are_read_as_json_lines_as_parquet_and_by_name(tmp_path):
@@ -251,7 +266,7 @@ def test_sets_are_read_as_json_lines_as_parquet_and_by_name(tmp_path):
         knowledge.load_questions(file="none", dataset=f"{hub}@test"),
     ]
     assert kinds[0]["test"].to_list() == kinds[1]["test"].to_list() == kinds[2]["test"].to_list()
-    with pytest.raises(ValueError, match="not loaded by `datasets`"):
+    with pytest.raises(ValueError, match=r"split 'test' could not be loaded .*: give a local copy with --data-dir"):
         sets.read_set(data_dir=None, file="x", dataset=f"{tmp_path / 'nowhere'}@test", fields=["a"])
 
 

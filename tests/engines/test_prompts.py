@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemo_probsft.data import prompts, tokens
-from nemo_probsft.data.domains.write import prepare
+from nemo_probsft.data.domains.write import write_domain
 from nemo_probsft.data.rows import read_rows
 from nemo_probsft.run.eval_env import evaluation_python
 from tests.support import published_sets
@@ -100,7 +100,7 @@ def ids(tmp_path_factory):
     tokenizers = {name: make_tokenizer(root / name, *settings[:2]) for name, settings in TOKENIZERS.items()}
     training: dict[str, dict[str, list[int]]] = {name: {} for name in TOKENIZERS}
     for domain, source in sources.items():
-        prepare(domain, root / "data" / domain, source=str(source))
+        write_domain(domain, root / "data" / domain, source=str(source))
         row = next(read_rows(root / "data" / domain / "train.jsonl"))
         for name, directory in tokenizers.items():
             row_ids, is_target = tokens.token_ids(AutoTokenizer.from_pretrained(directory), row)

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_probsft.__main__ import main
-from nemo_probsft.data.domains import sources
-from nemo_probsft.data.domains.write import MANIFEST, prepare
+from nemo_probsft.data import records
+from nemo_probsft.data.domains.write import MANIFEST, write_domain
 from tests.support import local_hub, published_sets
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,9 @@ def copies(tmp_path_factory):
 def test_the_format_of_a_copy_does_not_matter(ending, tmp_path):
     """The original schema of NuminaMath-CoT gives the rows that the authors' copy gives."""
     file = published_sets.write(tmp_path / f"numina{ending}", published_sets.NUMINA_MATH)
-    prepare("math", tmp_path / "a", source=str(file))
+    write_domain("math", tmp_path / "a", source=str(file))
     datasets.Dataset.from_list(published_sets.NUMINA_67K).save_to_disk(tmp_path / "saved")
-    prepare("math", tmp_path / "b", source=str(tmp_path / "saved"))
+    write_domain("math", tmp_path / "b", source=str(tmp_path / "saved"))
     assert read(tmp_path / "a/train.jsonl") == read(tmp_path / "b/train.jsonl")
     assert len(read(tmp_path / "a/train.jsonl")) == 6
 
@@ -68,13 +68,17 @@ FAULTS = {
         "has no field 'distilled_answer_string'; its fields",
     ),
     "no object": ("m.jsonl", "[1]", "m.jsonl line 1: has no field 'prompt'; its fields are none: it is no object"),
-    "not JSON": ("m.jsonl", '{"prompt": "a"', "m.jsonl line 1: is not readable as JSON"),
-    "not UTF-8": ("m.jsonl", b'{"prompt": "\xff"}', "m.jsonl line 1: is not readable as JSON"),
-    "empty": ("m.jsonl", "", "m.jsonl: has no records"),
+    "not JSON": ("m.jsonl", '{"prompt": "a"', "m.jsonl line 1: is not JSON (Expecting ',' delimiter"),
+    "not UTF-8": ("m.jsonl", b'{"prompt": "\xff"}', "m.jsonl line 1: byte 13 is not UTF-8: save the file as UTF-8"),
+    "empty": ("m.jsonl", "", "m.jsonl: is empty (0 bytes)"),
     "blank lines": ("m.jsonl", "\n\n", "m.jsonl: has no records"),
     "empty list": ("m.json", "[]", "m.json: has no records"),
-    "no list": ("m.json", NO_BRACKET, "m.json: is not readable as a JSON list (one object a line: name it .jsonl)"),
-    "list not ended": ("m.json", f"[{NO_BRACKET},", "m.json: is not readable as a JSON list"),
+    "no list": ("m.json", NO_BRACKET, "m.json object 1: is not readable as a JSON list (no [ at its beginning)"),
+    "list not ended": (
+        "m.json",
+        f"[{NO_BRACKET},",
+        "m.json object 2: is not readable as a JSON list (no ] at its end)",
+    ),
     "no parquet": ("m.parquet", "PAR1", "m.parquet: is not readable as parquet"),
     "unknown ending": ("m.csv", "a,b", "m.csv: unknown ending '.csv': must be one of .parquet, .jsonl, .json"),
     "all dropped": (
@@ -107,7 +111,7 @@ def test_a_question_that_cannot_be_asked_is_dropped_for_a_reason(changes, reason
     (good,) = published_sets.openbookqa("train", 1)
     for split in ("train", "validation"):
         published_sets.write(tmp_path / f"{split}.jsonl", [good | changes, good])
-    manifest = json.loads(prepare("openbookqa_noisy", tmp_path / "out", source=str(tmp_path)).read_text())
+    manifest = json.loads(write_domain("openbookqa_noisy", tmp_path / "out", source=str(tmp_path)).read_text())
     assert [part["dropped"] for part in manifest["sources"]] == [{reason: 1}] * 2
     assert manifest["files"]["train.jsonl"] | {"bytes": 0, "sha256": ""} == {
         "rows": 2,
@@ -168,7 +172,7 @@ def from_hub(tmp_path_factory, copies):
 def test_a_hub_data_set_gives_the_rows_of_its_copy_and_its_commit(from_hub, copies, tmp_path):
     done = from_hub("low_resource", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    prepare("low_resource", tmp_path / "copy", source=str(copies["low_resource"]))
+    write_domain("low_resource", tmp_path / "copy", source=str(copies["low_resource"]))
     assert read(tmp_path / "out/train.jsonl") == read(tmp_path / "copy/train.jsonl")
     sources = json.loads((tmp_path / "out" / MANIFEST).read_text())["sources"]
     assert [(part["config"], part["revision"]) for part in sources] == [
@@ -208,9 +212,9 @@ def test_a_json_list_is_read_in_blocks_as_json_reads_it_at_once(tmp_path_factory
     file = tmp_path_factory.getbasetemp() / "list.json"
     file.write_text(json.dumps(objects, indent=indent, ensure_ascii=bool(indent)), encoding="utf-8")
     for block in (1, 7, 1 << 20):
-        sources.BLOCK = block
-        assert [record for record, _ in sources.READERS[".json"](file)] == objects
-    sources.BLOCK = 1 << 20
+        records.BLOCK = block
+        assert [record.fields for record in records.read_file(file)] == objects
+    records.BLOCK = 1 << 20
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
@@ -222,7 +226,7 @@ def test_memory_does_not_grow_with_the_source(ending, tmp_path):
     del rows
     size = 6000 * 4000
     tracemalloc.start()
-    prepare("coding", tmp_path / "out", source=str(file))
+    write_domain("coding", tmp_path / "out", source=str(file))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (tmp_path / "out/train.jsonl").stat().st_size > size

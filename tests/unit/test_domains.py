@@ -16,11 +16,11 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
+from nemo_probsft import progress
 from nemo_probsft.__main__ import main
 from nemo_probsft.data import prompts, tokens
-from nemo_probsft.data.domains import DOMAINS, Part, figfont, schemas
-from nemo_probsft.data.domains import write as domains_prepare
-from nemo_probsft.data.domains.write import MANIFEST, prepare
+from nemo_probsft.data.domains import DOMAINS, Part, figfont, schemas, write
+from nemo_probsft.data.domains.write import MANIFEST, write_domain
 from nemo_probsft.demo_data import write_tokenizer
 from tests.support import published_sets
 
@@ -84,7 +84,7 @@ def test_rows_are_the_published_records_under_the_shared_prompts(prepared):
 def test_train_takes_every_set_as_it_is(prepared, tokenizer, tmp_path):
     for name, directory in prepared.items():
         rows = directory / "train.jsonl"
-        examples = tokens.prepare(rows, AutoTokenizer.from_pretrained(tokenizer), tmp_path, max_length=10_000)
+        examples = tokens.tokenized(rows, AutoTokenizer.from_pretrained(tokenizer), tmp_path, max_length=10_000)
         dataset = tokens.TokenizedDataset.load(examples)
         assert len(dataset) == len(read(rows)) > 0, name
         end_tokens = len(dataset)
@@ -116,7 +116,7 @@ def test_manifest_accounts_for_every_record(prepared, tokenizer):
 
 def test_the_same_arguments_write_the_same_bytes(prepared, copies, tokenizer, tmp_path):
     for name in DOMAINS:
-        again = prepare(
+        again = write_domain(
             name,
             tmp_path / name,
             source=str(copies[name]) if name in copies else None,
@@ -131,13 +131,13 @@ def test_the_same_arguments_write_the_same_bytes(prepared, copies, tokenizer, tm
 def test_more_records_than_the_paper_took_are_drawn_as_datasets_draws_them(tmp_path, monkeypatch):
     """The paper's code: `dataset.shuffle(seed=42).select(range(70000))`."""
     few = {"magpie": Part("train", schemas.magpie, num_sampled=5)}
-    monkeypatch.setitem(DOMAINS, "few", domains_prepare.Domain((few["magpie"],)))
+    monkeypatch.setitem(DOMAINS, "few", write.Domain((few["magpie"],)))
     file = published_sets.write(tmp_path / "magpie.parquet", published_sets.MAGPIE)
     drawn = datasets.Dataset.from_list(published_sets.MAGPIE).shuffle(seed=42).select(range(5))
-    prepare("few", tmp_path / "out", source=str(file))
+    write_domain("few", tmp_path / "out", source=str(file))
     rows = {row["prompt"] for row in read(tmp_path / "out/train.jsonl")}
     assert rows == set(drawn["input"])
-    prepare("few", tmp_path / "other", source=str(file), seed=1)
+    write_domain("few", tmp_path / "other", source=str(file), seed=1)
     assert {row["prompt"] for row in read(tmp_path / "other/train.jsonl")} != rows
 
 
@@ -152,7 +152,7 @@ def test_noise_flips_the_answers_that_the_paper_flips_and_no_other(prepared):
 
 
 def test_wrong_letters_are_uniform():
-    wrong = domains_prepare._wrong_letters(DOMAINS["openbookqa_noisy"].parts[0], 100_000, 0)
+    wrong = write._wrong_letters(DOMAINS["openbookqa_noisy"].parts[0], 100_000, 0)
     counts = [list(wrong.values()).count(k) for k in range(3)]
     assert sum(counts) == 30_000
     assert all(abs(count - 10_000) < 4 * (30_000 * 2 / 9) ** 0.5 for count in counts)
@@ -221,13 +221,13 @@ def test_an_interrupted_preparation_leaves_no_set(number, status, tmp_path):
     if number != signal.SIGKILL:
         assert error.splitlines()[-1] == f"nemo-probsft: interrupted; {output} was not written"
         assert list(tmp_path.iterdir()) == []
-    prepare("figfont", output, limit=2)
+    write_domain("figfont", output, limit=2)
     assert [path.name for path in output.parent.iterdir()] == ["figfont"]
 
 
 def test_long_preparations_say_how_far_they_are(monkeypatch, capsys, copies, tmp_path):
-    monkeypatch.setattr(domains_prepare, "SECONDS_BETWEEN_NEWS", -1)
-    prepare("math", tmp_path / "out", source=str(copies["math"]))
+    monkeypatch.setattr(progress, "LOG_SECONDS", -1)
+    write_domain("math", tmp_path / "out", source=str(copies["math"]))
     lines = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"  train: 3 of 6 records, \d+ s left", lines[2])
+    assert re.fullmatch(r"train: 3 records of 6, \d+ s left", lines[3])
     assert lines[-1] == f"{tmp_path / 'out'}: 6 rows in train.jsonl"

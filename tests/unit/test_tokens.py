@@ -16,11 +16,11 @@ from nemo_probsft.data.tokens import (
     TokenizedDataset,
     check_tokenizer,
     padding_id,
-    prepare,
     preview,
     prompt_ids,
     token_ids,
     tokenize,
+    tokenized,
 )
 
 CHATML = (
@@ -319,21 +319,21 @@ def write(path: Path, *pairs: tuple[str, str]) -> Path:
     return path
 
 
-def test_prepare_tokenizes_once_per_content_tokenizer_and_setting(tmp_path):
+def test_tokenized_works_once_per_content_tokenizer_and_setting(tmp_path):
     source, cache = write(tmp_path / "a.jsonl", ("ab", "cd")), tmp_path / "cache"
-    first = prepare(source, PLAIN, cache, max_length=8)
+    first = tokenized(source, PLAIN, cache, max_length=8)
     assert equal(TokenizedDataset.load(first), tokenize(read_rows(source), PLAIN, max_length=8))
     written = (first / "input_ids.npy").stat().st_mtime_ns
     copy = write(tmp_path / "b.jsonl", ("ab", "cd"))
-    assert prepare(copy, build_tokenizer(), cache, max_length=8) == first
+    assert tokenized(copy, build_tokenizer(), cache, max_length=8) == first
     assert (first / "input_ids.npy").stat().st_mtime_ns == written
     others = [
-        prepare(write(tmp_path / "c.jsonl", ("ab", "ce")), PLAIN, cache, max_length=8),
-        prepare(source, PLAIN, cache, max_length=7),
-        prepare(source, PLAIN, cache, max_length=8, long_prompts="skip"),
-        prepare(source, CHAT, cache, max_length=80),
-        prepare(source, build_tokenizer(merges=[("a", "b")]), cache, max_length=8),
-        prepare(source, build_tokenizer(template=CHATML.replace("<|im_start|>", "")), cache, max_length=80),
+        tokenized(write(tmp_path / "c.jsonl", ("ab", "ce")), PLAIN, cache, max_length=8),
+        tokenized(source, PLAIN, cache, max_length=7),
+        tokenized(source, PLAIN, cache, max_length=8, long_prompts="skip"),
+        tokenized(source, CHAT, cache, max_length=80),
+        tokenized(source, build_tokenizer(merges=[("a", "b")]), cache, max_length=8),
+        tokenized(source, build_tokenizer(template=CHATML.replace("<|im_start|>", "")), cache, max_length=80),
     ]
     assert len({first, *others}) == 7
     assert sorted(path.name for path in cache.iterdir()) == sorted(path.name for path in [first, *others])
@@ -343,7 +343,7 @@ def test_row_numbers_are_those_of_the_file_where_lines_are_blank_and_rows_are_sk
     source = tmp_path / "a.jsonl"
     rows = [json.dumps({"prompt": prompt, "response": "c"}) for prompt in ("ab", "far too long", "abc")]
     source.write_text("\n".join(["", rows[0], "  ", rows[1], "", rows[2], ""]))
-    data = TokenizedDataset.load(prepare(source, PLAIN, tmp_path / "cache", max_length=6, long_prompts="skip"))
+    data = TokenizedDataset.load(tokenized(source, PLAIN, tmp_path / "cache", max_length=6, long_prompts="skip"))
     assert data.summary.num_skipped == 1
     assert data.rows.tolist() == [2, 6]
 
@@ -352,5 +352,5 @@ def test_prepare_of_bad_data_leaves_nothing(tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text('{"prompt": "ab", "response": "cd"}\n{"prompt": "ab"}\n')
     with pytest.raises(ValueError, match=f"^{source} line 2: has no field 'response'"):
-        prepare(source, PLAIN, tmp_path / "cache", max_length=8)
+        tokenized(source, PLAIN, tmp_path / "cache", max_length=8)
     assert not (tmp_path / "cache").exists()

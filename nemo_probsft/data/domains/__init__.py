@@ -1,6 +1,6 @@
 """The training sets of the paper's seven domains: where each comes from, and how a published record becomes a row.
 
-`DOMAINS` is the table; `records` maps records to rows, `sources` reads them, `figfont` generates the puzzles, `prepare`
+`DOMAINS` is the table; `schemas` maps records to rows, `sources` finds them, `figfont` generates the puzzles, `write`
 writes the set. Like the paper's, no set is deduplicated or decontaminated here.
 """
 
@@ -22,7 +22,7 @@ class Part:
     """One source of a set, and what becomes of its records."""
 
     name: str  # of its file or folder in a local copy
-    row: Callable[[Mapping[str, Any]], dict[str, Any]]  # raises records.Dropped
+    row: Callable[[Mapping[str, Any]], dict[str, Any]]  # raises schemas.Dropped
     hub: str = ""  # data set on the hub
     config: str | None = None
     split: str = "train"

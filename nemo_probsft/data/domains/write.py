@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import random
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from nemo_probsft.data.domains import SEED, Domain, Part, find
-from nemo_probsft.data.domains.schemas import Dropped, MissingField, Row
+from nemo_probsft.data.domains.schemas import Dropped, Item, MissingField
 from nemo_probsft.data.domains.sources import Source, open_source
+from nemo_probsft.data.records import Record
+from nemo_probsft.files import first_line, sha256_of, versions, write_atomically
+from nemo_probsft.progress import Progress
 
 MANIFEST = "manifest.json"
 LETTERS = "ABCD"
-PACKAGES = ("nemo-probsft", "datasets", "numpy", "pyarrow", "pyfiglet", "reasoning_gym", "tokenizers", "transformers")
-SECONDS_BETWEEN_NEWS = 5
-
-Chosen = Iterator[tuple[int, Any, str]]  # index in the source, record, where it is
+PACKAGES = ("datasets", "numpy", "pyarrow", "pyfiglet", "reasoning_gym", "tokenizers", "transformers")
 
 
-def prepare(
+def write_domain(
     name: str,
     output: Path,
     *,
@@ -54,13 +51,12 @@ def prepare(
     is_long = None if domain.max_tokens is None else _length_check(tokenizers, domain.max_tokens)
     num_bytes = sum(file.stat().st_size for each in sources for file in each.files)
     with staged_directory(output, num_bytes) as directory, ExitStack() as stack:
-        files: dict[str, RowFile] = {}
+        files: dict[str, SetFile] = {}
         parts = []
         for part, origin in zip(domain.parts, sources, strict=True):
             if part.file not in files:
-                files[part.file] = stack.enter_context(closing(RowFile(directory / part.file)))
-            chosen = _progress(part, origin, _chosen(part, origin, seed, limit))
-            parts.append(_write_part(part, origin, chosen, files[part.file], seed, is_long))
+                files[part.file] = stack.enter_context(closing(SetFile(directory / part.file)))
+            parts.append(_write_part(part, origin, files[part.file], seed, limit, is_long))
         manifest = {
             "domain": name,
             "seed": seed,
@@ -71,14 +67,15 @@ def prepare(
             "files": {file_name: file.summary() for file_name, file in files.items()},
             "steps_of_256_rows": files["train.jsonl"].num_rows // 256,
             "steps_in_the_paper": domain.steps,
-            "versions": _versions(),
+            "versions": versions(PACKAGES),
         }
-        (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    _say(f"{output}: {', '.join(f'{file.num_rows:,} rows in {file_name}' for file_name, file in files.items())}")
+        write_atomically(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    counts = ", ".join(f"{file.num_rows:,} rows in {file_name}" for file_name, file in files.items())
+    print(f"{output}: {counts}", file=sys.stderr, flush=True)
     return output / MANIFEST
 
 
-class RowFile:
+class SetFile:
     """A file of JSON lines that counts and hashes what is written."""
 
     def __init__(self, path: Path):
@@ -87,8 +84,8 @@ class RowFile:
         self.num_rows = self.num_bytes = 0
         self.digests: set[bytes] = set()  # of different rows
 
-    def write(self, row: Row) -> None:
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    def write(self, item: Item) -> None:
+        line = json.dumps(item, ensure_ascii=False).encode() + b"\n"
         self.file.write(line)
         self.sha256.update(line)
         self.digests.add(hashlib.blake2b(line, digest_size=16).digest())
@@ -136,30 +133,27 @@ def _check_options(
 
 
 def _write_part(
-    part: Part, source: Source, chosen: Chosen, file: RowFile, seed: int, is_long: Callable[[Row], bool] | None
+    part: Part, source: Source, file: SetFile, seed: int, limit: int | None, is_long: Callable[[Item], bool] | None
 ) -> dict[str, Any]:
     """Write the rows of one part; returns what the manifest says of it."""
     drops: Counter[str] = Counter()
     wrong_letters = _wrong_letters(part, source.num_records, seed)
     num_chosen = num_wrong = 0
     num_before = file.num_rows
-    for index, record, where in chosen:
-        num_chosen += 1
-        try:
-            row = part.row(record)
-        except Dropped as reason:
-            drops[str(reason)] += 1
-            continue
-        except MissingField as missing:
-            fields = ", ".join(map(repr, record)) if isinstance(record, Mapping) else "none: it is no object"
-            raise ValueError(f"{where}: has no field '{missing}'; its fields are {fields}") from None
-        if index in wrong_letters:
-            row["response"] = [letter for letter in LETTERS if letter != row["response"]][wrong_letters[index]]
-            num_wrong += 1
-        if is_long is not None and is_long(row):
-            drops["too many tokens"] += 1
-            continue
-        file.write(row)
+    with Progress(part.name, source.num_records, "records") as progress:
+        for index, record in _chosen(part, source, seed, limit):
+            num_chosen += 1
+            try:
+                item = _item(part, record)
+                if index in wrong_letters:
+                    item["response"] = _others(item["response"])[wrong_letters[index]]
+                    num_wrong += 1
+                if is_long is not None and is_long(item):
+                    raise Dropped("too many tokens")
+                file.write(item)
+            except Dropped as reason:
+                drops[str(reason)] += 1
+            progress.update(index + 1)
     if file.num_rows == num_before:
         raise ValueError(f"{source.name}: no row is left of part {part.name!r}, dropped: {dict(drops)}")
     return {
@@ -168,7 +162,7 @@ def _write_part(
         "config": part.config,
         "split": part.split,
         "revision": source.revision,
-        "files": {path.name: _sha256(path) for path in source.files},
+        "files": {path.name: sha256_of(path) for path in source.files},
         "records": source.num_records,
         "chosen": num_chosen,
         "dropped": dict(sorted(drops.items())),
@@ -177,9 +171,23 @@ def _write_part(
     }
 
 
-def _chosen(part: Part, source: Source, seed: int, limit: int | None) -> Chosen:
-    """The records of a part in the order of their source; of more than `num_sampled`, those that
-    `datasets.Dataset.shuffle(seed).select(range(num_sampled))` has."""
+def _item(part: Part, record: Record) -> Item:
+    try:
+        return part.row(record.fields)
+    except MissingField as missing:
+        fields = "none: it is no object"
+        if isinstance(record.fields, Mapping):
+            fields = ", ".join(map(repr, record.fields)) or "none"
+        raise ValueError(f"{record.where}: has no field '{missing}'; its fields are {fields}") from None
+
+
+def _others(letter: str) -> list[str]:
+    return [other for other in LETTERS if other != letter]
+
+
+def _chosen(part: Part, source: Source, seed: int, limit: int | None) -> Iterator[tuple[int, Record]]:
+    """The records of a part, each with its index, in the order of their source. Of more than `num_sampled` it takes
+    those that `datasets.Dataset.shuffle(seed).select(range(num_sampled))` takes."""
     keep = None
     if part.num_sampled is not None and source.num_records > part.num_sampled:
         import numpy as np
@@ -187,9 +195,9 @@ def _chosen(part: Part, source: Source, seed: int, limit: int | None) -> Chosen:
         keep = np.zeros(source.num_records, dtype=bool)
         keep[np.random.default_rng(seed).permutation(source.num_records)[: part.num_sampled]] = True
     num_left = source.num_records if limit is None else limit
-    for index, (record, where) in enumerate(source.records()):
+    for index, record in enumerate(source.read()):
         if keep is None or keep[index]:
-            yield index, record, where
+            yield index, record
             num_left -= 1
             if not num_left:
                 return
@@ -203,7 +211,7 @@ def _wrong_letters(part: Part, num_records: int, seed: int) -> dict[int, int]:
     return {index: rng.randrange(len(LETTERS) - 1) for index in sorted(indices)}
 
 
-def _length_check(names: Sequence[str], max_tokens: int) -> Callable[[Row], bool]:
+def _length_check(names: Sequence[str], max_tokens: int) -> Callable[[Item], bool]:
     """Whether `train` would cut a row at `max_tokens` under any of the tokenizers."""
     from transformers import AutoTokenizer
 
@@ -215,45 +223,10 @@ def _length_check(names: Sequence[str], max_tokens: int) -> Callable[[Row], bool
         try:
             tokenizers.append(AutoTokenizer.from_pretrained(name))
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"tokenizer {name}: could not be loaded ({reason}); give a directory") from None
+            raise ValueError(f"tokenizer {name}: could not be loaded ({first_line(error)}); give a directory") from None
 
-    def is_long(row: Row) -> bool:
-        parsed = parse_row(row, "row")
+    def is_long(item: Item) -> bool:
+        parsed = parse_row(item, "row")
         return any(len(token_ids(tokenizer, parsed)[0]) > max_tokens for tokenizer in tokenizers)
 
     return is_long
-
-
-def _progress(part: Part, source: Source, chosen: Chosen) -> Chosen:
-    """Pass the records on, and say every few seconds how far they are."""
-    start = last = 0.0
-    for item in chosen:
-        start = start or time.monotonic()  # not before the first record: it waits for imports
-        last = last or start
-        yield item
-        now, num_done = time.monotonic(), item[0] + 1
-        if now - last > SECONDS_BETWEEN_NEWS:
-            last = now
-            left = (now - start) * (source.num_records - num_done) / num_done
-            _say(f"  {part.name}: {num_done:,} of {source.num_records:,} records, {left:.0f} s left")
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
