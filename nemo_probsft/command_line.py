@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +71,8 @@ def answer(run: Callable[[], int | None]) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr)
+    line = re.sub(r"[\r\n]+", " ", text)
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
     return code
 
 
