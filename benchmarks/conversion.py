@@ -60,7 +60,7 @@ def main() -> None:
     limit = 1.25 * num_bytes + 2 * 2**30
     size = f"{num_bytes / 1e9:.2f} GB of bf16 weights"
     print(f"{arguments.model}: {size}; memory limit {limit / 1e9:.2f} GB; {os.cpu_count()} cores")
-    convert = [sys.executable, "-m", "conversion.cli"]
+    convert = [sys.executable, "-m", "nemo_probsft", "convert"]
     rows = [
         ("copy", [sys.executable, "-c", COPY, hf, "copied"]),
         ("copy, flush", [sys.executable, "-c", COPY + FLUSH, hf, "flushed"]),

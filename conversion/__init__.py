@@ -11,9 +11,8 @@ _HOMES = {
     "import_hf": "conversion.convert",
     "Report": "conversion.compare",
     "verify": "conversion.compare",
-    "main": "conversion.cli",
 }
-__all__ = ["Report", "export_hf", "import_hf", "main", "verify"]
+__all__ = ["Report", "export_hf", "import_hf", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""`nemo-probsft convert import | export | verify`: exit code 0 when done (verify: equal), 1 different, 2 error."""
+"""`nemo-probsft convert import | export | verify`: its flags. Exit code 0, or 1 when `verify` finds a difference."""
 
 import argparse
-import signal
 import sys
 import warnings
 from pathlib import Path
+
+from nemo_probsft.command_line import interruptible
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _EPILOG = """\
@@ -15,101 +16,98 @@ examples:
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one conversion. Returns the exit code; bad usage and --help leave through SystemExit, as argparse does."""
-    arguments = parser().parse_args(argv)
-    # A terminated conversion removes what it has written, as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        return arguments.execute(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written", file=sys.stderr)
-        return 130
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="nemo-probsft convert",
-        description="Convert models between Hugging Face and NeMo 2, bit-exact, without a GPU. "
-        "Families: Qwen2, Qwen2.5, Qwen3 (dense), Llama, DeepSeekMath.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Convert models between Hugging Face and NeMo 2, bit-exact, without a GPU.\n"
+        "Families: Qwen2, Qwen2.5, Qwen3 (dense), Llama, DeepSeekMath."
     )
-    commands = top.add_subparsers(required=True, metavar="import|export|verify")
-    command = _command(commands, "import", "Hugging Face directory -> NeMo 2 checkpoint", _import)
-    command.add_argument("source", type=Path, help="Hugging Face model directory (safetensors)")
-    command.add_argument("target", type=Path, help="new directory; gets weights/, context/ and hf/")
-    command.add_argument("--dtype", choices=_DTYPES, help="convert the weights (default: keep each tensor's dtype)")
-    command = _command(commands, "export", "NeMo 2 checkpoint -> Hugging Face directory", _export)
-    command.add_argument("source", type=Path, help="checkpoint: imported, or <run_dir>/checkpoints/<name>")
-    command.add_argument("target", type=Path, help="new directory, ready for transformers and vLLM")
+    parser.epilog = _EPILOG
+    commands = parser.add_subparsers(title="commands", required=True, metavar="import|export|verify")
+    command = _command(commands, "import", "convert a Hugging Face directory to a NeMo 2 checkpoint", _import)
+    command.add_argument("source", type=Path, help="Hugging Face model directory with safetensors")
+    command.add_argument("target", type=Path, help="create this directory, with weights/, context/ and hf/")
+    command.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: keep the dtype of each tensor)")
+    command = _command(commands, "export", "convert a NeMo 2 checkpoint to a Hugging Face directory", _export)
+    command.add_argument("source", type=Path, help="imported checkpoint, or RUN_DIR/checkpoints/NAME of a run")
+    command.add_argument("target", type=Path, help="create this directory, which transformers and vLLM can load")
     command.add_argument(
-        "--base", type=Path, help="Hugging Face directory or imported checkpoint with config.json and tokenizer"
+        "--base",
+        type=Path,
+        metavar="DIR",
+        help="take config.json and tokenizer from this Hugging Face directory or imported checkpoint "
+        "(default: the source's own)",
     )
-    command.add_argument("--dtype", choices=_DTYPES, help="convert the weights (default: keep the checkpoint's dtype)")
-    command.add_argument("--adapter", action="store_true", help="write LoRA adapters alone, for peft")
+    command.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: keep the checkpoint's dtype)")
+    command.add_argument("--adapter", action="store_true", help="write only the LoRA adapter, for peft")
     command.add_argument(
-        "--run", type=Path, metavar="RUN_YAML", help="for the model card (default: run.yaml of the checkpoint's run)"
+        "--run",
+        type=Path,
+        metavar="RUN_YAML",
+        dest="run_yaml",
+        help="describe this run in the model card (default: run.yaml of the run that the checkpoint belongs to)",
     )
-    command = _command(commands, "verify", "compare two models bit by bit; exit code 1 when they differ", _verify)
+    command = _command(commands, "verify", "compare two models bit by bit; exit code 1 if they differ", _verify)
     command.add_argument("a", type=Path, help="Hugging Face directory or NeMo 2 checkpoint")
-    command.add_argument("b", type=Path, help="the other one")
-    command.add_argument("--base", type=Path, help="gives config.json to checkpoints that have none")
+    command.add_argument("b", type=Path, help="the model to compare it with")
+    command.add_argument(
+        "--base", type=Path, metavar="DIR", help="take config.json from here for a checkpoint that has none"
+    )
     command.add_argument(
         "--logits", action="store_true", help="also compare fp32 logits (needs memory for both models)"
     )
-    return top
 
 
 def _command(commands: argparse._SubParsersAction, name: str, text: str, execute: object) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     command.set_defaults(execute=execute)
     return command
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    with warnings.catch_warnings(), interruptible("nothing was written"):
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        return options.execute(options)
+
+
+def _import(options: argparse.Namespace) -> int:
     from conversion.convert import import_hf
 
     _one_thread()
     import_hf(
-        arguments.source,
-        arguments.target,
-        dtype=arguments.dtype,
+        options.source,
+        options.target,
+        dtype=options.dtype,
         progress=True,
     )
-    print(f"wrote {arguments.target}")
+    print(f"wrote {options.target}")
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace) -> int:
     from conversion.convert import export_hf
     from conversion.model_card import read_yaml
 
     _one_thread()
     export_hf(
-        arguments.source,
-        arguments.target,
-        base=arguments.base,
-        dtype=arguments.dtype,
-        adapter=arguments.adapter,
-        provenance=None if arguments.run is None else read_yaml(arguments.run),
+        options.source,
+        options.target,
+        base=options.base,
+        dtype=options.dtype,
+        adapter=options.adapter,
+        provenance=None if options.run_yaml is None else read_yaml(options.run_yaml),
         progress=True,
     )
-    print(f"wrote {arguments.target}")
+    print(f"wrote {options.target}")
     return 0
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(options: argparse.Namespace) -> int:
     from conversion.compare import verify
 
-    if not arguments.logits:
+    if not options.logits:
         _one_thread()
-    report = verify(arguments.a, arguments.b, base=arguments.base, logits=arguments.logits, progress=True)
+    report = verify(options.a, options.b, base=options.base, logits=options.logits, progress=True)
     print(report.table())
     return 0 if report.equal else 1
 
@@ -119,7 +117,3 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

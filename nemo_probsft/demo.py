@@ -6,6 +6,7 @@ Every stage is complete or absent, so a second call goes on where the first one 
 
 from __future__ import annotations
 
+import argparse
 import functools
 import subprocess
 import sys
@@ -32,6 +33,18 @@ class Stage:
     seconds: float
     run: Callable[[], None]
     done: Callable[[], bool]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show the paper's continuum on this machine, without a GPU: pretrain a tiny model, fine-tune it with two\n"
+        "objectives on a task that it knows and on one that it does not, evaluate and compare.\n"
+        "Writes runs/demo/report/report.html; the same command resumes an interrupted demo."
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    demo()
 
 
 def demo() -> None:

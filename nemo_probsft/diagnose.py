@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -13,11 +14,25 @@ from typing import Any
 import numpy as np
 
 from nemo_probsft import config, files
+from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import order
 from nemo_probsft.diagnosis.measures import CONFIDENT, measure
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.run import decisions, log, prepare, ranks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure the probability that the base model gives to every training target, before you train anything.\n"
+        "Says which region of the paper's continuum your data is in and which objectives to sweep there;\n"
+        "writes diagnose.json and diagnose.html."
+    )
+    add_recipe(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    diagnose(options.recipe, options.overrides)
 
 
 def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:

@@ -6,6 +6,7 @@ it is complete. The base weights are imported once, into `<run_dir>/base`, to wh
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -19,12 +20,79 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_probsft import config
+from nemo_probsft.command_line import add_recipe, count, options_of
 from nemo_probsft.config import Recipe
 from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
 from nemo_probsft.run import eval_env, preflight
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `sweep` and `one-click` let you choose besides recipe and objectives."""
+
+    tasks: str
+    seeds: str = "0"
+    data_dir: str | None = None
+    samples: int | None = None
+    limit: int | None = None
+    jobs: int = 1
+    drop_checkpoints: bool = False
+
+    @property
+    def evaluation(self) -> tuple[str, ...]:
+        """As arguments of `nemo-probsft eval`."""
+        given = {"--tasks": self.tasks, "--data-dir": self.data_dir, "--samples": self.samples, "--limit": self.limit}
+        return tuple(str(part) for flag, value in given.items() if value is not None for part in (flag, value))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of `Options`."""
+    parser.add_argument("--tasks", required=True, metavar="A,B", help="evaluate on these tasks or tags, as in `eval`")
+    parser.add_argument(
+        "--seeds", default=Options.seeds, metavar="0,1,2", help="train each objective once with each seed (default: 0)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="read the test sets from here (default: download them from the hub)"
+    )
+    parser.add_argument(
+        "--samples", type=count, metavar="N", help="draw N answers per item when sampling (default: the task's number)"
+    )
+    parser.add_argument("--limit", type=count, metavar="N", help="use only the first N items of each task")
+    parser.add_argument(
+        "--jobs",
+        type=count,
+        default=Options.jobs,
+        metavar="N",
+        help="train N cells at a time, on a machine without a GPU (default: 1)",
+    )
+    parser.add_argument(
+        "--drop-checkpoints", action="store_true", help="delete the checkpoints of a cell after its export"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train the recipe once for each objective and seed, export and evaluate every model, write a report.\n"
+        "The base model is imported once. A cell that fails does not stop the others (exit code 1);\n"
+        "the same command trains what is missing."
+    )
+    add_recipe(parser)
+    parser.add_argument(
+        "--objectives", required=True, metavar="A,B", help="train these, for example original,p,GeneralFamily-10"
+    )
+    add_options(parser)
+    parser.add_argument(
+        "--plan", action="store_true", help="print cells, steps, time and disk space; train and write nothing"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    planned = plan_sweep(options.recipe, options.overrides, options.objectives, options_of(Options, options))
+    show_plan(planned)
+    return 0 if options.plan or sweep(planned) else 1
 
 
 @dataclass(frozen=True)
@@ -73,28 +141,21 @@ class Sweep:
         return ["train", self.path, *kept, *own, "export.at_end=true"]
 
 
-def plan_sweep(
-    path: str,
-    overrides: Sequence[str],
-    objectives: str,
-    seeds: str,
-    evaluation: Sequence[str],
-    jobs: int = 1,
-    drop_checkpoints: bool = False,
-) -> Sweep:
+def plan_sweep(path: str, overrides: Sequence[str], objectives: str, options: Options) -> Sweep:
     """Check what can be checked before anything is written. Raises ValueError in one line."""
     from nemo_probsft.objectives import parse_objective
 
     recipe = config.load(path, overrides)
     keys = [parse_objective(key).key for key in entries("--objectives", objectives)]
-    numbers = [_seed(text) for text in entries("--seeds", seeds)]
+    numbers = [_seed(text) for text in entries("--seeds", options.seeds)]
     output = Path(recipe.run_dir)
     cells = [Cell(key, seed, output / f"{key}-seed{seed}") for seed, key in itertools.product(numbers, keys)]
     names = [cell.name for cell in cells]
     if repeated := next((name for name in names if names.count(name) > 1), None):  # an objective may have two names
         raise ValueError(f"{repeated} is asked for twice; name each objective and each seed once")
-    _refuse_jobs(jobs)
-    planned = Sweep(path, tuple(overrides), recipe, tuple(cells), tuple(evaluation), jobs, drop_checkpoints)
+    _refuse_jobs(options.jobs)
+    cost = options.jobs, options.drop_checkpoints
+    planned = Sweep(path, tuple(overrides), recipe, tuple(cells), options.evaluation, *cost)
     for cell in cells:
         preflight.resumable(cell.run_dir, config.load(path, planned.command(cell)[2:]))
     return planned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 from collections.abc import Sequence
@@ -11,13 +12,38 @@ import yaml
 
 from conversion.checkpoint import last_checkpoint
 from nemo_probsft import config
+from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
-from nemo_probsft.run import audit, decisions, log, prepare, ranks
+from nemo_probsft.run import decisions, log, prepare, ranks
 from nemo_probsft.run.prepare import Prepared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train a recipe. If the run was interrupted, the same command resumes it from its last checkpoint.\n"
+        "`train` starts a process for each of trainer.devices; under torchrun or srun it joins theirs."
+    )
+    add_recipe(parser)
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what would be done and the memory that a GPU needs; train and write nothing",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.plan:
+        from nemo_probsft.plan.show import preview
+
+        preview(options.recipe, options.overrides)
+    else:
+        train(options.recipe, options.overrides)
 
 
 def train(path: str, overrides: Sequence[str] = ()) -> Path:
     """Train a recipe to its end, or go on where it was. Returns the run directory. Raises ValueError for the user."""
+    from nemo_probsft.run import audit  # imports torch
+
     recipe = config.load(path, overrides)
     run_dir = Path(recipe.run_dir)
     if ranks.inside_ranks():
@@ -58,6 +84,7 @@ def _train_rank(recipe: Recipe) -> None:
     objective, denominator = config.resolve_objective(recipe)
     with ranks.hold(run_dir) if os.environ["RANK"] == "0" else contextlib.nullcontext():
         from nemo_probsft.adapters.nemo import trainer as nemo
+        from nemo_probsft.run import audit
 
         nemo.fit(recipe, prepared, objective, denominator)
         if os.environ["RANK"] == "0":

@@ -19,7 +19,7 @@ from nemo_probsft import demo, files
 from nemo_probsft.demo_data import write_rows
 from nemo_probsft.run import decisions
 from nemo_probsft.run.log import read_metrics
-from nemo_probsft.sweep import Cell, Sweep, plan_sweep, sweep
+from nemo_probsft.sweep import Cell, Options, Sweep, plan_sweep, sweep
 
 ROOT = Path("runs/continuum")
 RECIPES = files.SOURCE_ROOT / "recipes" / "continuum"
@@ -63,10 +63,10 @@ class Task:
         return ROOT / "data" / f"{self.name}_train.jsonl"
 
     @property
-    def evaluation(self) -> list[str]:
+    def test(self) -> str:
+        """The task of `nemo-probsft eval`."""
         test = data.TESTS[self.base]
-        name = f"continuum_{test}" if test == "intermediate" else f"demo_{test}"
-        return ["--tasks", name, "--data-dir", str(ROOT / "data"), "--samples", str(NUM_SAMPLES)]
+        return f"continuum_{test}" if test == "intermediate" else f"demo_{test}"
 
 
 DEFAULT_TASKS = tuple(Task(name, name, data.NOISE) for name in ("strong", "intermediate", "weak", "weak_noisy"))
@@ -141,9 +141,8 @@ def _objectives(diagnosis: dict[str, Any], full: bool) -> list[str]:
 
 def _run(task: Task, objectives: Sequence[str], seed: int) -> bool:
     jobs = 1 if _has_gpu() else max(1, os.cpu_count() or 1)
-    planned = plan_sweep(
-        task.recipe, task.overrides, ",".join(objectives), str(seed), task.evaluation, jobs, drop_checkpoints=True
-    )
+    options = Options(task.test, str(seed), str(ROOT / "data"), NUM_SAMPLES, jobs=jobs, drop_checkpoints=True)
+    planned = plan_sweep(task.recipe, task.overrides, ",".join(objectives), options)
     print(f"\n{task.name}, seed {seed}: {', '.join(objectives)}", flush=True)
     complete = sweep(planned)
     for cell in planned.cells:
@@ -157,7 +156,7 @@ def _cell_line(task: Task, planned: Sweep, cell: Cell) -> dict[str, Any] | None:
     """What is kept of a cell: the score of every test item, so that seeds can be pooled and paired. None: not done."""
     results = {}
     for decoding in ("greedy", "sample"):
-        directory = planned.output / "results" / f"{cell.name}-export" / task.evaluation[1] / decoding
+        directory = planned.output / "results" / f"{cell.name}-export" / task.test / decoding
         if not (directory / "results.json").exists():
             return None
         samples = map(json.loads, (directory / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1])

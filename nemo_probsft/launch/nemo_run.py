@@ -20,7 +20,7 @@ from nemo_run.run.job import Job
 from torchx.specs.api import AppState
 from urllib3.exceptions import HTTPError
 
-from nemo_probsft.launch.submit import Submission
+from nemo_probsft.launch.submission import Submission
 
 SECONDS_BEFORE_LIMIT = 120  # a requeued job ends by itself, so that the script that started it can put it back
 
@@ -86,7 +86,7 @@ def _experiment(submission: Submission, folder: str | None) -> run.Experiment:
     """`folder`: where NeMo-Run keeps its files; None means its own, NEMORUN_HOME."""
     CONSOLE.quiet = True
     return run.Experiment(
-        submission.options.name,
+        submission.name,
         base_dir=folder,
         log_level="WARNING",
         clean_mode=True,
@@ -97,13 +97,13 @@ def _experiment(submission: Submission, folder: str | None) -> run.Experiment:
 
 
 def _add(experiment: run.Experiment, submission: Submission) -> None:
-    options, commands = submission.options, submission.commands
-    executor = {"local": _local, "slurm": _slurm, "kubeflow": _kubeflow, "skypilot": _skypilot}[options.executor]
+    options, commands, name = submission.options, submission.commands, submission.name
+    executor = {"local": _local, "slurm": _slurm, "kubeflow": _kubeflow}[options.executor]
     if options.executor == "slurm" and len(commands) > 1:
-        experiment.add(_array_script(commands), executor=executor(submission), name=options.name)
+        experiment.add(_array_script(commands), executor=executor(submission), name=name)
         return
-    for name, arguments in commands.items():
-        job_name = options.name if len(commands) == 1 else f"{options.name}-{name}"
+    for cell, arguments in commands.items():
+        job_name = name if len(commands) == 1 else f"{name}-{cell}"
         script = _script(submission, arguments)
         experiment.add(script, executor=executor(submission), name=job_name, tail_logs=options.executor == "local")
 
@@ -115,7 +115,7 @@ def _script(submission: Submission, arguments: list[str]) -> run.Script:
         return run.Script(entrypoint="torchrun", path="--no-python", args=["nemo-probsft", *arguments])
     if many:  # NeMo-Run's launcher puts torchrun and its rendezvous before it, and quotes
         return run.Script(entrypoint="nemo-probsft", path="nemo-probsft", args=arguments)
-    if executor in ("slurm", "skypilot"):  # becomes a line of a shell script
+    if executor == "slurm":  # becomes a line of a shell script
         arguments = [shlex.quote(argument) for argument in arguments]
     return run.Script(entrypoint="nemo-probsft", path=arguments[0], args=arguments[1:])
 
@@ -128,7 +128,7 @@ def _array_script(commands: dict[str, list[str]]) -> run.Script:
 
 def _local(submission: Submission) -> run.LocalExecutor:
     path = os.pathsep.join([_scripts_directory(), os.environ["PATH"]])
-    return run.LocalExecutor(env_vars={"PATH": path, **submission.options.env})
+    return run.LocalExecutor(env_vars={"PATH": path, **dict(submission.options.env)})
 
 
 def _slurm(submission: Submission) -> run.SlurmExecutor:
@@ -136,7 +136,7 @@ def _slurm(submission: Submission) -> run.SlurmExecutor:
     # srun's unbuffered output is a pseudo-terminal, in which progress bars would be drawn; Python is unbuffered anyway.
     # NeMo-Run's env_vars would come in upper case and without quotes.
     setup = ["unset SLURM_UNBUFFEREDIO"]
-    setup += [f"export {name}={shlex.quote(value)}" for name, value in options.env.items()]
+    setup += [f"export {name}={shlex.quote(value)}" for name, value in options.env]
     if options.container_image is None:
         setup.append(f"export PATH={shlex.quote(_scripts_directory())}:$PATH")
     flags = (text.partition("=") for text in options.sbatch)
@@ -151,9 +151,9 @@ def _slurm(submission: Submission) -> run.SlurmExecutor:
         container_image=options.container_image,
         container_mounts=[
             f"{here}:{here}",
-            *(f"{source}:{directory}{how}" for source, directory, how in options.mount),
+            *(f"{mount.source}:{mount.directory}{mount.flags}" for mount in options.mount),
         ],
-        container_env=list(options.env) or None,
+        container_env=list(dict(options.env)) or None,
         array=f"0-{len(submission.commands) - 1}" if len(submission.commands) > 1 else None,
         signal=f"TERM@{SECONDS_BEFORE_LIMIT}" if options.requeue else None,
         retries=options.requeue or 0,
@@ -161,7 +161,7 @@ def _slurm(submission: Submission) -> run.SlurmExecutor:
         setup_lines="\n".join(setup),
         launcher=run.Torchrun() if submission.nodes > 1 else None,
         packager=run.GitArchivePackager(symlink_from_remote_dir=here),  # the job starts where the user stands
-        job_details=SlurmJobDetails(job_name=options.name),
+        job_details=SlurmJobDetails(job_name=submission.name),
         poll_estimated_start_time=False,
     )
 
@@ -178,35 +178,20 @@ def _kubeflow(submission: Submission) -> run.KubeflowExecutor:
             num_nodes=submission.nodes,
             nprocs_per_node=submission.ranks_per_node,
             gpus_per_node=submission.gpus_per_node or None,
-            env_vars=options.env,
+            env_vars=dict(options.env),
             volumes=[
-                {"name": f"mount-{number}", "persistentVolumeClaim": {"claimName": claim}}
-                for number, (claim, _, _) in enumerate(options.mount)
+                {"name": f"mount-{number}", "persistentVolumeClaim": {"claimName": mount.source}}
+                for number, mount in enumerate(options.mount)
             ],
             volume_mounts=[
-                {"name": f"mount-{number}", "mountPath": directory}
-                for number, (_, directory, _) in enumerate(options.mount)
+                {"name": f"mount-{number}", "mountPath": mount.directory} for number, mount in enumerate(options.mount)
             ],
-            train_job_basename=options.name,
+            train_job_basename=submission.name,
         )
     except ConfigException as error:
-        raise ValueError(f"--executor kubeflow found no cluster ({error}); set KUBECONFIG") from error
-
-
-def _skypilot(submission: Submission) -> run.SkypilotExecutor:
-    options = submission.options
-    return run.SkypilotExecutor(
-        container_image=f"docker:{options.container_image}",
-        gpus=options.gpu_type,
-        gpus_per_node=submission.gpus_per_node or None,
-        torchrun_nproc_per_node=submission.ranks_per_node,
-        num_nodes=submission.nodes,
-        infra=options.infra,
-        env_vars=options.env,
-        file_mounts={directory: source for source, directory, _ in options.mount},
-        launcher=run.Torchrun() if submission.nodes > 1 else None,
-        packager=run.GitArchivePackager(),
-    )
+        raise ValueError(
+            f"--executor kubeflow found no cluster ({error}); set KUBECONFIG to your kubeconfig"
+        ) from error
 
 
 def _scripts_directory() -> str:
@@ -225,8 +210,4 @@ def _manifest(job: Job) -> str:
     if isinstance(job.executor, run.LocalExecutor):
         role = info.request.role_params[job.id][0]
         return shlex.join(role.args) + "\n"
-    if isinstance(job.executor, run.KubeflowExecutor):
-        return yaml.safe_dump(job.executor.get_job_body(job.id, info.request.cmd), sort_keys=False)
-    from sky.utils import yaml_utils
-
-    return yaml_utils.dump_yaml_str(info.request.task.to_yaml_config())
+    return yaml.safe_dump(job.executor.get_job_body(job.id, info.request.cmd), sort_keys=False)

@@ -39,4 +39,4 @@ def test_figures_are_those_of_the_model_in_the_leaderboard(tmp_path):
 def test_a_judge_without_the_package_is_one_line(tmp_path):
     done = run_evaluation(tmp_path, "--tasks", "alpaca_eval", "--output", tmp_path / "out", "--judge", "gpt4")
     assert done.returncode == 2
-    assert done.stderr.strip().startswith("error: --judge needs the package alpaca_eval")
+    assert done.stderr.strip().startswith("nemo-probsft: --judge needs the package alpaca_eval")

@@ -157,7 +157,7 @@ def second(run, tmp_path_factory):
 def test_a_model_that_does_not_load_is_reported_and_the_others_are_evaluated(run, second):
     out, _, broken, _, done = second
     assert done.returncode == 2
-    assert f"error: model {broken} was not evaluated: vLLM cannot serve it: " in done.stderr
+    assert f"nemo-probsft: model {broken} was not evaluated: vLLM cannot serve it: " in done.stderr
     assert done.stderr.count("6 of 6 evaluations to run") == 2
     assert len(done.stdout.split()) == 12
     assert all(str(out / name) in done.stdout for name in ("chatty-hf", "run-hf"))
@@ -196,7 +196,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(run, tmp_path):
         assert done.returncode == 2
         assert done.stdout == ""
         last = done.stderr.strip().split("\n")[-1]
-        assert last.startswith("error: ")
+        assert last.startswith("nemo-probsft: ")
         assert message in last
 
 

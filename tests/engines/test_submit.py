@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from nemo_probsft.__main__ import main
-from nemo_probsft.launch import submit
+from nemo_probsft.command_line import Parser, options_of, parse
+from nemo_probsft.launch import command, submit
+from nemo_probsft.launch.submission import Options
 from tests.support import slurm
 from tests.support.crash_campaign import write_recipe
 
@@ -151,20 +153,21 @@ def test_kubeflow_prints_a_manifest_or_names_the_package(here, capsys, monkeypat
 
 IMAGE = ("--container-image", "registry/nemo:1")
 BAD = {
-    "executor": (["--executor", "pbs"], "pbs is none of local, slurm, kubeflow, skypilot"),
+    "executor": (["--executor", "pbs"], "--executor: invalid choice: 'pbs' (choose from "),
     "account": (["--executor", "slurm"], "--account"),
     "nodes": ([*SLURM, "trainer.num_nodes=2", "--nodes", "4"], "trainer.num_nodes: 2 contradicts --nodes 4"),
     "nodes here": (["--executor", "local", "--nodes", "2"], "--executor local is this machine"),
     "mount": ([*SLURM, *IMAGE, "--mount", "/data"], "--mount: /data is not"),
     "relative mount": ([*SLURM, *IMAGE, "--mount", "/data:data"], "--mount: /data:data is not"),
     "mount without image": ([*SLURM, "--mount", "/data:/data"], "no effect without --container-image"),
+    "bucket": ([*SLURM, *IMAGE, "--mount", "s3://bucket:/data"], "--mount: s3://bucket:/data is not"),
     "image here": (["--executor", "local", *IMAGE], "--container-image has no effect with --executor local"),
     "requeue": (["--executor", "local", "--requeue"], "--requeue has no effect"),
     "env": ([*SLURM, "--env", "1A=2"], "--env: 1A=2 is not NAME=VALUE"),
     "name": ([*SLURM, "--name", "a b"], "--name: a b"),
     "path": ([*SLURM, "run_dir=runs/nemo_run"], "run_dir=runs/nemo_run: NeMo-Run would replace"),
     "kubeflow": (["--executor", "kubeflow"], "--container-image"),
-    "skypilot": (["--executor", "skypilot", *IMAGE], "--gpu-type"),
+    "skypilot": (["--executor", "skypilot", *IMAGE], "invalid choice: 'skypilot'"),
     "gpus": ([*SLURM[:4], "--gpus-per-node", "1"], "--gpus-per-node: 1 is fewer than trainer.devices 2"),
     "objectives": ([*SLURM, "--objectives", "p,,original"], "--objectives: p,,original has an empty"),
     "objective": ([*SLURM, "--objectives", "p,focall-2"], "focall-2"),
@@ -210,7 +213,9 @@ def test_the_documented_commands_are_valid(monkeypatch, arguments):
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
     monkeypatch.setattr(submit, "PACKAGES", {})  # the others' need not be installed for that
     monkeypatch.setattr(submit, "_check", lambda recipe, options: None)  # nor are models and data here
-    submission = submit.plan(submit.parse(arguments))
+    parser = Parser()
+    command.add_arguments(parser)
+    submission = submit.checked(options_of(Options, parse(parser, arguments)))
     assert all(command[:2] == ["train", arguments[0]] for command in submission.commands.values())
 
 

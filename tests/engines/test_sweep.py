@@ -16,7 +16,7 @@ import yaml
 from evaluation.report.inputs import read_inputs
 from nemo_probsft.demo_data import make_demo
 from nemo_probsft.diagnosis.region import SHORTLISTS
-from nemo_probsft.sweep import plan_sweep
+from nemo_probsft.sweep import Options, plan_sweep
 
 EVALUATION = ("--tasks", "demo_strong", "--limit", "4", "--samples", "2")
 
@@ -60,7 +60,7 @@ def command(*arguments, **options):
 )
 def test_bad_lists_are_refused_before_anything_is_written(work, objectives, seeds, said):
     with pytest.raises(ValueError, match=said) as raised:
-        plan_sweep(str(work / "recipe.yaml"), (), objectives, seeds, EVALUATION)
+        plan_sweep(str(work / "recipe.yaml"), (), objectives, Options("demo_strong", seeds))
     assert "\n" not in str(raised.value)
     assert not (work / "run").exists()
 

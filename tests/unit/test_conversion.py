@@ -12,11 +12,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conversion import export_hf, import_hf, main, verify
+from conversion import export_hf, import_hf, verify
 from conversion.families import mappings, model_spec
 from conversion.layout import Rows, locate, pieces, segments, split
 from conversion.torch_dist import TorchDistReader, TorchDistWriter
 from nemo_probsft import config
+from nemo_probsft.__main__ import main
 from nemo_probsft.run import decisions
 from tests.support.conversion_models import FAMILIES, make_hf
 
@@ -211,7 +212,7 @@ def test_command_line(tmp_path, capsys):
     run.write_text("objective: p\n")
 
     def convert(*arguments: object) -> tuple[int, str]:
-        code = main([str(argument) for argument in arguments])
+        code = main(["convert", *map(str, arguments)])
         output = capsys.readouterr()
         return code, (output.out + output.err).splitlines()[-1]
 
@@ -222,12 +223,12 @@ def test_command_line(tmp_path, capsys):
     assert convert("verify", source, back) == (1, "DIFFERENT")
     code, line = convert("import", source, nemo)
     assert code == 2
-    assert line.startswith(f"error: {nemo}: exists already")
+    assert line.startswith(f"nemo-probsft: {nemo}: exists already")
 
 
 def test_import_of_the_package_and_the_command_line_is_light():
     heavy = "{'torch', 'nemo', 'transformers', 'yaml'}"
-    code = f"import sys, conversion.cli; conversion.cli.parser(); print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, conversion, conversion.cli; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -235,7 +236,7 @@ def test_conversion_needs_neither_nemo_nor_megatron(tmp_path):
     source = make_hf(tmp_path / "hf", "qwen2-tied-301")
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['nemo', 'megatron', 'lightning', 'transformer_engine']))\n"
-        "from conversion import export_hf, import_hf, main, verify\n"
+        "from conversion import export_hf, import_hf, verify\n"
         f"import_hf({str(source)!r}, {str(tmp_path / 'nemo')!r})\n"
         f"export_hf({str(tmp_path / 'nemo')!r}, {str(tmp_path / 'back')!r})\n"
         f"assert verify({str(source)!r}, {str(tmp_path / 'back')!r}).equal"

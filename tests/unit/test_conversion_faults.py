@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conversion import cli, export_hf, import_hf
+from conversion import export_hf, import_hf
 from conversion.safetensors_io import read_header
 from conversion.weights import HFWeights
+from nemo_probsft.__main__ import main
 from tests.support.conversion_models import make_hf
 
 
@@ -293,7 +294,7 @@ def test_source_that_changes_while_it_is_read(source, tmp_path, monkeypatch, cha
 
 def test_command_line_error_is_one_line_and_exit_code_2(source, tmp_path, capsys):
     truncate(source)
-    assert cli.main(["import", str(source), str(tmp_path / "nemo")]) == 2
+    assert main(["convert", "import", str(source), str(tmp_path / "nemo")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("error: ")
+    assert lines[0].startswith("nemo-probsft: ")

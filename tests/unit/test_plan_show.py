@@ -76,10 +76,9 @@ def test_a_layout_that_the_model_cannot_have_is_refused(shapes, capsys):
 
 
 def test_what_stands_behind_the_option_is_an_override_or_refused(shapes, capsys):
-    with pytest.raises(SystemExit) as refused:
-        main(["train", "recipes/math/qwen2.5-7b.yaml", "--plan", "model.path=shapes/Qwen2.5-7B", "--plann"])
-    assert refused.value.code == 2
-    assert "unrecognized arguments: --plann" in capsys.readouterr().err.replace("model.path=shapes/Qwen2.5-7B ", "")
+    overrides = ["model.path=shapes/Qwen2.5-7B"]
+    assert main(["train", "recipes/math/qwen2.5-7b.yaml", "--plan", *overrides, "--plann"]) == 2
+    assert "unrecognized arguments: --plann;" in capsys.readouterr().err
 
 
 def test_where_the_data_is_here_its_tokens_are_counted(tmp_path, capsys, monkeypatch):

@@ -14,6 +14,7 @@ from evaluation.report.inputs import read_inputs
 from evaluation.report.write import report_table, write_report
 from evaluation.results import Store, summarize
 from nemo_probsft import config, sweep
+from nemo_probsft.__main__ import main
 from nemo_probsft.demo import RECIPES
 from nemo_probsft.files import write_json
 from nemo_probsft.run import eval_env
@@ -328,6 +329,23 @@ def test_terminal_table_has_the_same_numbers(inputs):
     for path in results:
         assert f"{100 * json.loads(path.read_text())['mean']:.1f} [" in text
     assert text.index("strong") < text.index("weak")
+
+
+def test_the_command_writes_the_page_and_prints_the_table(inputs, tmp_path, capsys):
+    runs, results, diagnoses = inputs
+    own = runs[0] / "diagnose" / "diagnose.json"
+    own.parent.mkdir()
+    diagnoses[0].rename(own)
+    output = tmp_path / "out" / "report.html"
+    further = ["--diagnoses", *map(str, [own, *diagnoses[1:]])]
+    arguments = [*map(str, runs), "--results", str(tmp_path / "eval"), *further, "--output", str(output)]
+    assert main(["report", *arguments]) == 0
+    printed = capsys.readouterr().out
+    for path in results:
+        assert f"{100 * json.loads(path.read_text())['mean']:.1f} [" in printed
+    assert printed.splitlines()[-1] == f"report: {output}"
+    page = write_report(runs, sorted(results), [own, *diagnoses[1:]], tmp_path / "expected" / "report.html")
+    assert output.read_bytes() == page.read_bytes()
 
 
 def test_same_inputs_same_bytes(inputs, tmp_path):
