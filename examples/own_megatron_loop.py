@@ -1,7 +1,7 @@
 """f(p) in a Megatron loop of your own: `python examples/own_megatron_loop.py [OBJECTIVE]`.
 
-One process, on a CPU, and a model of one layer. What you need in your own loop is marked (1) to (3). With
-Megatron's DDP, leave (3) to `megatron.core.distributed.finalize_model_grads`: it divides in the same way, over all ranks.
+One process, on a CPU, and a model of one layer. What you need in your own loop is marked (1) to (3). With Megatron's
+DDP, leave (3) to `megatron.core.distributed.finalize_model_grads`: it divides in the same way, over all ranks.
 """
 
 import sys
