@@ -1,4 +1,4 @@
-.PHONY: demo continuum test lint fuzz setup-train setup-eval
+.PHONY: demo continuum test lint fuzz docs setup-train setup-eval setup-docs
 
 demo: setup-train setup-eval
 	.venv/train/bin/nemo-probsft demo
@@ -17,8 +17,14 @@ lint: setup-train
 fuzz: setup-train
 	.venv/train/bin/python -m tests.support.fuzz 10000
 
+docs: setup-docs
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
+
 setup-train:
 	@requirements/venv.sh train
 
 setup-eval:
 	@requirements/venv.sh eval
+
+setup-docs:
+	@requirements/venv.sh docs

@@ -1,5 +1,5 @@
 #!/bin/sh
-# venv.sh train|eval: make .venv/NAME from requirements/NAME.lock, or reuse it while the lock is the one it was made from.
+# venv.sh train|eval|docs: make .venv/NAME from requirements/NAME.lock, or reuse it while the lock is the one it was made from.
 # Where the system's Python already runs the engine on CUDA (the NGC container), the environment is a view of that one instead.
 set -eu
 name=$1
@@ -9,7 +9,8 @@ venv=.venv/$name
 case $name in
     train) engine="import nemo.collections.llm, megatron.core" ;;
     eval) engine="import vllm, lm_eval" ;;
-    *) echo "venv.sh: '$name' is not an environment; use train or eval" >&2; exit 2 ;;
+    docs) engine="import mkdocs, material" ;;
+    *) echo "venv.sh: '$name' is not an environment; use train, eval or docs" >&2; exit 2 ;;
 esac
 
 if cmp -s "$lock" "$venv/made-from.lock"; then exit 0; fi
@@ -23,5 +24,7 @@ else
     # The lock is complete, and its resolver's exclusions (CUDA builds of torchvision and torchaudio) must hold: hence --no-deps.
     "$venv/bin/pip" install -qq --disable-pip-version-check --no-deps -r "$lock"
 fi
-"$venv/bin/pip" install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+if [ "$name" != docs ]; then  # whose pages need none of our code
+    "$venv/bin/pip" install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+fi
 cp "$lock" "$venv/made-from.lock"

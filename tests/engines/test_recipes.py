@@ -154,25 +154,6 @@ def smallest_of(written):
     return strictyaml.build(config.Recipe, strictyaml.parse(yaml.safe_dump(tree), str), {})
 
 
-def test_every_key_is_documented():
-    table = (ROOT / "recipes" / "README.md").read_text().split("## Every key")[1]
-    documented = re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)
-    sections = {
-        **strictyaml.schema(config.Recipe),
-        "objective": config.ObjectiveConfig,
-        "objective.keep": config.KeepConfig,
-        "objective.schedule": config.ScheduleConfig,
-        "log.wandb": config.WandbConfig,
-        "peft": config.PeftConfig,
-    }
-    keys = {key for name, kind in sections.items() for key in (dotted(name, kind) or [name])}
-    assert sorted(documented) == sorted(keys - {"objective.keep", "objective.schedule", "log.wandb"} | {"objective"})
-
-
-def dotted(name, kind):
-    return [f"{name}.{key}" for key in strictyaml.schema(kind)] if dataclasses.is_dataclass(kind) else []
-
-
 WHOLE = {
     "run_dir": "runs/x",
     "model": {"path": "a/b", "revision": "main", "trust_remote_code": False},

@@ -162,8 +162,8 @@ def rendered(diagnosed) -> str:
 
 
 def test_every_key_of_the_json_is_in_the_documentation(diagnosed):
-    text = (ROOT / "docs" / "diagnose.md").read_text(encoding="utf-8")
-    table = text[text.index("| key | |") :].splitlines()[2:]
+    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    table = text[text.index("| key | content |") :].splitlines()[2:]
     documented = {key for line in table for key in re.findall(r"`([^`]+)`", line.split("|")[1])}
     assert documented == set(described(diagnosed))
 

@@ -14,7 +14,11 @@ from tests.engines.test_plan_memory import published_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```\n\$ nemo-probsft (.*?)\n(.*?)```", PAGE, re.DOTALL)
+IN_PAGE = re.findall(r"```\n\$ nemo-probsft (.*?)\n(.*?)```", PAGE, re.DOTALL)
+PLANS = sorted((ROOT / "tests" / "support" / "plans").glob("*.txt"))
+BLOCKS = IN_PAGE + [
+    tuple(path.read_text(encoding="utf-8").removeprefix("$ nemo-probsft ").split("\n", 1)) for path in PLANS
+]
 ROWS = re.findall(r"^\| (\S+)\.yaml \| `(.*?)` \| ([\d.]+) \|", PAGE, re.MULTILINE)
 MODELS = {
     "qwen2.5-math-1.5b": "Qwen/Qwen2.5-Math-1.5B",
@@ -57,8 +61,10 @@ def test_the_table_of_the_page_is_what_is_printed(shapes, capsys, recipe, overri
 
 
 def test_the_page_has_one_gpu_one_node_and_eight():
+    assert len(IN_PAGE) == 1
     assert len(BLOCKS) == 3
     assert len(ROWS) >= 6
+    assert {"1", "8", "64"} <= set(re.findall(r"\| (\d+) \| [^|]*\|$", PAGE, re.MULTILINE))
 
 
 def test_a_model_that_is_not_on_this_disk_is_asked_for_in_one_line(shapes, capsys, monkeypatch):
