@@ -34,7 +34,7 @@ def test_the_installed_package_is_in_the_patch_s_range(patch):
 
 def test_all_patches_together_make_the_probes_pass():
     """In a process of its own: the patches stay for good."""
-    code = "from nemo_probsft.adapters import cpu; cpu.install(); [patch.probe() for patch in cpu.PATCHES]"
+    code = "from nemo_probsft.adapters.megatron import cpu; cpu.install(); [patch.probe() for patch in cpu.PATCHES]"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
