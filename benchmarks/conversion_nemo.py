@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 if not torch.cuda.is_available():
-    from nemo_probsft.adapters.megatron import cpu
+    from nemo_probsft.adapters.nemo import cpu
 
     cpu.install()
 

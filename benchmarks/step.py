@@ -110,23 +110,33 @@ def _train(recipe: config.Recipe) -> dict[str, list[float]]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0"}
     os.environ |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
+    from nemo_probsft.adapters.megatron import micro_batches
+    from nemo_probsft.adapters.megatron.step import TrainingStep
     from nemo_probsft.adapters.nemo import trainer as nemo
+    from nemo_probsft.adapters.nemo.callbacks import InstallObjective, MoveObjective
 
     nemo.quiet()
-    turns, data = _turns(), nemo.training_data(recipe, prepared)
-    reduction = nemo.ObjectiveReduction(
-        *config.resolve_objective(recipe), data, prepared.num_steps, prepared.vocab_size
+    turns, data = _turns(), nemo.SFTData(micro_batches.training(recipe, prepared))
+    objective, denominator = config.resolve_objective(recipe)
+    step = TrainingStep(
+        objective,
+        denominator,
+        num_steps=prepared.num_steps,
+        num_labels=prepared.vocab_size,
+        examples=data.examples,
     )
     trainer = nemo.make_trainer(recipe, max_steps=prepared.num_steps)
     # As in `fit`, less the metrics, which would find half of the steps without an objective, and the checkpoints.
-    trainer.callbacks += [nemo.InstallObjective(prepared.vocab_size, reduction, recipe.head), turns]
+    reduction = nemo.ObjectiveReduction(step)
+    trainer.callbacks += [InstallObjective(reduction, step.head, recipe.head, prepared.vocab_size), turns]
+    trainer.callbacks.append(MoveObjective(step))
     nemo.llm.train(
         nemo.load_model(recipe, prepared),
         data,
         trainer,
         log=nemo.nl.NeMoLogger(explicit_log_dir=str(Path(recipe.run_dir) / "nemo"), update_logger_directory=False),
-        resume=nemo._weights_of(prepared.base),
-        optim=nemo._optimizer(recipe, prepared.num_steps),
+        resume=nemo.weights_of(prepared.base),
+        optim=nemo.optimizer(recipe, prepared.num_steps),
     )
     return turns.seconds
 

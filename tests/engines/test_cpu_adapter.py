@@ -6,7 +6,8 @@ import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
-from nemo_probsft.adapters.megatron import cpu
+from nemo_probsft.adapters.megatron.cpu import refuse_on
+from nemo_probsft.adapters.nemo import cpu
 from tests.support.engine import first_error
 
 if torch.cuda.is_available():
@@ -31,7 +32,8 @@ def test_the_installed_package_is_in_the_patch_s_range(patch):
 
 
 def probe_all(job, output):
-    cpu.install()
+    from nemo_probsft.adapters.nemo import trainer  # noqa: F401  applies them
+
     for patch in cpu.PATCHES:
         patch.probe()
 
@@ -45,5 +47,5 @@ def test_all_patches_together_make_the_probes_pass(engine, tmp_path):
 
 def test_it_refuses_where_cuda_is():
     with pytest.raises(ValueError, match="on a machine with CUDA"):
-        cpu.refuse_on(cuda=True)
-    cpu.refuse_on(cuda=False)
+        refuse_on(cuda=True)
+    refuse_on(cuda=False)

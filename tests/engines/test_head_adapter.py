@@ -78,7 +78,7 @@ def _run(model, **settings):
 def _cases():
     from nemo_probsft.adapters.megatron import cpu
 
-    cpu.install()
+    cpu.install(cpu.PATCHES)
     from megatron.core import parallel_state
 
     results = []
@@ -91,7 +91,7 @@ def _cases():
 
 def _opted_in():
     """Statistics of a step with `skip_below` and `chunk_tokens`, the report they come from, and what is left of it."""
-    from nemo_probsft.adapters.megatron.hook import STATISTICS_LENGTH, add_weights, summarise
+    from nemo_probsft.adapters.megatron.statistics import STATISTICS_LENGTH, add_weights, summarise
 
     report = _run(_gpt(2, True, False), skip_below=0.2, chunk_tokens=3)[3]
     statistics, before = torch.zeros(STATISTICS_LENGTH), (report.skipped_weight, report.total_weight)

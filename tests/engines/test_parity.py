@@ -11,7 +11,7 @@ import torch
 
 import conversion
 from conversion.families import model_spec
-from nemo_probsft.adapters.megatron.hook import loss_function
+from nemo_probsft.adapters.megatron.statistics import loss_function
 from nemo_probsft.data.batches import collate
 from nemo_probsft.data.tokens import Example
 from nemo_probsft.objectives import parse_objective

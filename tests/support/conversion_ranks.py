@@ -62,8 +62,9 @@ def train(output: Path, recipe: str, prepared: dict, save_optimizer: bool, lora:
     from nemo.collections import llm
 
     from nemo_probsft import config
+    from nemo_probsft.adapters.megatron import micro_batches
     from nemo_probsft.adapters.nemo import trainer as nemo
-    from nemo_probsft.adapters.nemo.data import training_data
+    from nemo_probsft.adapters.nemo.data import SFTData
     from nemo_probsft.run.prepare import Prepared
 
     settings, facts = config.load(recipe), Prepared(**prepared)
@@ -76,11 +77,11 @@ def train(output: Path, recipe: str, prepared: dict, save_optimizer: bool, lora:
     trainer.callbacks.append(checkpoint)
     llm.finetune(
         nemo.load_model(settings, facts),
-        training_data(settings, facts),
+        SFTData(micro_batches.training(settings, facts)),
         trainer,
         log=nl.NeMoLogger(explicit_log_dir=str(output / f"log-{os.environ['RANK']}"), update_logger_directory=False),
         resume=nl.AutoResume(restore_config=nl.RestoreConfig(path=facts.base, load_artifacts=False)),
-        optim=nemo._optimizer(settings, 2),
+        optim=nemo.optimizer(settings, 2),
         peft=llm.peft.LoRA(**LORA) if lora else None,
     )
     if not lora:
@@ -121,10 +122,10 @@ def _load(checkpoint: Path, weights: Path | None = None, **layout: object) -> li
     from megatron.core import dist_checkpointing
     from nemo.lightning import io
 
-    from nemo_probsft.adapters.megatron import cpu
+    from nemo_probsft.adapters.megatron.settings import FUSIONS_THAT_NEED_CUDA
 
     description = io.load_context(checkpoint / "context", subpath="model.config", build=False)
-    without_gpu = dict.fromkeys((*cpu.FUSIONS_THAT_NEED_CUDA, "cross_entropy_loss_fusion"), False)
+    without_gpu = dict.fromkeys((*FUSIONS_THAT_NEED_CUDA, "cross_entropy_loss_fusion"), False)
     fp32 = {"bf16": False, "fp16": False, "params_dtype": torch.float32}
     for name, value in {**without_gpu, **fp32, **layout}.items():
         setattr(description, name, value)

@@ -54,6 +54,7 @@ def context_parallel(job: dict, output: Path) -> None:
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.utils import get_batch_on_this_cp_rank
 
+    from nemo_probsft.adapters.megatron.step import TrainingStep
     from nemo_probsft.adapters.nemo import trainer as nemo
     from nemo_probsft.objectives import parse_objective
     from nemo_probsft.ops import target_logprob
@@ -79,18 +80,23 @@ def context_parallel(job: dict, output: Path) -> None:
     model = DistributedDataParallel(config, DistributedDataParallelConfig(), Table(config))
     model.zero_grad_buffer()
     nll = -target_logprob(model(batch["tokens"]), batch["labels"])
-    reduction = nemo.ObjectiveReduction(
-        parse_objective(job["objective"]), job["denominator"], None, 2, case["table"].shape[-1]
+    step = TrainingStep(
+        parse_objective(job["objective"]),
+        job["denominator"],
+        num_steps=2,
+        num_labels=case["table"].shape[-1],
+        examples=lambda step, micro_batch: None,
     )
-    for step in (1, 2):  # an objective that moves has moved by the second one
-        reduction.begin(step)
+    reduction = nemo.ObjectiveReduction(step)
+    for number in (1, 2):  # an objective that moves has moved by the second one
+        step.begin(number)
         loss_sum, num_tokens, report = reduction.forward(batch, nll)
-        if step == 1:
+        if number == 1:
             reduction.reduce([report])
-            reduction.end()
+            step.end()
     loss_sum.backward()
     finalize_model_grads([model], num_tokens.clone())
-    result = {"objective": reduction.reduce([report]), "local": int(num_tokens), "total": reduction.statistics[1]}
+    result = {"objective": reduction.reduce([report]), "local": int(num_tokens), "total": step.statistics[1]}
     torch.save(result | {"gradient": model.module.logits.main_grad.clone()}, output)
     torch.distributed.barrier()
 
@@ -104,8 +110,9 @@ def _probe(output: Path):
     import torch
     from megatron.core import parallel_state
 
-    from nemo_probsft.adapters.megatron.hook import summarise, unwrap
-    from nemo_probsft.adapters.nemo import trainer as nemo
+    from nemo_probsft.adapters.megatron.hook import unwrap
+    from nemo_probsft.adapters.megatron.layout import holds_the_loss
+    from nemo_probsft.adapters.megatron.statistics import summarise
 
     class Probe(pl.Callback):
         """Keeps the targets of each micro-batch, and after the first step the gradients before they are clipped."""
@@ -128,9 +135,9 @@ def _probe(output: Path):
                 "tp": parallel_state.get_tensor_model_parallel_rank(),
                 "pp": parallel_state.get_pipeline_model_parallel_rank(),
                 "dp": parallel_state.get_data_parallel_rank(with_context_parallel=True),
-                "writes": nemo.holds_the_loss(),
+                "writes": holds_the_loss(),
                 "targets": self.targets,
-                "metrics": summarise(self.reduction.statistics) if microbatch_outputs else None,
+                "metrics": summarise(self.reduction.step.statistics) if microbatch_outputs else None,
                 "parameters": [
                     (name, layer, dim, parameter.main_grad.clone())
                     for chunk in chunks

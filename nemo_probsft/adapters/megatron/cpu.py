@@ -1,31 +1,21 @@
-"""The real Megatron-Core and NeMo on a machine without CUDA, over gloo.
+"""The real Megatron-Core on a machine without CUDA, over gloo.
 
-Both assume a GPU in places that have nothing to do with the arithmetic: `device="cuda"`, CUDA streams, type checks.
-`PATCHES` is the one list of what is changed, each with its reason; `tests/engines/test_cpu_adapter.py` runs every probe
-on the unpatched packages and fails when one is no longer needed. `install` refuses to run where CUDA is present.
+It assumes a GPU in places that have nothing to do with the arithmetic: `device="cuda"`, CUDA streams, type checks.
+`PATCHES` lists what is changed for every engine, each with its reason; an engine's own are in its `cpu` module.
+`tests/engines/test_cpu_adapter.py` runs each probe on the unpatched packages and fails when one is no longer needed.
+`install` refuses to run where CUDA is present.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")
-
-FUSIONS_THAT_NEED_CUDA = (
-    "apply_rope_fusion",
-    "bias_activation_fusion",
-    "bias_dropout_fusion",
-    "masked_softmax_fusion",
-    "gradient_accumulation_fusion",
-    "persist_layer_norm",
-)
-"""Settings of a Megatron configuration whose kernels need CUDA, Apex or TE; unfused computes the same."""
 
 
 @dataclass(frozen=True)
@@ -138,24 +128,6 @@ def _patch_norm() -> None:
     WrappedTorchNorm.__new__ = sequence_parallel_norm  # type: ignore[method-assign,assignment]
 
 
-def _patch_checkpoint_devices() -> None:
-    from nemo.lightning.io import pl
-
-    pl._fix_tensors_device = lambda checkpoint: checkpoint
-
-
-def _patch_lora_linear() -> None:
-    from nemo.collections.llm.peft import lora
-
-    lora.te = SimpleNamespace(Linear=None)  # no layer's class is None
-
-
-def _patch_lora_layers() -> None:
-    from nemo.collections.llm.peft import utils
-
-    utils.HAVE_TE = False
-
-
 def _probe_norm() -> object:
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -170,24 +142,6 @@ def _probe_rng_tracker() -> object:
 
     random._set_cuda_rng_state(torch.get_rng_state())
     return random._get_cuda_rng_state()
-
-
-def _probe_checkpoint_devices() -> object:
-    from nemo.lightning.io import pl
-
-    return pl._fix_tensors_device({})
-
-
-def _probe_lora_linear() -> object:
-    from nemo.collections.llm.peft import lora
-
-    return torch.nn.Module is lora.te.Linear
-
-
-def _probe_lora_layers() -> object:
-    from nemo.collections.llm.peft import utils
-
-    return utils.HAVE_TE and isinstance(torch.nn.Module(), utils.TECL)
 
 
 PATCHES = (
@@ -227,40 +181,13 @@ PATCHES = (
         apply=_patch_norm,
         probe=_probe_norm,
     ),
-    Patch(
-        name="checkpoint_devices",
-        package="nemo-toolkit",
-        versions=">=2.6,<3",
-        upstream="nemo.lightning.io.pl._fix_tensors_device",
-        reason="asserts that CUDA is initialised on every checkpoint load",
-        apply=_patch_checkpoint_devices,
-        probe=_probe_checkpoint_devices,
-    ),
-    Patch(
-        name="lora_linear",
-        package="nemo-toolkit",
-        versions=">=2.6,<3",
-        upstream="nemo.collections.llm.peft.lora.LoRA.transform",
-        reason="compares every layer's class with te.Linear, which raises where Transformer Engine is not installed",
-        apply=_patch_lora_linear,
-        probe=_probe_lora_linear,
-    ),
-    Patch(
-        name="lora_layers",
-        package="nemo-toolkit",
-        versions=">=2.6,<3",
-        upstream="nemo.collections.llm.peft.utils.HAVE_TE",
-        reason="True without Transformer Engine: Megatron's module for it can be imported, its classes are mocks",
-        apply=_patch_lora_layers,
-        probe=_probe_lora_layers,
-    ),
 )
 
 
-def install() -> None:
-    """Apply `PATCHES` in order. Raises ValueError where CUDA is present: there the stock packages run."""
+def install(patches: Sequence[Patch]) -> None:
+    """Apply `patches` in order. Raises ValueError where CUDA is present: there the stock packages run."""
     refuse_on(cuda=torch.cuda.is_available())
-    for patch in PATCHES:
+    for patch in patches:
         patch.apply()
 
 

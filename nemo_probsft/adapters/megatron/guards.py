@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nemo_probsft.adapters.megatron.hook import loss_function
+from nemo_probsft.adapters.megatron.statistics import loss_function
 from nemo_probsft.objectives import AnyObjective, Moment, objective_at
 from nemo_probsft.run.audit import PROBES
 
@@ -26,7 +26,7 @@ def measure(objective: AnyObjective, moment: Moment, denominator: str, device: t
                 objective_at(objective, moment), denominator, nll, torch.ones_like(nll)
             )
             (weight,) = torch.autograd.grad(loss_sum, nll)
-            rows.append([p, float(loss_sum), float(weight), int(num_tokens)])
+            rows.append([p, float(loss_sum.detach()), float(weight), int(num_tokens)])
     names = {"key": objective.key, "formula": objective.formula, "denominator": denominator}
     return {**names, "moment": moment._asdict(), "probes": rows}
 

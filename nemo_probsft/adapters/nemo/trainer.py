@@ -1,4 +1,4 @@
-"""NeMo 2.x: recipe -> NeMo's model, strategy, optimizer and trainer. The objective enters without a patch.
+"""NeMo 2: recipe -> NeMo's model, strategy, optimizer and trainer. The objective enters without a patch.
 
 Sources: nemo/lightning/megatron_parallel.py (MaskedTokenLossReduction), nemo/collections/llm/gpt/model/base.py
 (training_loss_reduction), nemo/collections/llm/api.py (train, validate), nemo-toolkit 2.6-2.7.
@@ -12,13 +12,11 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 if not torch.cuda.is_available():  # before NeMo and Megatron tabulate torch.cuda
-    from nemo_probsft.adapters.megatron import cpu
+    from nemo_probsft.adapters.nemo import cpu
 
     cpu.install()
 
@@ -26,81 +24,20 @@ import fiddle
 import lightning.pytorch as pl
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
-from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning import io
 
 from conversion.last_checkpoint import last_checkpoint
-from nemo_probsft.adapters.megatron.hook import summarise
-from nemo_probsft.adapters.nemo.data import forward_data, round_up, training_data
-from nemo_probsft.adapters.nemo.loss import (
-    CollectLogp,
-    InstallObjective,
-    MoveObjective,
-    ObjectiveReduction,
-    holds_the_loss,
-)
+from nemo_probsft.adapters.megatron import micro_batches
+from nemo_probsft.adapters.megatron.settings import ddp_settings, model_settings, optimizer_config, warmup_steps
+from nemo_probsft.adapters.megatron.step import TrainingStep
+from nemo_probsft.adapters.nemo.callbacks import InstallObjective, KeepBaseOfAdapters, MoveObjective, WriteMetrics
+from nemo_probsft.adapters.nemo.data import SFTData
+from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
 from nemo_probsft.config import Recipe
 from nemo_probsft.objectives import AnyObjective
-from nemo_probsft.run import audit
-from nemo_probsft.run.log import RunLog
 from nemo_probsft.run.prepare import Prepared
-
-
-class WriteMetrics(pl.Callback):
-    """Writes the step's metrics from the rank that has them: the first of the last pipeline stage."""
-
-    def __init__(self, run_dir: Path, recipe: Recipe, reduction: ObjectiveReduction) -> None:
-        self.run_dir, self.recipe, self.reduction = run_dir, recipe, reduction
-        self.runlog: RunLog | None = None
-        self.recorded = False
-        self.lr = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if holds_the_loss():
-            wandb = self.recipe.log.wandb
-            settings = None if wandb is None else {"project": wandb.project, "name": wandb.name}
-            self.runlog = RunLog(self.run_dir, trainer.global_step, settings)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        # Checkpoints are named by this number; NeMo's own "step" is one behind.
-        pl_module.log("trained_steps", float(step))
-        if self.runlog is not None:
-            seen, expected = self.reduction.micro_batch, self.recipe.num_micro_batches
-            assert seen == expected, f"{seen} of {expected} micro-batches went through the objective"
-            if not self.recorded or step == trainer.max_steps:
-                assert self.reduction.measured is not None
-                audit.record(self.run_dir, self.reduction.measured)
-                self.recorded = True
-        if self.runlog is None or (step % self.recipe.log.every_steps and step != trainer.max_steps):
-            return
-        row = {"step": step, **summarise(self.reduction.statistics), **self.reduction.moving}
-        row |= {"grad_norm": float(trainer.callback_metrics["grad_norm"]), "lr": self.lr}
-        self.runlog.write(row)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.runlog is not None:
-            self.runlog.close()
-
-
-class KeepBaseOfAdapters(pl.Callback):
-    """NeMo looks for its note of the base beside `weights/`, not in it, so a resumed run notes the adapters themselves
-    as their base (WrappedAdapterIO.load_checkpoint): such a checkpoint could neither be resumed nor exported."""
-
-    def __init__(self, lora: llm.peft.LoRA, base: str) -> None:
-        self.lora, self.base = lora, Path(base)
-
-    def on_train_batch_start(self, *arguments: Any) -> None:
-        self.lora.wrapped_io.model_ckpt_path = self.base
 
 
 def fit(
@@ -117,13 +54,15 @@ def fit(
     quiet()
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
-    data = training_data(recipe, prepared)
-    reduction = ObjectiveReduction(objective, denominator, data, num_steps, prepared.vocab_size)
+    data = SFTData(micro_batches.training(recipe, prepared))
+    step = TrainingStep(
+        objective, denominator, num_steps=num_steps, num_labels=prepared.vocab_size, examples=data.examples
+    )
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
-        InstallObjective(prepared.vocab_size, reduction, recipe.head),
-        WriteMetrics(run_dir, recipe, reduction),
-        MoveObjective(reduction),  # after what writes the step down, before what saves it
+        InstallObjective(ObjectiveReduction(step), step.head, recipe.head, prepared.vocab_size),
+        WriteMetrics(recipe, step),
+        MoveObjective(step),  # after what writes the step down, before what saves it
     ]
     peft = recipe.peft
     lora = None if peft is None else llm.peft.LoRA(dim=peft.dim, alpha=peft.alpha)
@@ -140,8 +79,8 @@ def fit(
         data,
         trainer,
         log=nl.NeMoLogger(explicit_log_dir=str(_nemo_log_dir(run_dir)), update_logger_directory=False),
-        resume=nl.AutoResume(resume_from_path=str(last)) if last else _weights_of(base),
-        optim=_optimizer(recipe, num_steps),
+        resume=nl.AutoResume(resume_from_path=str(last)) if last else weights_of(base),
+        optim=optimizer(recipe, num_steps),
         model_transform=lora,
     )
 
@@ -159,26 +98,20 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     position int64 [T], the target's index among the example's tokens; label int64 [T], its id.
     """
     quiet()
-    model, data = load_model(recipe, prepared), forward_data(recipe, prepared)
-    reduction = CollectLogp(data, recipe.num_micro_batches)
+    model, data = load_model(recipe, prepared), SFTData(micro_batches.forward_only(recipe, prepared))
+    reduction = CollectReduction(data, recipe.num_micro_batches)
+    collected = reduction.collected
     trainer = make_trainer(recipe, max_steps=1, forward_only=True)
-    trainer.callbacks.append(InstallObjective(prepared.vocab_size, reduction, recipe.head))
-    _weights_of(prepared.base).setup(trainer, model)
+    trainer.callbacks.append(InstallObjective(reduction, collected.head, recipe.head, prepared.vocab_size))
+    weights_of(prepared.base).setup(trainer, model)
     trainer.validate(model, data, verbose=False)
     first_of_tensor_parallel = parallel_state.get_tensor_model_parallel_rank() == 0
     if parallel_state.is_pipeline_last_stage(ignore_virtual=True) and first_of_tensor_parallel:
-        rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-        np.savez(
-            output / f"{rank}.npz",
-            logp=torch.cat(reduction.logp).numpy(),
-            example=np.concatenate(reduction.example),
-            position=np.concatenate(reduction.position),
-            label=torch.cat(reduction.label).numpy(),
-        )
+        collected.save(output / f"{parallel_state.get_data_parallel_rank(with_context_parallel=True)}.npz")
     torch.distributed.barrier()  # when it returns, all are written
 
 
-def _weights_of(checkpoint: str) -> nl.AutoResume:
+def weights_of(checkpoint: str) -> nl.AutoResume:
     return nl.AutoResume(restore_config=nl.RestoreConfig(path=checkpoint, load_artifacts=False))
 
 
@@ -193,35 +126,6 @@ def load_model(recipe: Recipe, prepared: Prepared) -> llm.GPTModel:
     return fiddle.build(description)
 
 
-def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
-    tp, pp, _ = recipe.model_parallel_sizes
-    settings: dict[str, Any] = {
-        "seq_length": recipe.data.max_length,
-        "calculate_per_token_loss": True,
-        "cross_entropy_loss_fusion": False,  # its place is taken by ops.target_logprob
-        # A vocabulary that tp does not divide gets zero rows at its end; target_logprob gives them no probability.
-        "vocab_size": round_up(vocab_size, tp),
-    }
-    if pp > 1:
-        # Micro-batches have the length of their longest example. Megatron then refuses the default expert dispatcher,
-        # which a dense model's configuration has, too.
-        settings |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
-    if recipe.parallel.virtual_pipeline_model_parallel_size is not None:
-        # Megatron-LM's arguments.py demands this at pp 2, Megatron-Core and NeMo do not: in one batch of sends between
-        # two stages, which are each other's previous and next, an activation is taken for a gradient.
-        settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
-    if recipe.trainer.recompute != "none":
-        settings["recompute_granularity"] = recipe.trainer.recompute
-    if recipe.trainer.recompute == "full":
-        settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
-    if not torch.cuda.is_available():
-        settings |= dict.fromkeys(cpu.FUSIONS_THAT_NEED_CUDA, False)
-        # Megatron frees an output once its sending has begun. A CUDA stream keeps the memory until it has been sent;
-        # gloo would send what comes to lie there next.
-        settings["deallocate_pipeline_outputs"] = False
-    return settings
-
-
 def make_trainer(recipe: Recipe, max_steps: int, *, forward_only: bool = False) -> nl.Trainer:
     """NeMo's trainer on the recipe's layout; gloo on a CPU, NCCL and the distributed optimizer on CUDA."""
     cuda = torch.cuda.is_available()
@@ -234,12 +138,7 @@ def make_trainer(recipe: Recipe, max_steps: int, *, forward_only: bool = False) 
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
         pipeline_dtype=dtype if parallel.pipeline_model_parallel_size > 1 else None,
-        ddp=DistributedDataParallelConfig(
-            check_for_nan_in_grad=True,
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=cuda,
-            average_in_collective=False,
-        ),
+        ddp=DistributedDataParallelConfig(**ddp_settings()),
         ckpt_async_save=False,
         ckpt_optim_fully_reshardable=True,
         gradient_as_bucket_view=True,
@@ -262,35 +161,15 @@ def make_trainer(recipe: Recipe, max_steps: int, *, forward_only: bool = False) 
     )
 
 
-def _optimizer(recipe: Recipe, num_steps: int) -> nl.MegatronOptimizerModule:
-    optim = recipe.optim
-    warmup_steps = round(optim.warmup_ratio * num_steps)
+def optimizer(recipe: Recipe, num_steps: int) -> nl.MegatronOptimizerModule:
+    """Adam with the recipe's schedule over `num_steps`."""
+    steps = {"max_steps": num_steps, "warmup_steps": warmup_steps(recipe, num_steps), "min_lr": recipe.optim.min_lr}
     schedules = {
-        "cosine": lambda: nl.lr_scheduler.CosineAnnealingScheduler(
-            max_steps=num_steps, warmup_steps=warmup_steps, constant_steps=0, min_lr=optim.min_lr
-        ),
-        "linear": lambda: nl.lr_scheduler.WarmupAnnealingScheduler(
-            max_steps=num_steps, warmup_steps=warmup_steps, min_lr=optim.min_lr
-        ),
-        "constant": lambda: nl.lr_scheduler.WarmupPolicyScheduler(
-            max_steps=num_steps, warmup_steps=warmup_steps, min_lr=optim.min_lr
-        ),
+        "cosine": lambda: nl.lr_scheduler.CosineAnnealingScheduler(**steps, constant_steps=0),
+        "linear": lambda: nl.lr_scheduler.WarmupAnnealingScheduler(**steps),
+        "constant": lambda: nl.lr_scheduler.WarmupPolicyScheduler(**steps),
     }
-    return nl.MegatronOptimizerModule(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=optim.lr,
-            min_lr=optim.min_lr,
-            weight_decay=optim.weight_decay,
-            adam_beta1=optim.betas[0],
-            adam_beta2=optim.betas[1],
-            adam_eps=optim.eps,
-            clip_grad=optim.clip_grad,
-            bf16=recipe.trainer.precision == "bf16",
-            use_distributed_optimizer=torch.cuda.is_available(),
-        ),
-        lr_scheduler=schedules[optim.schedule](),
-    )
+    return nl.MegatronOptimizerModule(optimizer_config(recipe), lr_scheduler=schedules[recipe.optim.schedule]())
 
 
 def _checkpoint(directory: Path, every: int, keep: int) -> nl.ModelCheckpoint:

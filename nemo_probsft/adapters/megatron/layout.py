@@ -1,0 +1,22 @@
+"""Where this rank stands among the others, asked from Megatron's parallel state."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.utils import get_batch_on_this_cp_rank
+
+
+def holds_the_loss() -> bool:
+    """True on the one rank that writes: last pipeline stage, first of its tensor, data and context parallel groups."""
+    return (
+        parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    )
+
+
+def columns(num_columns: int) -> torch.Tensor:
+    """[num_columns] int64: where in the sequence this rank's columns lie, which context parallelism divides."""
+    whole = torch.arange(num_columns * parallel_state.get_context_parallel_world_size())
+    return get_batch_on_this_cp_rank({"columns": whole[None]})["columns"][0]

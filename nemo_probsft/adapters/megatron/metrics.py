@@ -1,0 +1,40 @@
+"""metrics.jsonl and the audit of a run, written after each step by the one rank that has the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nemo_probsft.adapters.megatron.step import TrainingStep
+from nemo_probsft.config import Recipe
+from nemo_probsft.run import audit
+from nemo_probsft.run.log import RunLog
+
+
+class MetricsWriter:
+    """Made on the rank that `layout.holds_the_loss`, when training starts after `start_step` steps."""
+
+    def __init__(self, recipe: Recipe, step: TrainingStep, start_step: int) -> None:
+        wandb = recipe.log.wandb
+        settings = None if wandb is None else {"project": wandb.project, "name": wandb.name}
+        self.run_dir, self.recipe, self.step = Path(recipe.run_dir), recipe, step
+        self.runlog = RunLog(self.run_dir, start_step, settings)
+        self.audited = False
+
+    def write(self, *, lr: float, grad_norm: Callable[[], float]) -> None:
+        """After `reduce` and before `end` of the step. lr: the one of this step.
+
+        grad_norm: before clipping; called only where a row is written, since it waits for the device.
+        """
+        number, last = self.step.number, self.step.number == self.step.num_steps
+        seen, expected = len(self.step.micro_batches), self.recipe.num_micro_batches
+        assert seen == expected, f"{seen} of {expected} micro-batches went through the objective"
+        if not self.audited or last:
+            assert self.step.measured is not None
+            audit.record(self.run_dir, self.step.measured)
+            self.audited = True
+        if number % self.recipe.log.every_steps == 0 or last:
+            self.runlog.write({"step": number, **self.step.metrics(), "grad_norm": grad_norm(), "lr": lr})
+
+    def close(self) -> None:
+        self.runlog.close()

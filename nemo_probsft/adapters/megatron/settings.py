@@ -1,0 +1,83 @@
+"""What any Megatron configuration must say for a recipe, whatever engine builds the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig
+
+from nemo_probsft.adapters.megatron.micro_batches import round_up
+from nemo_probsft.config import Recipe
+
+FUSIONS_THAT_NEED_CUDA = (
+    "apply_rope_fusion",
+    "bias_activation_fusion",
+    "bias_dropout_fusion",
+    "masked_softmax_fusion",
+    "gradient_accumulation_fusion",
+    "persist_layer_norm",
+)
+"""Settings of a Megatron configuration whose kernels need CUDA, Apex or TE; unfused computes the same."""
+
+
+def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
+    """Fields of a TransformerConfig or of an engine's subclass of it; vocab_size: rows of the embedding on disk."""
+    tp, pp, _ = recipe.model_parallel_sizes
+    settings: dict[str, Any] = {
+        "seq_length": recipe.data.max_length,
+        "calculate_per_token_loss": True,
+        "cross_entropy_loss_fusion": False,  # its place is taken by ops.target_logprob
+        # A vocabulary that tp does not divide gets zero rows at its end; target_logprob gives them no probability.
+        "vocab_size": round_up(vocab_size, tp),
+    }
+    if pp > 1:
+        # Micro-batches have the length of their longest example. Megatron then refuses the default expert dispatcher,
+        # which a dense model's configuration has, too.
+        settings |= {"variable_seq_lengths": True, "moe_token_dispatcher_type": "alltoall"}
+    if recipe.parallel.virtual_pipeline_model_parallel_size is not None:
+        # Megatron-LM's arguments.py demands this at pp 2, Megatron-Core does not: in one batch of sends between two
+        # stages, which are each other's previous and next, an activation is taken for a gradient.
+        settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    if recipe.trainer.recompute != "none":
+        settings["recompute_granularity"] = recipe.trainer.recompute
+    if recipe.trainer.recompute == "full":
+        settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    if not torch.cuda.is_available():
+        settings |= dict.fromkeys(FUSIONS_THAT_NEED_CUDA, False)
+        # Megatron frees an output once its sending has begun. A CUDA stream keeps the memory until it has been sent;
+        # gloo would send what comes to lie there next.
+        settings["deallocate_pipeline_outputs"] = False
+    return settings
+
+
+def ddp_settings() -> dict[str, Any]:
+    """Fields of a DistributedDataParallelConfig. The gradient is a sum: nothing is averaged in a collective."""
+    return {
+        "check_for_nan_in_grad": True,
+        "grad_reduce_in_fp32": True,
+        "use_distributed_optimizer": torch.cuda.is_available(),  # on a CPU it does not run
+        "average_in_collective": False,
+    }
+
+
+def optimizer_config(recipe: Recipe) -> OptimizerConfig:
+    """Adam as the recipe has it."""
+    optim = recipe.optim
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.min_lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.betas[0],
+        adam_beta2=optim.betas[1],
+        adam_eps=optim.eps,
+        clip_grad=optim.clip_grad,
+        bf16=recipe.trainer.precision == "bf16",
+        use_distributed_optimizer=torch.cuda.is_available(),
+    )
+
+
+def warmup_steps(recipe: Recipe, num_steps: int) -> int:
+    """Of `num_steps` optimizer steps."""
+    return round(recipe.optim.warmup_ratio * num_steps)

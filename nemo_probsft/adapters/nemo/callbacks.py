@@ -1,0 +1,121 @@
+"""What happens when in NeMo's loop: the hooks go in, the step begins and ends, metrics and running means are kept.
+
+Source of the events: lightning.pytorch.Callback 2.4, nemo/lightning/megatron_parallel.py, nemo-toolkit 2.6-2.7.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core import parallel_state
+from nemo.collections import llm
+
+from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob
+from nemo_probsft.adapters.megatron.layout import holds_the_loss
+from nemo_probsft.adapters.megatron.metrics import MetricsWriter
+from nemo_probsft.adapters.megatron.step import TrainingStep
+from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
+from nemo_probsft.config import HeadConfig, Recipe
+from nemo_probsft.ops import HeadReport
+
+
+class InstallObjective(pl.Callback):
+    """Hooks `ops` and the reduction into every pipeline chunk once all exist and their weights are restored.
+
+    NeMo makes virtual pipeline stages itself, each with a reduction of its own: -log p, unless it is replaced here.
+    """
+
+    def __init__(
+        self, reduction: ObjectiveReduction | CollectReduction, head: HeadReport, settings: HeadConfig, vocab_size: int
+    ) -> None:
+        self.reduction, self.head, self.settings, self.vocab_size = reduction, head, settings, vocab_size
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._install(trainer.strategy, "_training_loss_reduction")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._install(trainer.strategy, "_validation_loss_reduction")
+
+    def _install(self, strategy: Any, attribute: str) -> None:
+        chunks = strategy.megatron_parallel
+        for chunk in chunks:
+            check_config(chunk.config)
+            setattr(chunk, attribute, self.reduction)
+        tp_group = parallel_state.get_tensor_model_parallel_group()
+        said = install_target_logprob(chunks, self.vocab_size, tp_group, self.settings, self.head)
+        if said is not None and holds_the_loss():
+            print(f"row skipping in the LM head is {said}", flush=True)
+
+
+class WriteMetrics(pl.Callback):
+    """Writes the step's metrics on the rank that has them."""
+
+    def __init__(self, recipe: Recipe, step: TrainingStep) -> None:
+        self.recipe, self.step = recipe, step
+        self.writer: MetricsWriter | None = None
+        self.lr = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if holds_the_loss():
+            self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Checkpoints are named by this number; NeMo's own "step" is one behind.
+        pl_module.log("trained_steps", float(trainer.global_step))
+        if self.writer is not None:
+            self.writer.write(lr=self.lr, grad_norm=lambda: float(trainer.callback_metrics["grad_norm"]))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+class MoveObjective(pl.Callback):
+    """Tells the step where training stands, and puts its running means of p into checkpoints."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        self.step = step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.step.to(torch.cuda.current_device())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.step.begin(trainer.global_step + 1)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.step.end()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.step.state(
+            parallel_state.get_pipeline_model_parallel_group(),
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            torch.cuda.current_device(),
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step.load_state(state_dict)
+
+
+class KeepBaseOfAdapters(pl.Callback):
+    """NeMo looks for its note of the base beside `weights/`, not in it, so a resumed run notes the adapters themselves
+    as their base (WrappedAdapterIO.load_checkpoint): such a checkpoint could neither be resumed nor exported."""
+
+    def __init__(self, lora: llm.peft.LoRA, base: str) -> None:
+        self.lora, self.base = lora, Path(base)
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.lora.wrapped_io.model_ckpt_path = self.base
