@@ -3,13 +3,21 @@ tests share a worker of pytest-xdist, the longest first."""
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
 import torch
 
+from tests.support.engine import Engine
+
 # A shell starts background jobs, perhaps this one, with SIGINT ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Workers share the cores, with whatever they start; threads that wait for a core spin.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    torch.set_num_threads(int(threads))
 
 # By the time they take alone. One of these that started last would leave the other workers idle.
 LONGEST_FIRST = (
@@ -23,6 +31,13 @@ LONGEST_FIRST = (
     "test_conversion_megatron",
     "test_crash_lora",
 )
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """NeMo, imported once a worker, for all tests that are not about the command line."""
+    with Engine() as engine:
+        yield engine
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -58,8 +58,10 @@ class Engine:
 
     def command(self, *arguments, world_size: int, output: Path) -> str:
         """`nemo-probsft ARGUMENTS` as under the user's torchrun. Returns what rank 0 printed."""
+        # As the launcher shares the cores: a sum by another number of threads may differ in its last bit.
+        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) // world_size))
         job = {"task": "tests.support.engine:command", "world_size": world_size, "output": str(output)}
-        self.run([job | {"arguments": [*map(str, arguments)]}])
+        self.run([job | {"arguments": [*map(str, arguments)], "threads": threads}])
         assert not (error := first_error([job])), error
         return (output / "rank-0.log").read_text(encoding="utf-8")
 
@@ -74,7 +76,7 @@ def first_error(jobs: Sequence[dict]) -> str:
 def command(job: dict, output: Path) -> None:
     from nemo_probsft.__main__ import main
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(job["threads"])
     assert main(job["arguments"]) == 0
     end_helpers()
 
