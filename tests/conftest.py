@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 
+import hypothesis
 import pytest
 import torch
 
@@ -13,6 +14,10 @@ from tests.support.engine import Engine
 
 # A shell starts background jobs, perhaps this one, with SIGINT ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example that takes long says that the machine is busy, and the tests share it.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 # Workers share the cores, with whatever they start; threads that wait for a core spin.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
@@ -27,9 +32,11 @@ LONGEST_FIRST = (
     "test_training",
     "test_submit",
     "test_parity",
+    "test_conversion_interrupted",
     "test_kernels",
     "test_conversion_megatron",
     "test_crash_lora",
+    "test_one_device",
 )
 
 
