@@ -1,4 +1,8 @@
-.PHONY: demo continuum test lint fuzz docs setup-train setup-eval setup-docs
+.PHONY: demo continuum test test-fast lint fuzz docs setup-train setup-eval setup-docs
+
+# Half of a test's time is the start of a process, on one core: two workers share two cores well.
+WORKERS ?= 2
+PYTEST = .venv/train/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder
 
 demo: setup-train setup-eval
 	.venv/train/bin/nemo-probsft demo
@@ -7,7 +11,10 @@ continuum: setup-train setup-eval
 	.venv/train/bin/python -m experiments.continuum $(if $(FULL),--full)
 
 test: setup-train setup-eval
-	.venv/train/bin/python -m pytest
+	$(PYTEST)
+
+test-fast: setup-train
+	$(PYTEST) tests/unit
 
 lint: setup-train
 	.venv/train/bin/ruff check .

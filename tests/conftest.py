@@ -1,18 +1,73 @@
-"""Ctrl-C as at a terminal; tests marked `gpu` are left out, and counted as deselected, where there is no CUDA."""
+"""Ctrl-C as at a terminal; tests that need more GPUs than there are, left out and counted as deselected; and which
+tests share a worker of pytest-xdist, the longest first."""
 
 from __future__ import annotations
 
+import os
 import signal
 
+import hypothesis
+import pytest
 import torch
+
+from tests.support.engine import Engine
 
 # A shell starts background jobs, perhaps this one, with SIGINT ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# An example that takes long says that the machine is busy, and the tests share it.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
+# Workers share the cores, with whatever they start; threads that wait for a core spin.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    torch.set_num_threads(int(threads))
+
+# By the time they take alone. One of these that started last would leave the other workers idle.
+LONGEST_FIRST = (
+    "test_crash",
+    "vllm",
+    "test_sweep",
+    "test_training",
+    "test_submit",
+    "test_parity",
+    "test_conversion_interrupted",
+    "test_kernels",
+    "test_conversion_megatron",
+    "test_crash_lora",
+    "test_one_device",
+)
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """NeMo, imported once a worker, for all tests that are not about the command line."""
+    with Engine() as engine:
+        yield engine
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available():
-        return
-    without_cuda = [item for item in items if item.get_closest_marker("gpu") is None]
-    config.hook.pytest_deselected(items=[item for item in items if item not in without_cuda])
-    items[:] = without_cuda
+    without_gpus = [item for item in items if _num_gpus(item) > torch.cuda.device_count()]
+    config.hook.pytest_deselected(items=without_gpus)
+    items[:] = sorted(set(items) - set(without_gpus), key=_turn(items))
+
+
+def _num_gpus(item) -> int:
+    marker = item.get_closest_marker("gpu")
+    return 0 if marker is None else (marker.args or (1,))[0]
+
+
+def _turn(items):
+    """Sorts by group: the longest first, then as collected."""
+    order = {item: position for position, item in enumerate(items)}
+    longest = {name: position for position, name in enumerate(LONGEST_FIRST)}
+    return lambda item: (longest.get(_group(item), len(longest)), order[item])
+
+
+def _group(item) -> str:
+    """That of its marker, or else its file: fixtures of a module are made once."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    return item.get_closest_marker("xdist_group").args[0]

@@ -41,7 +41,7 @@ WITHOUT_LORA = [name for name in TRAINED if not name.startswith("lora")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(engine, tmp_path_factory):
     """Every family through Megatron and NeMo once: hf-*, nemo-* and what the jobs of conversion_ranks saved."""
     folder = tmp_path_factory.mktemp("megatron")
     for family in FAMILIES:
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
         name: (str(folder / name / "trained" / "weights"), checkpoints[TRAINED[name][0]]) for name in WITHOUT_LORA
     }
     jobs.append(job(folder, "reload", 1, trained=trained, tokens=tokens))
-    run_jobs(jobs, folder)
+    run_jobs(engine, jobs)
     return folder
 
 

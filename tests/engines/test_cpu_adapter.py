@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from packaging.specifiers import SpecifierSet
 
 from nemo_probsft.adapters.megatron.cpu import refuse_on
 from nemo_probsft.adapters.nemo import cpu
+from tests.support.engine import first_error
 
 if torch.cuda.is_available():
     pytest.skip("the CPU adapter refuses to run where CUDA is", allow_module_level=True)
@@ -33,11 +31,18 @@ def test_the_installed_package_is_in_the_patch_s_range(patch):
     assert SpecifierSet(patch.versions).contains(version, prereleases=True)
 
 
-def test_all_patches_together_make_the_probes_pass():
+def probe_all(job, output):
+    from nemo_probsft.adapters.nemo import trainer  # noqa: F401  applies them
+
+    for patch in cpu.PATCHES:
+        patch.probe()
+
+
+def test_all_patches_together_make_the_probes_pass(engine, tmp_path):
     """In a process of its own: the patches stay for good."""
-    code = "from nemo_probsft.adapters.nemo import cpu; cpu.install(); [patch.probe() for patch in cpu.PATCHES]"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    job = {"task": f"{__name__}:probe_all", "world_size": 1, "output": str(tmp_path / "probed")}
+    engine.run([job])
+    assert not (error := first_error([job])), error
 
 
 def test_it_refuses_where_cuda_is():

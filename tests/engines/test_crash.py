@@ -26,10 +26,11 @@ NUM_STEPS = 23  # checkpoints at 3, 6, ... and 23: a kill can come some steps la
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(engine, tmp_path_factory):
     """`whole`: an uninterrupted run. `killed`: one that was killed three times, with a checkpoint; and copies of it."""
     folder = tmp_path_factory.mktemp("crash")
-    finish(write_recipe(folder, "whole", NUM_STEPS))
+    whole = write_recipe(folder, "whole", NUM_STEPS)
+    engine.command("train", whole, world_size=2, output=folder / "whole-ranks")
     recipe, chance = write_recipe(folder, "killed", NUM_STEPS), random.Random(0)
     for moment in ("start", "checkpoint", "step"):
         assert run_and_kill(recipe, folder / "killed", moment, chance), f"the run ended before it was killed: {moment}"
@@ -71,11 +72,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(folder):
     assert len(kept) <= 3, kept  # keep_last 2, and the last one
 
 
-def test_it_goes_on_at_another_layout(folder):
+def test_it_goes_on_at_another_layout(engine, folder):
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
     resumed_at = check_directory(folder / "relaid")
     assert 0 < resumed_at < NUM_STEPS
-    finish(folder / "relaid.yaml", *layout, "data.micro_batch_size=4")
+    changes = (*layout, "data.micro_batch_size=4")
+    engine.command("train", folder / "relaid.yaml", *changes, world_size=2, output=folder / "relaid-ranks")
     rows, expected = (read_metrics(folder / name) for name in ("relaid", "whole"))
     assert rows[:resumed_at] == expected[:resumed_at]
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
@@ -133,7 +135,7 @@ def test_one_process_at_a_time_writes_a_run_directory(tmp_path):
 
 CHILD = """
 import sys, time
-from nemo_probsft.launch import end_with_parent
+from nemo_probsft.run.ranks import end_with_parent
 if "late" in sys.argv:
     print("up", flush=True)
     time.sleep(1)

@@ -1,11 +1,9 @@
 """The real trainer's first step, loss and every parameter's gradient, at many layouts, against one process in float64.
 
-All layouts run in one launch (`tests/support/parity_ranks.py`). docs/parity.md lists what was found.
+All layouts run with one import of NeMo (`tests/support/engine.py`). docs/parity.md lists what was found.
 """
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from nemo_probsft.objectives import parse_objective
 from tests.support.parity_cases import Case, case_rows, covering_cases, make_models, write_job
 from tests.support.parity_gradients import hugging_face_gradients, load_ranks, overall, relative_error, worst
 from tests.support.parity_lora import adapter_gradients, expected_gradients, merged_reference
-from tests.support.parity_ranks import environment
 from tests.support.parity_reference import Reference
 
 RTOL = 1e-5
@@ -42,7 +39,7 @@ ALL = CASES | {case.name: case for case in [BF16, *LORA]}
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def launch(engine, tmp_path_factory):
     """(folder, {model: reference}, {case name: rows}) after the first step of every case."""
     root = tmp_path_factory.mktemp("parity")
     make_models(root)
@@ -53,9 +50,7 @@ def launch(tmp_path_factory):
     rows = {name: case_rows(references[case.model], case) for name, case in ALL.items()}
     jobs = [write_job(root, case, rows[name]) for name, case in ALL.items()]
     jobs += [write_context_job(root, name, objective) for name in CONTEXT_MASKS for objective in CONTEXT_OBJECTIVES]
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, "-m", "tests.support.parity_ranks", str(root / "jobs.json")]
-    subprocess.run(command, check=True, timeout=900, env=environment(), capture_output=True)
+    engine.run(jobs)
     return root, references, rows
 
 
@@ -182,7 +177,12 @@ def write_context_job(root, name: str, objective: str) -> dict:
     path = root / f"context-{name}.pt"
     torch.save(context_case(name), path)
     output = root / f"context-{name}-{objective}"
-    job = {"task": "context_parallel", "batch": str(path), "world_size": 2, "output": str(output)}
+    job = {
+        "task": "tests.support.parity_ranks:context_parallel",
+        "batch": str(path),
+        "world_size": 2,
+        "output": str(output),
+    }
     return job | {"objective": objective, "denominator": CONTEXT_OBJECTIVES[objective]}
 
 

@@ -1,8 +1,6 @@
 """The arithmetic of `train --plan` against what the real trainer's ranks hold, and against transformers."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from nemo_probsft import config
 from nemo_probsft.plan import memory
 from tests.engines.test_recipes import SHAPES
 from tests.support.parity_cases import NUM_ROWS, VOCAB_SIZE, Case, make_models, write_job
-from tests.support.parity_ranks import environment
 from tests.support.parity_reference import Row
 
 CASES = {
@@ -48,7 +45,7 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def launch(engine, tmp_path_factory):
     """{case: what its ranks held} in one step of the real trainer."""
     root = tmp_path_factory.mktemp("memory")
     make_models(root)
@@ -58,13 +55,11 @@ def launch(tmp_path_factory):
     jobs = {}
     for name, case in CASES.items():
         job = write_job(root, case, ROWS)
-        jobs[name] = job | {"task": "memory", "checkpoint": "a checkpoint" in name}
+        jobs[name] = job | {"task": "tests.support.memory_ranks:measure", "checkpoint": "a checkpoint" in name}
         if "every row" in name:
             recipe = Path(job["recipe"])
             recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"head": {"skip_rows": False}}))
-    (root / "jobs.json").write_text(json.dumps(list(jobs.values())))
-    command = [sys.executable, "-m", "tests.support.parity_ranks", str(root / "jobs.json")]
-    subprocess.run(command, check=True, timeout=600, env=environment(), capture_output=True)
+    engine.run(list(jobs.values()))
     return {name: _measured(root, case, jobs[name]) for name, case in CASES.items()}
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from nemo_probsft import config
-from tests.engines.test_recipes import NAMES, RECIPES, ROOT, SHAPES
+from tests.engines.test_recipes import NAMES, RECIPES, SHAPES
+from tests.support.engine import first_error
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    command = [sys.executable, "-m", "tests.support.build_recipe_models", tmp_path_factory.mktemp("contexts"), *RECIPES]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def built(engine, tmp_path_factory):
+    output = tmp_path_factory.mktemp("contexts") / "built"
+    job = {"task": "tests.support.build_recipe_models:build_all", "world_size": 1, "output": str(output)}
+    engine.run([job | {"recipes": list(map(str, RECIPES))}])
+    assert not (error := first_error([job])), error
+    return json.loads((output / "models.json").read_text())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)

@@ -230,7 +230,7 @@ def nemo_probsft(environment: dict[str, str], *arguments: str) -> str:
 def environment(folder):
     """As at a shell, with NeMo-Run's files in the test's folder."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    root = str(Path(__file__).resolve().parents[2])
+    root = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), clean.get("PYTHONPATH")]))
     return {**clean, "PYTHONPATH": root, "NEMORUN_HOME": str(folder / "submitted"), "OMP_NUM_THREADS": "1"}
 
 

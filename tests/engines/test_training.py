@@ -1,13 +1,12 @@
 """The real trainer: NeMo and Megatron under torchrun and gloo, against a float64 reference with no code of the package.
 
-Each test starts the command a person would type. The training set is one global batch with very uneven answers, so that
-the first step's figures do not depend on the order of the examples. On CUDA it needs two GPUs.
+The command that a person types, and the same on ranks of the shared engine. The training set is one global batch, so
+that the first step's figures do not depend on the order of the examples. On CUDA it needs two GPUs.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import socket
 import subprocess
 import sys
@@ -19,53 +18,13 @@ import torch
 import yaml
 
 from nemo_probsft.data import order
-from nemo_probsft.demo_data import write_random_base, write_tokenizer
 from nemo_probsft.diagnosis.measures import interval
-
-RTOL = 1e-5
-ROWS = [
-    ("12+34=", "46"),
-    ("copy:abcdefghij=", "abcdefghij"),
-    ("9=", "9"),
-    ("spell it out, please: 21+21=", "forty-two, which is the answer to everything"),
-    ("77+12=", "89"),
-    ("copy:zz=", "zz"),
-    ("x", "y"),
-    ("what is left?", "nothing at all"),
-]
+from tests.support.first_step import ROWS, RTOL, check_first_step, recipe, reference_logp, write_workspace
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A random base model and one global batch of data."""
-    root = tmp_path_factory.mktemp("training")
-    write_tokenizer(root / "model")
-    write_random_base(root / "model", seed=3)
-    rows = [json.dumps({"prompt": prompt, "response": response}) for prompt, response in ROWS]
-    (root / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return root
-
-
-def recipe(root: Path, name: str, **changes) -> Path:
-    content = {
-        "run_dir": str(root / name),
-        "model": {"path": str(root / "model")},
-        "data": {
-            "train": str(root / "train.jsonl"),
-            "max_length": 96,
-            "global_batch_size": len(ROWS),
-            "micro_batch_size": 2,
-        },
-        "objective": "GeneralFamily-0.5",
-        "parallel": {"tensor_model_parallel_size": 2},
-        "optim": {"lr": 1e-3, "warmup_ratio": 0.0},
-        "trainer": {"devices": 2, "max_steps": 1, "precision": "fp32"},
-    }
-    for key, value in changes.items():
-        content[key] = {**content[key], **value} if isinstance(content.get(key), dict) else value
-    path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return path
+    return write_workspace(tmp_path_factory.mktemp("training"))
 
 
 def command(*arguments) -> list[str]:
@@ -82,58 +41,6 @@ def metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def reference_logp(model_dir: Path) -> tuple[torch.nn.Module, list[torch.Tensor]]:
-    """log p of every target by row, float64, from transformers; the rows are tokenised here by hand."""
-    from transformers import AutoTokenizer, Qwen2ForCausalLM
-
-    model = Qwen2ForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float64, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    vocabulary = tokenizer.get_vocab()
-    logp = []
-    for prompt, response in ROWS:
-        characters = (prompt + response).replace(" ", "\u0120")  # how byte-level vocabularies spell the space
-        ids = torch.tensor([[*(vocabulary[c] for c in characters), tokenizer.eos_token_id]])
-        logits = model(ids).logits[0, len(prompt) - 1 : -1]
-        targets = ids[0, len(prompt) :, None]
-        logp.append(torch.log_softmax(logits, -1).gather(1, targets).squeeze(1))
-    return model, logp
-
-
-def grad_norm(model: torch.nn.Module, loss: torch.Tensor) -> float:
-    gradients = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
-    return math.sqrt(sum(float((g**2).sum()) for g in gradients))
-
-
-FORMULAS = {
-    "GeneralFamily-0.5": (lambda logp: (1 - torch.exp(0.5 * logp)) / 0.5, lambda p: p >= 0),
-    "OnlyTopLogP-0.004": (lambda logp: -logp, lambda p: p >= 0.004),
-}
-
-
-def check_first_step(row: dict, model_dir: Path, key: str, denominator: str) -> None:
-    """The logged figures equal the reference's, and the known mistakes would have been seen."""
-    model, by_row = reference_logp(model_dir)
-    logp = torch.cat(by_row)
-    f, keep = FORMULAS[key]
-    kept = keep(logp.exp())
-    count = len(logp) if denominator == "target" else int(kept.sum())
-    loss = f(logp)[kept].sum() / count
-    assert row["num_tokens"] == len(logp)
-    for name, value in {
-        "objective": loss,
-        "nll": -logp.mean(),
-        "p": logp.exp().mean(),
-        "kept_fraction": kept.double().mean(),
-        "grad_norm": grad_norm(model, loss),
-    }.items():
-        assert row[name] == pytest.approx(float(value), rel=RTOL), name
-
-    row_means = torch.stack([(f(part) * keep(part.exp())).sum() / len(part) for part in by_row]).mean()
-    assert abs(float(row_means) - row["objective"]) > 100 * RTOL * abs(row["objective"])
-    assert abs(grad_norm(model, row_means) - row["grad_norm"]) > 100 * RTOL * row["grad_norm"]
-    assert abs(grad_norm(model, -logp.mean()) - row["grad_norm"]) > 100 * RTOL * row["grad_norm"]
-
-
 LAYOUTS = {
     "tp2-sp": ("kept", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "pp2": ("target", {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 2}),
@@ -142,11 +49,12 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_first_step_is_the_token_mean_of_f_at_every_layout(workspace, layout):
+def test_the_first_step_is_the_token_mean_of_f_at_every_layout(engine, workspace, layout):
     denominator, parallel = LAYOUTS[layout]
     objective = {"name": "nll", "keep": {"min_p": 0.004}, "denominator": denominator}
     model_dir = four_layers(workspace) if layout == "pp2" else workspace / "model"
-    run("train", recipe(workspace, layout, objective=objective, parallel=parallel, model={"path": str(model_dir)}))
+    path = recipe(workspace, layout, objective=objective, parallel=parallel, model={"path": str(model_dir)})
+    engine.command("train", path, world_size=2, output=workspace / f"{layout}-ranks")
     (row,) = metrics(workspace / layout)
     check_first_step(row, model_dir, "OnlyTopLogP-0.004", denominator)
 
@@ -254,9 +162,10 @@ def check_places(found: dict, by_row: list[torch.Tensor], row_numbers: list[int]
     assert [entry["row"] for entry in found["least_likely_examples"]] == [row_numbers[i] for i in ranked]
 
 
-def test_diagnose_of_a_sample_on_two_data_parallel_ranks(workspace):
+def test_diagnose_of_a_sample_on_two_data_parallel_ranks(engine, workspace):
     layout = {"parallel": {"tensor_model_parallel_size": 1}, "data": {"global_batch_size": 4, "micro_batch_size": 1}}
-    printed = run("diagnose", recipe(workspace, "sampled", **layout, diagnose={"max_tokens": 40}))
+    path = recipe(workspace, "sampled", **layout, diagnose={"max_tokens": 40})
+    printed = engine.command("diagnose", path, world_size=2, output=workspace / "sampled-ranks")
     found = json.loads((workspace / "sampled" / "diagnose" / "diagnose.json").read_text())
     logp = [part.detach() for part in reference_logp(workspace / "model")[1]]
     drawn = order.sample(np.array([len(part) for part in logp]), 40, seed=0)

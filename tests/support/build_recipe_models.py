@@ -1,12 +1,8 @@
-"""For each RECIPE the NeMo configuration that `train` would use; a process of its own, since it patches torch for good.
-
-python -m tests.support.build_recipe_models DIRECTORY RECIPE... prints one JSON object: recipe -> facts of its model.
-"""
+"""A task for `tests.support.engine`: for each recipe the NeMo configuration that `train` would use."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +51,7 @@ def build(path: Path, directory: Path) -> dict:
     return {name: getattr(model.config, name) for name in names} | {"class": type(model).__name__}
 
 
-if __name__ == "__main__":
-    directory, *paths = map(Path, sys.argv[1:])
-    print(json.dumps({str(path): build(path, directory) for path in paths}))
+def build_all(job: dict, output: Path) -> None:
+    """Writes models.json beside `output`: recipe -> facts of its model."""
+    built = {path: build(Path(path), output.parent) for path in job["recipes"]}
+    output.with_name("models.json").write_text(json.dumps(built))

@@ -1,70 +1,30 @@
-"""`python -m tests.support.conversion_ranks JOBS.json`: stock NeMo and Megatron-Core load, run, train and save.
+"""Jobs for the ranks of `tests.support.engine`: stock NeMo and Megatron-Core load, run, train and save.
 
-NeMo is imported once, in a fork server; each job forks its ranks from there, so every layout has processes of its own.
 A job is {"do": name of a function below, "world_size": n, "arguments": {...}, "output": directory}; what rank 0 returns
-is in `output`/result.pt, the traceback of a rank that failed in `output`/rank-<r>.error.
+is in `output`/result.pt.
 """
 
-import json
-import multiprocessing
 import os
-import socket
-import subprocess
-import sys
-import traceback
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo.trainer", "torch._dynamo"])
+from tests.support.engine import Engine, first_error
+
 LORA = {"dim": 8, "alpha": 16}
 
 
-def run_jobs(jobs: list[dict], folder: Path) -> None:
+def run_jobs(engine: Engine, jobs: list[dict]) -> None:
     """Called by the tests. Raises AssertionError with the traceback of the first rank that failed."""
-    for job in jobs:
-        Path(job["output"]).mkdir(parents=True)
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    subprocess.run(
-        [sys.executable, "-m", "tests.support.conversion_ranks", folder / "jobs.json"], env=environment, check=True
-    )
-    errors = [file.read_text() for job in jobs for file in sorted(Path(job["output"]).glob("rank-*.error"))]
-    by_itself = [error for error in errors if "Connection closed by peer" not in error]
-    assert not errors, (by_itself or errors)[0]
+    engine.run([job | {"task": "tests.support.conversion_ranks:run"} for job in jobs])
+    assert not (error := first_error(jobs)), error
 
 
-def main(jobs: list[dict]) -> None:
-    for job in jobs:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        ranks = [CONTEXT.Process(target=_rank, args=(job, rank, port)) for rank in range(job["world_size"])]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-
-
-def _rank(job: dict, rank: int, port: int) -> None:
-    size = str(job["world_size"])
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GROUP_RANK": "0"}
-    output = Path(job["output"])
-    log = (output / f"rank-{rank}.log").open("w")
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
+def run(job: dict, output: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    try:
-        result = globals()[job["do"]](output, **job["arguments"])
-        if rank == 0:
-            torch.save(result, output / "result.pt")
-    except BaseException:  # whatever a rank dies of is for the test that reads this file
-        (output / f"rank-{rank}.error").write_text(traceback.format_exc())
-        os._exit(1)  # the other ranks wait for this one in a collective
-    os._exit(0)
+    result = globals()[job["do"]](output.parent, **job["arguments"])
+    if os.environ["RANK"] == "0":
+        torch.save(result, output.with_name("result.pt"))
 
 
 def load_forward_save(output: Path, checkpoints: dict[str, str], pipelined: list[str], tokens: list) -> dict:
@@ -214,7 +174,3 @@ def _greedy(model, tokens, count: int):
     for _ in range(count):
         tokens = torch.cat([tokens, _forward(model, tokens)[:, -1:].argmax(-1)], dim=1)
     return tokens
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

@@ -68,16 +68,16 @@ def _write_model(directory: Path) -> None:
     Qwen2ForCausalLM(Qwen2Config(**shape, **heads, tie_word_embeddings=False)).float().save_pretrained(directory)
 
 
-def start(recipe: Path, *overrides: str) -> subprocess.Popen:
+def start(recipe: Path, *overrides: str, command: str = "train") -> subprocess.Popen:
     """Its output goes to a file: a pipe would stay open as long as any process that inherited it."""
-    command = [sys.executable, "-m", "nemo_probsft", "train", str(recipe), *overrides]
+    line = [sys.executable, "-m", "nemo_probsft", command, str(recipe), *overrides]
     with recipe.with_suffix(".out").open("w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT)
 
 
-def finish(recipe: Path, *overrides: str, code: int = 0) -> str:
+def finish(recipe: Path, *overrides: str, code: int = 0, command: str = "train") -> str:
     """Run to the end, which is to be the exit code. Returns what was printed."""
-    process = start(recipe, *overrides)
+    process = start(recipe, *overrides, command=command)
     _wait(process, recipe)
     assert process.returncode == code, _output(recipe)
     return recipe.with_suffix(".out").read_text()

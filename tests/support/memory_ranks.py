@@ -1,9 +1,9 @@
-"""What a rank of the real trainer holds: run by `tests.support.parity_ranks`, compared by `test_plan_memory`."""
+"""What a rank of the real trainer holds: run by `tests.support.engine`, compared by `test_plan_memory`."""
 
 import collections
 from pathlib import Path
 
-import psutil
+from tests.support.engine import end_helpers
 
 
 def measure(job: dict, output: Path) -> None:
@@ -22,8 +22,7 @@ def measure(job: dict, output: Path) -> None:
         nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe), callbacks=[probe])
     except _MeasuredError:
         return
-    for child in psutil.Process().children(recursive=True):  # Megatron's checkpoint writer would stay for ever
-        child.kill()
+    end_helpers()
 
 
 class _MeasuredError(Exception):

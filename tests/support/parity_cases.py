@@ -144,7 +144,7 @@ def _rows(reference: Reference) -> tuple[Row, ...]:
 
 
 def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
-    """The case's recipe and tokenised rows, as `tests.support.parity_ranks` takes them."""
+    """The case's recipe and tokenised rows, as `tests.support.engine` takes them."""
     run_dir = root / "runs" / case.name
     run_dir.mkdir(parents=True)
     examples = run_dir / "examples"
@@ -188,7 +188,7 @@ def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
         num_steps=1,
     )
     return {
-        "task": "first_step",
+        "task": "tests.support.parity_ranks:first_step",
         "recipe": str(run_dir / "recipe.yaml"),
         "prepared": dataclasses.asdict(prepared),
         "world_size": case.world_size,

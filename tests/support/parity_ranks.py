@@ -1,71 +1,14 @@
-"""`python -m tests.support.parity_ranks JOBS.json`: the real trainer's first step at many layouts, with every gradient.
+"""Tasks for the ranks of `tests.support.engine`: the real trainer's first step at many layouts, with every gradient.
 
-NeMo is imported once, in a fork server; each job forks its ranks from there, so every layout has processes of its own.
 A rank writes `<job's output>/rank-<r>.pt`; `tests.support.parity_gradients` puts the ranks together.
 """
 
-import json
-import multiprocessing
-import os
-import socket
-import sys
-import traceback
 import zlib
 from pathlib import Path
 
-import psutil
-
-from tests.support.memory_ranks import measure
+from tests.support.engine import end_helpers
 
 ADAPTER = ".adapter."
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["nemo_probsft.adapters.nemo.trainer", "torch._dynamo"])
-
-
-def main(jobs: list[dict]) -> None:
-    for job in jobs:
-        Path(job["output"]).mkdir(parents=True)
-        port = _free_port()
-        ranks = [CONTEXT.Process(target=_rank, args=(job, rank, port)) for rank in range(job["world_size"])]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-
-
-def environment() -> dict[str, str]:
-    """For the launch: the ranks share the cores, and `tests` is found from anywhere."""
-    root = str(Path(__file__).resolve().parents[2])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def _rank(job: dict, rank: int, port: int) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(job["world_size"]),
-        "LOCAL_WORLD_SIZE": str(job["world_size"]),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "parity",
-    }
-    output = Path(job["output"])
-    log = (output / f"rank-{rank}.log").open("w")
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    try:
-        TASKS[job["task"]](job, output / f"rank-{rank}.pt")
-    except BaseException:  # whatever a rank dies of is for the test that reads this file
-        (output / f"rank-{rank}.error").write_text(traceback.format_exc())
-        os._exit(1)  # the other ranks wait for this one in a collective
-    os._exit(0)
 
 
 def first_step(job: dict, output: Path) -> None:
@@ -96,8 +39,7 @@ def whole_step(job: dict, output: Path) -> None:
     recipe = config.load(job["recipe"])
     (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
     nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe))
-    for child in psutil.Process().children(recursive=True):  # Megatron's checkpoint writer would stay for ever
-        child.kill()
+    end_helpers()
 
 
 def context_parallel(job: dict, output: Path) -> None:
@@ -157,9 +99,6 @@ def context_parallel(job: dict, output: Path) -> None:
     result = {"objective": reduction.reduce([report]), "local": int(num_tokens), "total": step.statistics[1]}
     torch.save(result | {"gradient": model.module.logits.main_grad.clone()}, output)
     torch.distributed.barrier()
-
-
-TASKS = {"first_step": first_step, "whole_step": whole_step, "context_parallel": context_parallel, "memory": measure}
 
 
 class _FirstStepDoneError(Exception):
@@ -239,7 +178,3 @@ def _fill_adapters(model, tp_rank: int) -> None:
             seed = f"{name} {layer} {0 if dim is None else tp_rank}"
             generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))

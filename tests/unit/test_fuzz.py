@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from nemo_probsft import config
 from nemo_probsft.config import strictyaml
 from tests.support import fuzz
 
@@ -29,7 +28,7 @@ def failures_of(kind, number):
 
 
 def test_a_traceback_is_a_failure(monkeypatch):
-    monkeypatch.setattr(config, "_refuse_layout", lambda recipe: 1 // 0)
+    monkeypatch.setattr("nemo_probsft.config.recipe._refuse_layout", lambda recipe: 1 // 0)
     assert any("ZeroDivisionError" in failure for failure in failures_of("recipe", 40))
 
 

@@ -20,7 +20,7 @@ from tests.support import full_disk
 from tests.support.conversion_models import make_hf
 
 FORKS = multiprocessing.get_context("forkserver")  # a fork of this process would hang where torch has started threads
-FORKS.set_forkserver_preload(["tests.unit.test_conversion_interrupted", "conversion.convert", "torch._dynamo"])
+FORKS.set_forkserver_preload(["tests.engines.test_conversion_interrupted", "conversion.convert", "torch._dynamo"])
 DIRECTIONS = {"import": import_hf, "export": export_hf}
 
 

@@ -1,0 +1,13 @@
+"""What tests/gpu runs on one GPU, on a CPU: it proves those tests where no GPU is at hand."""
+
+from __future__ import annotations
+
+from tests.support import one_device
+
+
+def test_train_diagnose_resume_after_a_kill_and_export(tmp_path):
+    one_device.check_train_diagnose_resume_export(tmp_path)
+
+
+def test_the_first_step_is_that_of_float64(engine, tmp_path):
+    one_device.check_first_step_against_float64(engine, tmp_path)
