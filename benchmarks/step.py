@@ -115,7 +115,7 @@ def _train(recipe: config.Recipe) -> dict[str, list[float]]:
     nemo.quiet()
     turns, data = _turns(), nemo.training_data(recipe, prepared)
     reduction = nemo.ObjectiveReduction(
-        *config.resolve_objective(recipe), data, prepared.num_steps, prepared.vocab_size
+        recipe.resolved.objective, recipe.resolved.denominator, data, prepared.num_steps, prepared.vocab_size
     )
     trainer = nemo.make_trainer(recipe, max_steps=prepared.num_steps)
     # As in `fit`, less the metrics, which would find half of the steps without an objective, and the checkpoints.

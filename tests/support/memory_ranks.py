@@ -19,7 +19,13 @@ def measure(job: dict, output: Path) -> None:
     (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
     try:
         probe = _probe(output, ends=not job["checkpoint"])
-        nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe), callbacks=[probe])
+        nemo.fit(
+            recipe,
+            Prepared(**job["prepared"]),
+            recipe.resolved.objective,
+            recipe.resolved.denominator,
+            callbacks=[probe],
+        )
     except _MeasuredError:
         return
     for child in psutil.Process().children(recursive=True):  # Megatron's checkpoint writer would stay for ever

@@ -78,7 +78,7 @@ def first_step(job: dict, output: Path) -> None:
 
     torch.set_num_threads(1)
     recipe = config.load(job["recipe"])
-    objective, denominator = config.resolve_objective(recipe)
+    objective, denominator = recipe.resolved.objective, recipe.resolved.denominator
     probe = _probe(output)
     try:
         nemo.fit(recipe, Prepared(**job["prepared"]), objective, denominator, callbacks=[probe])
@@ -95,7 +95,7 @@ def whole_step(job: dict, output: Path) -> None:
 
     recipe = config.load(job["recipe"])
     (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
-    nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe))
+    nemo.fit(recipe, Prepared(**job["prepared"]), recipe.resolved.objective, recipe.resolved.denominator)
     for child in psutil.Process().children(recursive=True):  # Megatron's checkpoint writer would stay for ever
         child.kill()
 

@@ -34,7 +34,7 @@ def test_the_recipe_loads(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text(recipe)
     loaded = config.load(path)
-    assert config.resolve_objective(loaded)[0].key == "GeneralFamily-10"
+    assert loaded.resolved.objective.key == "GeneralFamily-10"
     assert config.load(path, ["objective=original", "run_dir=runs/my-run-original"]).objective == "original"
 
 
