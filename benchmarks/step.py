@@ -117,10 +117,8 @@ def _train(recipe: config.Recipe) -> dict[str, list[float]]:
 
     nemo.quiet()
     turns, data = _turns(), nemo.SFTData(micro_batches.training(recipe, prepared))
-    objective, denominator = config.resolve_objective(recipe)
     step = TrainingStep(
-        objective,
-        denominator,
+        recipe.resolved,
         num_steps=prepared.num_steps,
         num_labels=prepared.vocab_size,
         examples=data.examples,

@@ -40,10 +40,10 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
 
     Writes diagnose.json and diagnose.html; returns the JSON's path. Raises ValueError for the user.
     """
-    recipe = config.load(path, overrides)
-    output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
     # A diagnosis does not depend on the objective, and must be there before one with a percentile can be resolved.
-    work = dataclasses.replace(recipe, run_dir=str(output), objective="original")
+    recipe = config.load(path, overrides, own_objective=False)
+    output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
+    work = dataclasses.replace(recipe, run_dir=str(output))
     if ranks.inside_ranks():
         _diagnose_rank(recipe, work)
     else:

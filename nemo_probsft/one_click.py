@@ -31,7 +31,7 @@ def one_click(path: str, overrides: Sequence[str], options: Options) -> bool:
 
     Returns False when a cell failed. Raises ValueError for the user.
     """
-    recipe = config.load(path, overrides)
+    recipe = config.load(path, overrides, own_objective=False)
     plan_sweep(path, overrides, "original", options)  # refuses before it diagnoses
     directory = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
     known = (directory / "diagnose.json").exists()

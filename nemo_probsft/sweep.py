@@ -145,7 +145,7 @@ def plan_sweep(path: str, overrides: Sequence[str], objectives: str, options: Op
     """Check what can be checked before anything is written. Raises ValueError in one line."""
     from nemo_probsft.objectives import parse_objective
 
-    recipe = config.load(path, overrides)
+    recipe = config.load(path, overrides, own_objective=False)
     keys = [parse_objective(key).key for key in entries("--objectives", objectives)]
     numbers = [_seed(text) for text in entries("--seeds", options.seeds)]
     output = Path(recipe.run_dir)
@@ -194,7 +194,7 @@ def show_plan(planned: Sweep) -> None:
     """Cells, steps, time and disk, printed; nothing is written."""
     from nemo_probsft.plan import show
     from nemo_probsft.run import decisions
-    from nemo_probsft.run.model_files import Decision
+    from nemo_probsft.run.decisions import Decision
 
     todo = [cell for cell in planned.cells if not cell.done]
     rows = [Decision(cell.name, "done" if cell.done else _state(cell), str(cell.run_dir)) for cell in planned.cells]

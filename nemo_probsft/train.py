@@ -60,7 +60,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> Path:
             except RuntimeError as error:
                 raise RuntimeError(f"{error}; {_where_it_goes_on(run_dir)}") from None
         assert finished(run_dir, prepared), f"the ranks ended without checkpoint {prepared.num_steps} in {run_dir}"
-    audit.check(run_dir, *config.resolve_objective(recipe))
+    audit.check(run_dir, recipe.resolved)
     if recipe.export.at_end:
         print(f"exported: {export(recipe, prepared)}")
     return run_dir
@@ -81,14 +81,13 @@ def _train_rank(recipe: Recipe) -> None:
         decisions.show(prepare.prepare(recipe)[1])
     prepared = prepare.wait_for(recipe)
     run_dir = Path(recipe.run_dir)
-    objective, denominator = config.resolve_objective(recipe)
     with ranks.hold(run_dir) if os.environ["RANK"] == "0" else contextlib.nullcontext():
         from nemo_probsft.adapters.nemo import trainer as nemo
         from nemo_probsft.run import audit
 
-        nemo.fit(recipe, prepared, objective, denominator)
+        nemo.fit(recipe, prepared)
         if os.environ["RANK"] == "0":
-            audit.check(run_dir, objective, denominator)
+            audit.check(run_dir, recipe.resolved)
             if recipe.export.at_end and not ranks.started_here():
                 print(f"exported: {export(recipe, prepared)}")
 

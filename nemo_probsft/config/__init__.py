@@ -1,5 +1,6 @@
 """The recipe: its schema, how it is read, and what is refused before anything else is looked at."""
 
+from nemo_probsft.config.load import dump, load
 from nemo_probsft.config.recipe import (
     MAX_INT32,
     DataConfig,
@@ -11,11 +12,9 @@ from nemo_probsft.config.recipe import (
     ParallelConfig,
     PeftConfig,
     Recipe,
+    ResolvedObjective,
     ScheduleConfig,
     WandbConfig,
-    dump,
-    load,
-    resolve_objective,
 )
 
 __all__ = [
@@ -29,9 +28,9 @@ __all__ = [
     "ParallelConfig",
     "PeftConfig",
     "Recipe",
+    "ResolvedObjective",
     "ScheduleConfig",
     "WandbConfig",
     "dump",
     "load",
-    "resolve_objective",
 ]

@@ -124,12 +124,16 @@ def _until(end: type, events: Iterator[Any]) -> Iterator[Any]:
 
 
 def _scalar(event: yaml.ScalarEvent, where: str) -> bool | int | float | str | None:
-    text = event.value
+    check_text(event.value, where)
+    return _plain_scalar(event.value) if event.implicit[0] else event.value
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises ValueError for an interpolation or half a character."""
     if "${" in text:
         raise ValueError(f"{where}: {show(text)}: interpolation is not supported; write the value itself")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f"{where}: {show(text)}: half a surrogate pair is no character; remove it")
-    return _plain_scalar(text) if event.implicit[0] else text
 
 
 def _plain_scalar(text: str) -> bool | int | float | str | None:

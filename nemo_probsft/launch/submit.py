@@ -39,7 +39,7 @@ def checked(options: Options) -> Submission:
     _check_options(options)
     job_name = options.name or _name_of(options.recipe)
     overrides = _with_nodes(options)
-    recipe = config.load(options.recipe, overrides)
+    recipe = config.load(options.recipe, overrides, own_objective=options.objectives is None)
     commands = {}
     for name, changes in (_cells(recipe, options) or {job_name: []}).items():
         arguments = [*(text for text in overrides if not changes or not text.startswith("run_dir=")), *changes]
@@ -68,7 +68,7 @@ def _with_nodes(options: Options) -> list[str]:
     key = "trainer.num_nodes="
     stated = next((text.removeprefix(key) for text in options.overrides if text.startswith(key)), None)
     overrides = options.overrides if stated else [*options.overrides, f"{key}{options.nodes}"]
-    config.load(options.recipe, overrides)
+    config.load(options.recipe, overrides, own_objective=False)
     if stated is None:
         written = strictyaml.plain(strictyaml.parse(Path(options.recipe).read_text(encoding="utf-8-sig"), str))
         stated = written.get("trainer", {}).get("num_nodes", options.nodes)

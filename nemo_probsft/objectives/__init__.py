@@ -4,7 +4,7 @@
 """
 
 from nemo_probsft.objectives.forms import Objective
-from nemo_probsft.objectives.keys import OBJECTIVE_KEYS, parse_objective
+from nemo_probsft.objectives.keys import OBJECTIVE_KEYS, ObjectiveError, parse_objective
 from nemo_probsft.objectives.moving import (
     Adaptive,
     AnyObjective,
@@ -23,6 +23,7 @@ __all__ = [
     "LabelMeans",
     "Moment",
     "Objective",
+    "ObjectiveError",
     "RunningMean",
     "Scheduled",
     "label_means",

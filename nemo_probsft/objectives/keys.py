@@ -40,31 +40,40 @@ OBJECTIVE_KEYS = (
 number may move over the training steps: GeneralFamily-0to1."""
 
 
+class ObjectiveError(ValueError):
+    """key: of the recipe ("objective.keep.min_p"). problem: what is wrong there, the value, what to do."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
 def parse_objective(spec: str | Mapping) -> AnyObjective:
     """Objective from a key ("GeneralFamily-10", "OnlyTopLogP-0.2", "focal-2@0.1..0.9", "adaptive") or from the recipe
     form {"name": "power", "alpha": 10, "keep": {"min_p": 0.2, "max_p": 1}}, where {"schedule": {"alpha": [0, 1]}} moves
     what it names over the training steps, as "GeneralFamily-0to1" does.
 
-    Raises: ValueError for anything else; the message names the value and lists the keys.
+    Raises: ObjectiveError, a ValueError, for anything else; it names the value and lists the keys.
     """
     if isinstance(spec, str):
         return _from_key(spec)
     if isinstance(spec, Mapping):
         return _from_mapping(spec)
-    raise ValueError(f"objective {spec!r} is neither a key nor a mapping; {_keys_text()}")
+    raise ObjectiveError("objective", f"{spec!r} is neither a key nor a mapping; {_keys_text()}")
 
 
 def _from_key(key: str) -> AnyObjective:
     base, at, interval = key.partition("@")
     prefix, dash, number = base.partition("-")
-    where = f"objective {key!r}"
+    where = repr(key)
     min_p: Path = (0.0,)
     max_p: Path = (1.0,)
     parameter: Path | None
     if at:
         low, dots, high = interval.partition("..")
         if not dots or prefix in THRESHOLD_KEYS:
-            raise ValueError(f"{where}: an interval is written KEY@min_p..max_p, once; {_keys_text()}")
+            raise ObjectiveError("objective", f"{where}: an interval is written KEY@min_p..max_p, once; {_keys_text()}")
         min_p, max_p = _path(low, f"{where}: min_p"), _path(high, f"{where}: max_p")
     if prefix == "adaptive":
         return _adaptive_from_key(base, min_p, max_p, where)
@@ -79,7 +88,7 @@ def _from_key(key: str) -> AnyObjective:
         q = _path(number, f"{where}: the threshold")
         min_p, max_p = (q, max_p) if bound == "min_p" else (min_p, q)
     else:
-        raise ValueError(f"unknown objective {key!r}{_did_you_mean(prefix)}; {_keys_text()}")
+        raise ObjectiveError("objective", f"unknown objective {key!r}{_did_you_mean(prefix)}; {_keys_text()}")
     return _checked(name, parameter, min_p, max_p, where)
 
 
@@ -90,7 +99,7 @@ def _adaptive_from_key(base: str, min_p: Path, max_p: Path, where: str) -> Adapt
     given = re.fullmatch(_CONSTANT * len(defaults), rest, re.ASCII)
     if rest and given is None:
         form = "-".join([name, *map(str.upper, defaults)])
-        raise ValueError(f"{where}: the constants of {name} are written {form}, or all left out")
+        raise ObjectiveError("objective", f"{where}: the constants of {name} are written {form}, or all left out")
     constants = dict(zip(defaults, map(float, given.groups()), strict=True)) if given else defaults
     return _checked_adaptive(constants, min_p, max_p, where)
 
@@ -98,19 +107,18 @@ def _adaptive_from_key(base: str, min_p: Path, max_p: Path, where: str) -> Adapt
 def _from_mapping(spec: Mapping) -> AnyObjective:
     name = spec.get("name")
     if not isinstance(name, str) or name not in (*FORMS, "adaptive"):
-        raise ValueError(
-            f"objective.name {name!r} is not one of {', '.join(FORMS)}, adaptive; as a string, {_keys_text()}"
-        )
+        problem = f"{name!r} is not one of {', '.join(FORMS)}, adaptive; as a string, {_keys_text()}"
+        raise ObjectiveError("objective.name", problem)
     wanted = FORMS[name].parameter if name in FORMS else None
     if "denominator" in spec:
-        raise ValueError("objective.denominator is an argument of token_loss, not part of an objective; pass it there")
+        problem = "is an argument of token_loss, not part of an objective; pass it there"
+        raise ObjectiveError("objective.denominator", problem)
     own = {"schedule"} | ({wanted} if wanted else set()) if name in FORMS else set(BY_LABEL)
-    _refuse_others(spec, {"name", "keep"} | own, f"objective {name!r}")
+    _refuse_others(spec, {"name", "keep"} | own, "objective", f"{name!r} ")
     keep, schedule = (_mapping(spec, key) for key in ("keep", "schedule"))
     if percentiles := [bound for bound in keep if bound in ("min_percentile", "max_percentile")]:
-        raise ValueError(
-            f"objective.keep.{percentiles[0]} is a percentile; resolve it to a probability with a diagnose report first"
-        )
+        problem = "is a percentile; resolve it to a probability with a diagnose report first"
+        raise ObjectiveError(f"objective.keep.{percentiles[0]}", problem)
     _refuse_others(keep, {"min_p", "max_p"}, "objective.keep")
     _refuse_others(schedule, {"min_p", "max_p"} | ({wanted} if wanted else set()), "objective.schedule")
     min_p, max_p = (
@@ -119,46 +127,50 @@ def _from_mapping(spec: Mapping) -> AnyObjective:
     )
     if name == "adaptive":
         constants = {key: _number(spec[key], f"objective.{key}") for key in BY_LABEL if key in spec}
-        return _checked_adaptive(constants, min_p, max_p, "objective 'adaptive'")
+        return _checked_adaptive(constants, min_p, max_p, "'adaptive'")
     parameter = _fixed_or_scheduled(spec, schedule, wanted, f"objective.{wanted}") if wanted else None
     if wanted and parameter is None:
-        raise ValueError(f"objective {name!r} needs {wanted!r}, {FORMS[name].domain_text}; add it")
-    return _checked(name, parameter, min_p, max_p, f"objective {name!r}")
+        raise ObjectiveError("objective", f"{name!r} needs {wanted!r}, {FORMS[name].domain_text}; add it")
+    return _checked(name, parameter, min_p, max_p, repr(name))
 
 
 def _mapping(spec: Mapping, key: str) -> Mapping:
     value = spec.get(key) or {}
     if not isinstance(value, Mapping):
         example = "{min_p: 0.2}" if key == "keep" else "{alpha: [0, 1]}"
-        raise ValueError(f"objective.{key} {value!r} is not a mapping; write {key}: {example}")
+        raise ObjectiveError(f"objective.{key}", f"{value!r} is not a mapping; write {key}: {example}")
     return value
 
 
 def _fixed_or_scheduled(fixed: Mapping, schedule: Mapping, name: str, where: str) -> Path | None:
     moves = f"objective.schedule.{name}"
     if name in fixed and name in schedule:
-        raise ValueError(f"{moves} moves {where}, which is given, too; remove one")
+        raise ObjectiveError(moves, f"moves {where}, which is given, too; remove one")
     if name not in schedule:
         return (_number(fixed[name], where),) if name in fixed else None
     values = schedule[name]
     if not isinstance(values, list | tuple) or len(values) < 2:
-        raise ValueError(f"{moves} is {values!r}, not a list of two numbers or more; write {name}: [0, 1]")
+        raise ObjectiveError(moves, f"is {values!r}, not a list of two numbers or more; write {name}: [0, 1]")
     return tuple(_number(value, moves) for value in values)
 
 
 def _checked_adaptive(constants: Mapping[str, float], min_p: Path, max_p: Path, where: str) -> Adaptive:
     """Raises ValueError where the rule has no meaning, or a threshold moves beside it."""
     if len(min_p) + len(max_p) > 2:
-        raise ValueError(f"{where}: the thresholds of adaptive do not move; give one number each")
+        raise ObjectiveError("objective", f"{where}: the thresholds of adaptive do not move; give one number each")
     _check_thresholds(min_p, max_p, where)
     adaptive = Adaptive(**constants, min_p=min_p[0] + 0.0, max_p=max_p[0] + 0.0)
     low, high, decay = (number_text(getattr(adaptive, name)) for name in CONSTANTS)
     if not 0 <= adaptive.low < adaptive.high <= 1:
-        raise ValueError(f"{where}: low is {low} and high is {high}, but they must be probabilities, low below high")
+        raise ObjectiveError(
+            "objective", f"{where}: low is {low} and high is {high}, but they must be probabilities, low below high"
+        )
     if not 0 <= adaptive.decay < 1:
-        raise ValueError(f"{where}: decay is {decay}, but must be in [0, 1)")
+        raise ObjectiveError("objective", f"{where}: decay is {decay}, but must be in [0, 1)")
     if adaptive.shrinkage is not None and not 0 < adaptive.shrinkage < math.inf:
-        raise ValueError(f"{where}: shrinkage is {number_text(adaptive.shrinkage)} tokens, but must be above 0")
+        raise ObjectiveError(
+            "objective", f"{where}: shrinkage is {number_text(adaptive.shrinkage)} tokens, but must be above 0"
+        )
     return adaptive
 
 
@@ -166,9 +178,11 @@ def _checked(name: str, parameter: Path | None, min_p: Path, max_p: Path, where:
     form = FORMS[name]
     for value in parameter or ():
         if not (math.isfinite(value) and form.domain(value)):
-            raise ValueError(f"{where}: {form.parameter} is {number_text(value)}, but must be {form.domain_text}")
+            raise ObjectiveError(
+                "objective", f"{where}: {form.parameter} is {number_text(value)}, but must be {form.domain_text}"
+            )
     if parameter and min(parameter) < 0 < max(parameter) and not form.domain(0.0):
-        raise ValueError(f"{where}: {form.parameter} goes through 0, but must be {form.domain_text}")
+        raise ObjectiveError("objective", f"{where}: {form.parameter} goes through 0, but must be {form.domain_text}")
     _check_thresholds(min_p, max_p, where)
     if all(len(path) == 1 for path in (parameter or (0.0,), min_p, max_p)):
         return make_objective(name, parameter[0] if parameter else None, min_p[0], max_p[0])
@@ -179,10 +193,14 @@ def _check_thresholds(min_p: Path, max_p: Path, where: str) -> None:
     for bound, path in (("min_p", min_p), ("max_p", max_p)):
         for q in path:
             if not 0 <= q <= 1:
-                raise ValueError(f"{where}: threshold {bound} is {number_text(q)}, but a probability lies in [0, 1]")
+                raise ObjectiveError(
+                    "objective", f"{where}: threshold {bound} is {number_text(q)}, but a probability lies in [0, 1]"
+                )
     corners = {i / (len(path) - 1) for path in (min_p, max_p) for i in range(len(path)) if len(path) > 1} or {0.0}
     if any(along(min_p, corner) > along(max_p, corner) for corner in corners):
-        raise ValueError(f"{where}: min_p {path_text(min_p)} > max_p {path_text(max_p)} keeps no token; swap them")
+        raise ObjectiveError(
+            "objective", f"{where}: min_p {path_text(min_p)} > max_p {path_text(max_p)} keeps no token; swap them"
+        )
 
 
 def _no_minus_zero(path: Path) -> Path:
@@ -190,18 +208,18 @@ def _no_minus_zero(path: Path) -> Path:
 
 
 def _path(text: str, what: str) -> Path:
-    return tuple(_number(value, what) for value in text.split("to"))
+    return tuple(_number(value, "objective", f"{what} ") for value in text.split("to"))
 
 
-def _number(value: Any, what: str) -> float:
+def _number(value: Any, key: str, what: str = "") -> float:
     if isinstance(value, (str, int, float)) and _NUMBER.fullmatch(str(value)):
         return float(value)
-    raise ValueError(f"{what} is {value!r}, not a number; {_keys_text()}")
+    raise ObjectiveError(key, f"{what}is {value!r}, not a number; {_keys_text()}")
 
 
-def _refuse_others(given: Mapping, known: set[str], where: str) -> None:
-    if unknown := [str(key) for key in given if key not in known]:
-        raise ValueError(f"{where} has unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
+def _refuse_others(given: Mapping, known: set[str], key: str, what: str = "") -> None:
+    if unknown := [str(name) for name in given if name not in known]:
+        raise ObjectiveError(key, f"{what}has unknown key {unknown[0]!r}; it takes {', '.join(sorted(known))}")
 
 
 def _did_you_mean(prefix: str) -> str:

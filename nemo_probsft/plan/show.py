@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_probsft import config
-from nemo_probsft.config import Recipe, resolve_objective
+from nemo_probsft.config import Recipe
 from nemo_probsft.data import order, rows, tokens
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.plan import memory
 from nemo_probsft.plan.memory import Rank, Setup
 from nemo_probsft.run import decisions, preflight, prepare
-from nemo_probsft.run.model_files import Decision, model_shape
+from nemo_probsft.run.decisions import Decision
+from nemo_probsft.run.model_files import model_shape
 
 if TYPE_CHECKING:
     from conversion.families import ModelSpec
@@ -105,9 +106,10 @@ def _setup(recipe: Recipe, dataset: TokenizedDataset | None) -> Setup:
     """The largest micro-batch: of the longest example where the data is here, else of max_length, all of it targets."""
     length = recipe.data.max_length if dataset is None else dataset.summary.longest
     targets = length if dataset is None else int(dataset.num_targets().max())
-    objective, _ = resolve_objective(recipe)
     num_targets = recipe.data.micro_batch_size * min(targets, -(-length // recipe.parallel.context_parallel_size))
-    return memory.setup(recipe, length=length, num_targets=num_targets, drops_rows=objective.key != "original")
+    return memory.setup(
+        recipe, length=length, num_targets=num_targets, drops_rows=recipe.resolved.objective.key != "original"
+    )
 
 
 def _show_stages(recipe: Recipe, ranks: list[Rank]) -> None:

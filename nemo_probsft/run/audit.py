@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from nemo_probsft.config import strictyaml
+from nemo_probsft.config import ResolvedObjective, strictyaml
 from nemo_probsft.files import write_atomically
-from nemo_probsft.objectives import AnyObjective, Moment, Objective, objective_at
+from nemo_probsft.objectives import Moment, Objective, objective_at
 
 RUN = "run.yaml"
 RECORD = "objective_in_use"
@@ -24,8 +24,9 @@ def record(run_dir: Path, measured: dict[str, Any]) -> None:
     write_atomically(path, strictyaml.dump(described | {RECORD: measured}))
 
 
-def check(run_dir: Path, objective: AnyObjective, denominator: str) -> None:
-    """Raises RuntimeError when the record is missing or is not of this objective."""
+def check(run_dir: Path, resolved: ResolvedObjective) -> None:
+    """Raises RuntimeError if the record is missing, or if it is of another objective than the recipe's."""
+    objective, denominator = resolved.objective, resolved.denominator
     path = run_dir / RUN
     found = yaml.safe_load(path.read_text(encoding="utf-8")).get(RECORD, {})
     then = objective_at(objective, Moment(**found.get("moment", {"fraction": 0.0, "running_p": 0.0})))

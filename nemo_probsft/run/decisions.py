@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_probsft import files
-from nemo_probsft.config import Recipe, dump, resolve_objective
-from nemo_probsft.run.model_files import Decision
+from nemo_probsft.config import Recipe, dump
 
 LOG_WIDTH = 140  # columns, where the output is no terminal
 PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Something the recipe left open or that follows from several keys, with the reason."""
+
+    key: str
+    value: str
+    reason: str
 
 
 def show(decisions: list[Decision], title: str = "What will be done") -> None:
@@ -43,10 +52,11 @@ def _printable(text: str) -> str:
 
 def run_yaml(recipe: Recipe, source: Path) -> dict[str, Any]:
     """The content of run.yaml: the resolved recipe, the objective it means, and what it ran on."""
-    objective, denominator = resolve_objective(recipe)
+    resolved = recipe.resolved
+    objective = resolved.objective
     return {
         "recipe": dump(recipe),
-        "objective": {"key": objective.key, "formula": objective.formula, "denominator": denominator},
+        "objective": {"key": objective.key, "formula": objective.formula, "denominator": resolved.denominator},
         "model": {"path": str(source), "id": recipe.model.path, "revision": recipe.model.revision},
         "seed": recipe.trainer.seed,
         "versions": files.versions(PACKAGES),

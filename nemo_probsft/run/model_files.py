@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from conversion.checkpoint import is_nemo, kind_of
 from conversion.nemo_context import read_context
 from nemo_probsft.config import Recipe
 from nemo_probsft.config.exactness import refused_setting
+from nemo_probsft.run.decisions import Decision
 
 if TYPE_CHECKING:
     from conversion.families import ModelSpec
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 EXPORT = "export it with `nemo-probsft convert export` and train from that directory"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Something the recipe left open or that follows from several keys, with the reason."""
-
-    key: str
-    value: str
-    reason: str
 
 
 def check_model(recipe: Recipe) -> list[Decision]:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nemo_probsft.config import Recipe, dump, resolve_objective, strictyaml
+from nemo_probsft.config import Recipe, dump, strictyaml
 from nemo_probsft.data.rows import FORMATS, HUB_NAME
-from nemo_probsft.run.model_files import Decision, check_model
+from nemo_probsft.run.decisions import Decision
+from nemo_probsft.run.model_files import check_model
 
 # Keys that do not change what is learnt: a run may be continued with others.
 LAYOUT = (
@@ -51,19 +52,22 @@ def _refuse_missing_packages(recipe: Recipe) -> None:
 
 
 def _objective(recipe: Recipe) -> list[Decision]:
-    objective, denominator = resolve_objective(recipe)
+    objective, spec = recipe.resolved.objective, recipe.resolved.spec
     reasons = {
         "target": "divided by all supervised tokens of the global batch",
         "kept": "divided by the tokens of the global batch that pass the threshold",
     }
-    decisions = [Decision("objective", objective.key, f"f(p) = {objective.formula}, {reasons[denominator]}")]
+    decisions = [
+        Decision("objective", objective.key, f"f(p) = {objective.formula}, {reasons[recipe.resolved.denominator]}")
+    ]
     keep = None if isinstance(recipe.objective, str) else recipe.objective.keep
     if keep is not None and keep.diagnosis is not None:
+        assert isinstance(spec, dict)
         made_for = json.loads(Path(keep.diagnosis).read_text(encoding="utf-8"))
         source = f"{keep.diagnosis} of model {made_for.get('model')} on {made_for.get('data')}"
-        for bound, p in (("min", objective.min_p), ("max", objective.max_p)):
+        for bound in ("min", "max"):
             if (percentile := getattr(keep, f"{bound}_percentile")) is not None:
-                value = f"{percentile:g} is p = {p:g}"
+                value = f"{percentile:g} is p = {spec['keep'][f'{bound}_p']:g}"
                 decisions.append(Decision(f"objective.keep.{bound}_percentile", value, f"by {source}"))
     return decisions
 

@@ -19,7 +19,7 @@ from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import order, tokens
 from nemo_probsft.files import write_atomically
 from nemo_probsft.run import decisions, model_files, preflight
-from nemo_probsft.run.model_files import Decision
+from nemo_probsft.run.decisions import Decision
 
 PREPARED = "prepared.json"
 RUN = "run.yaml"

@@ -72,7 +72,7 @@ HEADER = (
 
 @pytest.mark.parametrize("path", ALL, ids=[path.parent.name + "/" + path.stem for path in ALL])
 def test_recipe_loads(path):
-    assert config.resolve_objective(config.load(path))[0].key
+    assert config.load(path).resolved.objective.key
 
 
 def test_there_is_a_recipe_for_every_pair_of_the_paper_and_no_other():
@@ -87,7 +87,7 @@ def test_recipe_has_the_papers_hyper_parameters(path):
     assert (optim.lr, data.max_length, data.micro_batch_size, optim.weight_decay, recipe.objective) == expected
     assert (data.global_batch_size, optim.betas, optim.warmup_ratio, optim.clip_grad) == (256, (0.9, 0.95), 0.1, 1.0)
     assert (optim.schedule, optim.min_lr, recipe.trainer.epochs) == ("cosine", 0.0, 1)
-    assert config.resolve_objective(recipe)[1] == "target"
+    assert recipe.resolved.denominator == "target"
     assert data.train == f"data/{path.parent.name}/train.jsonl"
     assert recipe.run_dir == f"runs/{path.parent.name}/{path.stem}"
 
@@ -130,7 +130,7 @@ def test_compare_line_changes_the_objective_and_the_run_directory(path):
     compare = re.search(r"^# Compare: .*$", path.read_text(), re.MULTILINE)[0]
     overrides = [word for word in compare.split() if "=" in word]
     recipe, other = config.load(path), config.load(path, overrides)
-    assert config.resolve_objective(other)[0] != config.resolve_objective(recipe)[0]
+    assert other.resolved.objective != recipe.resolved.objective
     assert other.run_dir != recipe.run_dir
     assert (other.optim, other.data, other.parallel, other.trainer) == (
         recipe.optim,

@@ -19,7 +19,7 @@ def measure(job: dict, output: Path) -> None:
     (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
     try:
         probe = _probe(output, ends=not job["checkpoint"])
-        nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe), callbacks=[probe])
+        nemo.fit(recipe, Prepared(**job["prepared"]), callbacks=[probe])
     except _MeasuredError:
         return
     end_helpers()

@@ -21,10 +21,9 @@ def first_step(job: dict, output: Path) -> None:
 
     torch.set_num_threads(1)
     recipe = config.load(job["recipe"])
-    objective, denominator = config.resolve_objective(recipe)
     probe = _probe(output)
     try:
-        nemo.fit(recipe, Prepared(**job["prepared"]), objective, denominator, callbacks=[probe])
+        nemo.fit(recipe, Prepared(**job["prepared"]), callbacks=[probe])
     except _FirstStepDoneError:
         return
     raise AssertionError("training ended without a step")
@@ -38,7 +37,7 @@ def whole_step(job: dict, output: Path) -> None:
 
     recipe = config.load(job["recipe"])
     (Path(recipe.run_dir) / "run.yaml").write_text("seed: 0\n")
-    nemo.fit(recipe, Prepared(**job["prepared"]), *config.resolve_objective(recipe))
+    nemo.fit(recipe, Prepared(**job["prepared"]))
     end_helpers()
 
 
@@ -56,6 +55,7 @@ def context_parallel(job: dict, output: Path) -> None:
 
     from nemo_probsft.adapters.megatron.step import TrainingStep
     from nemo_probsft.adapters.nemo import trainer as nemo
+    from nemo_probsft.config import ResolvedObjective
     from nemo_probsft.objectives import parse_objective
     from nemo_probsft.ops import target_logprob
 
@@ -81,8 +81,7 @@ def context_parallel(job: dict, output: Path) -> None:
     model.zero_grad_buffer()
     nll = -target_logprob(model(batch["tokens"]), batch["labels"])
     step = TrainingStep(
-        parse_objective(job["objective"]),
-        job["denominator"],
+        ResolvedObjective(parse_objective(job["objective"]), job["denominator"], job["objective"]),
         num_steps=2,
         num_labels=case["table"].shape[-1],
         examples=lambda step, micro_batch: None,

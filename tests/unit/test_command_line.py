@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from nemo_probsft import config
+from nemo_probsft import config, objectives
 from nemo_probsft.__main__ import main
 from nemo_probsft.data import rows, tokens
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
+from nemo_probsft.objectives import parse_objective
+from nemo_probsft.plan.show import preview
 from nemo_probsft.run import decisions, prepare
 
 
@@ -229,6 +231,23 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused(capsys, good, model):
         "small: has 320 token ids but the model's vocabulary has 300: take the model's own tokenizer, or resize the "
         "model's embeddings"
     )
+
+
+def test_the_objective_of_a_recipe_is_parsed_once(good, monkeypatch):
+    """Load, check, run.yaml, fingerprint and memory plan all take what `load` parsed."""
+    parsed = []
+
+    def counting(spec):
+        parsed.append(spec)
+        return parse_objective(spec)
+
+    monkeypatch.setattr(objectives, "parse_objective", counting)
+    Path("recipe.yaml").write_text(yaml.safe_dump(good))
+    prepare.prepare(config.load("recipe.yaml"))
+    assert parsed == ["p"]
+    parsed.clear()
+    preview("recipe.yaml", ["run_dir=other"])
+    assert parsed == ["p"]
 
 
 def test_a_label_outside_the_vocabulary_is_refused(capsys, good):

@@ -1,18 +1,27 @@
 """Recipes: what loads, with which values, and what every bad recipe says."""
 
 import dataclasses
+import enum
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from nemo_probsft import config
 from nemo_probsft.config import strictyaml
 from nemo_probsft.objectives import parse_objective
+from nemo_probsft.run import preflight
 from tests.support.bad_recipes import BAD_RECIPES, SMALLEST
+
+
+class Color(enum.Enum):
+    RED = 1
+
 
 ROOT = Path(__file__).parents[2]
 WHOLE = """\
@@ -43,6 +52,10 @@ def load(text, *overrides, name="r.yaml"):
     return config.load(name, overrides)
 
 
+def resolved(recipe):
+    return recipe.resolved.objective, recipe.resolved.denominator
+
+
 def refusal(text, *overrides):
     with pytest.raises(ValueError, match=r".") as caught:
         load(text, *overrides)
@@ -60,7 +73,7 @@ def test_every_value_of_a_whole_recipe_arrives():
     assert recipe.parallel == config.ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
     assert (recipe.optim.lr, recipe.optim.betas, recipe.optim.schedule) == (5e-5, (0.9, 0.95), "cosine")
     assert (recipe.data_parallel_size, recipe.num_micro_batches) == (4, 16)
-    assert config.resolve_objective(recipe) == (parse_objective("GeneralFamily-10"), "target")
+    assert resolved(recipe) == (parse_objective("GeneralFamily-10"), "target")
 
 
 def test_defaults_are_the_papers_common_setup():
@@ -103,7 +116,7 @@ def test_override_changes_one_value(override, read, value):
 def test_override_reaches_into_an_objective_of_the_file():
     text = SMALLEST.replace("objective: p", "objective: {name: power, alpha: 2, denominator: kept}")
     recipe = load(text, "objective.alpha=3", "objective.keep.min_p=0.25")
-    assert config.resolve_objective(recipe) == (parse_objective("GeneralFamily-3@0.25..1"), "kept")
+    assert resolved(recipe) == (parse_objective("GeneralFamily-3@0.25..1"), "kept")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +127,7 @@ def test_dump_loads_to_the_same_recipe(objective):
     recipe = load(WHOLE, f"objective={objective}", "log.wandb={project: x}")
     dumped = config.dump(recipe)
     again = load(yaml.safe_dump(dumped))
-    assert config.resolve_objective(again) == config.resolve_objective(recipe)
+    assert resolved(again) == resolved(recipe)
     assert config.dump(again) == dumped
     assert dataclasses.replace(again, objective="p") == dataclasses.replace(recipe, objective="p")
 
@@ -142,12 +155,12 @@ def write_diagnosis(content):
 
 
 def test_percentile_becomes_the_probability_of_the_diagnosis():
-    recipe = load(SMALLEST, PERCENTILE)
     write_diagnosis({"percentiles": {"5": 0.04, "10": 0.175, "90": 0.99998}})
-    assert config.resolve_objective(recipe) == (parse_objective("OnlyTopLogP-0.175"), "target")
+    recipe = load(SMALLEST, PERCENTILE)
+    assert resolved(recipe) == (parse_objective("OnlyTopLogP-0.175"), "target")
     assert config.dump(recipe)["objective"] == "OnlyTopLogP-0.175"
     both = "objective={name: nll, keep: {min_percentile: 5, max_percentile: 90, diagnosis: d.json}}"
-    assert config.resolve_objective(load(SMALLEST, both))[0] == parse_objective("original@0.04..0.99998")
+    assert resolved(load(SMALLEST, both))[0] == parse_objective("original@0.04..0.99998")
 
 
 @pytest.mark.parametrize(
@@ -168,13 +181,108 @@ def test_percentile_becomes_the_probability_of_the_diagnosis():
         ({"percentiles": {"10": 7}}, "objective: 'nll': threshold min_p is 7, but a probability lies in [0, 1]"),
     ],
 )
-def test_percentile_without_its_diagnosis_is_refused_when_it_is_needed(content, problem):
-    recipe = load(SMALLEST, PERCENTILE)
+def test_percentile_without_its_diagnosis_is_refused_except_for_a_diagnosis(content, problem):
     if content is not None:
         write_diagnosis(content)
-    for use in (config.resolve_objective, config.dump):
-        with pytest.raises(ValueError, match=r"^override objective=") as caught:
-            use(recipe)
+    message = refusal(SMALLEST, PERCENTILE)
+    assert message.startswith("override objective=")
+    assert problem in message
+    recipe = config.load("r.yaml", [PERCENTILE], own_objective=False)
+    assert resolved(recipe) == (parse_objective("original"), "target")
+    assert config.dump(recipe)["objective"] == "original"
+
+
+def test_a_bad_objective_is_refused_for_a_diagnosis_too():
+    load(SMALLEST)
+    crossed = "{name: nll, keep: {min_percentile: 90, max_percentile: 10, diagnosis: d}}"
+    for bad, problem in {"no-such": "unknown objective", crossed: "'nll': .* keeps no token"}.items():
+        with pytest.raises(ValueError, match=rf"^override objective=.* objective: {problem}"):
+            config.load("r.yaml", [f"objective={bad}"], own_objective=False)
+
+
+def test_a_percentile_beside_a_moving_parameter_is_resolved_and_dumped():
+    write_diagnosis({"percentiles": {"10": 0.175}})
+    keep = "keep: {min_percentile: 10, diagnosis: d.json}"
+    text = f"{{name: power, schedule: {{alpha: [0, 1]}}, {keep}, denominator: kept}}"
+    recipe = load(SMALLEST, f"objective={text}")
+    assert resolved(load(yaml.safe_dump(config.dump(recipe)))) == resolved(recipe)
+    assert resolved(recipe) == (parse_objective("GeneralFamily-0to1@0.175..1"), "kept")
+    decision = preflight._objective(recipe)[1]
+    assert (decision.key, decision.value) == ("objective.keep.min_percentile", "10 is p = 0.175")
+
+
+# A good recipe, and the bad ones that are YAML at all: as a mapping and as a DictConfig.
+DOORS = {"mapping": dict, "DictConfig": OmegaConf.create}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_door_gives_the_same_recipe(door):
+    values = strictyaml.plain(strictyaml.parse(WHOLE, str))
+    recipe = config.load(DOORS[door](values), ["optim.lr=1e-4"])
+    assert recipe == load(WHOLE, "optim.lr=1e-4")
+    assert resolved(recipe) == resolved(load(WHOLE))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.glob("recipes/*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_a_shipped_recipe_read_by_omegaconf_is_the_same(path):
+    found = OmegaConf.load(path)
+    recipe = config.load(path)
+    assert config.load(found, [f"run_dir={recipe.run_dir}"]) == recipe
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("text", "message"), BAD_RECIPES.items(), ids=list(BAD_RECIPES.values()))
+def test_a_bad_recipe_is_refused_at_every_door(door, text, message):
+    try:
+        values = strictyaml.plain(strictyaml.parse(text, str))
+    except ValueError:
+        return  # not YAML at all, so there are no values
+    if not isinstance(values, dict) or "is longer than" in message:
+        return  # of a file alone
+    if set(SMALLEST_KEYS) <= values.keys():
+        values.setdefault("run_dir", "runs/r")  # a mapping has no file whose name could give it
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+        config.load(DOORS[door](values))
+    assert str(caught.value).startswith(door)
+    assert str(caught.value).partition(": ")[2] == message.partition(": ")[2]
+
+
+SMALLEST_KEYS = ("model", "data", "objective")
+STRANGE = {
+    "fraction": (Fraction(1, 2), "optim.lr: a value of type Fraction is not plain data"),
+    "enum": (Color.RED, "optim.lr: a value of type Color is not plain data"),
+    "quoted": ("4", 'optim.lr: "4" is not allowed; expected a finite number, without quotes'),
+    "interpolation": ("${x}", 'optim.lr: "${x}": interpolation is not supported; write the value itself'),
+}
+
+
+@pytest.mark.parametrize(("value", "problem"), STRANGE.values(), ids=STRANGE)
+def test_what_is_not_plain_data_is_refused(value, problem):
+    values = {"model": {"path": "m"}, "data": {"train": "t"}, "objective": "p", "run_dir": "r", "optim": {"lr": value}}
+    doors = [dict] if isinstance(value, Fraction) else DOORS.values()  # OmegaConf itself refuses a Fraction
+    for door in doors:
+        with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+            config.load(door(values))
+        assert problem in str(caught.value)
+
+
+def test_what_else_a_mapping_or_another_object_cannot_be():
+    good = {"model": {"path": "m"}, "data": {"train": "t"}, "objective": "p"}
+    endless = dict(good)
+    endless["optim"] = endless
+    cases = [
+        (good, "mapping: run_dir: missing; give a directory"),
+        (OmegaConf.create(good | {"run_dir": "???"}), "DictConfig: run_dir: ??? stands for a missing value; set it"),
+        (OmegaConf.create([good]), "the recipe is not a mapping"),
+        (good | {1: 2}, "mapping: key 1 is not text; use a plain word"),
+        (endless, "nested more than 16 levels deep"),
+        ([good], "a recipe of type list cannot be loaded; give a path, a mapping or an OmegaConf DictConfig"),
+    ]
+    for source, problem in cases:
+        with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
+            config.load(source)
         assert problem in str(caught.value)
 
 
@@ -232,11 +340,6 @@ def test_bad_objective(objective, message):
         ("{name: power}", "r.yaml:3: objective: 'power'", "alpha"),
         ("{name: nll, alpha: 1}", "r.yaml:3: objective: 'nll'", "'alpha'"),
         ("{name: nll, keep: {min_p: 0.9, max_p: 0.1}}", "r.yaml:3: objective: 'nll'", "min_p 0.9 > max_p 0.1"),
-        (
-            "{name: nll, keep: {min_percentile: 90, max_percentile: 10, diagnosis: d}}",
-            "r.yaml:3: objective: 'nll'",
-            "keeps no token",
-        ),
     ],
 )
 def test_refusals_of_the_objectives_name_file_and_key(objective, start, part):

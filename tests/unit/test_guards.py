@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nemo_probsft.adapters.megatron import guards
+from nemo_probsft.config import ResolvedObjective
 from nemo_probsft.objectives import Moment, parse_objective
 from nemo_probsft.run import audit
 
@@ -21,6 +22,10 @@ def run_dir(tmp_path):
     return tmp_path
 
 
+def meant(key: str, denominator: str = "target") -> ResolvedObjective:
+    return ResolvedObjective(parse_objective(key), denominator, key)
+
+
 def measured(key: str, denominator: str = "target") -> dict:
     return guards.measure(parse_objective(key), Moment(0.25, 0.4), denominator, torch.device("cpu"))
 
@@ -29,26 +34,25 @@ def measured(key: str, denominator: str = "target") -> dict:
 @pytest.mark.parametrize("key", KEYS + MOVING)
 def test_what_the_loss_recorded_is_what_the_recipe_means(run_dir, key, denominator):
     audit.record(run_dir, measured(key, denominator))
-    audit.check(run_dir, parse_objective(key), denominator)
+    audit.check(run_dir, meant(key, denominator))
     assert "seed: 0" in (run_dir / "run.yaml").read_text()
 
 
 def test_another_objective_or_denominator_in_the_loss_is_an_error(run_dir):
-    p = parse_objective("p")
     with pytest.raises(RuntimeError, match=r"objective_in_use.key is None, but the recipe means p"):
-        audit.check(run_dir, p, "target")
+        audit.check(run_dir, meant("p"))
     audit.record(run_dir, measured("original"))
     with pytest.raises(RuntimeError, match=r"objective_in_use.key is original, but the recipe means p; do not use"):
-        audit.check(run_dir, p, "target")
+        audit.check(run_dir, meant("p"))
     audit.record(run_dir, measured("OnlyTopP-0.2", "kept"))
     with pytest.raises(RuntimeError, match=r"objective_in_use.denominator is kept"):
-        audit.check(run_dir, parse_objective("OnlyTopP-0.2"), "target")
+        audit.check(run_dir, meant("OnlyTopP-0.2"))
     audit.record(run_dir, measured("original") | {"key": "p"})  # the right name on the wrong loss
     with pytest.raises(RuntimeError, match=r"objective_in_use.probes is"):
-        audit.check(run_dir, p, "target")
+        audit.check(run_dir, meant("p"))
     audit.record(run_dir, measured("adaptive") | {"moment": {"fraction": 0.25, "running_p": 0.6}})
     with pytest.raises(RuntimeError, match=r"objective_in_use.probes is"):
-        audit.check(run_dir, parse_objective("adaptive"), "target")
+        audit.check(run_dir, meant("adaptive"))
 
 
 def test_log_p_that_is_not_finite_is_described():

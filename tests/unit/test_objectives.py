@@ -212,7 +212,7 @@ def test_key_round_trip(base, parameter, sign, bounds):
         ("", "unknown objective"),
         (None, "neither a key nor a mapping"),
         (["p"], "neither a key nor a mapping"),
-        ({}, "objective.name None"),
+        ({}, "objective.name: None"),
         ({"name": ["nll"]}, "is not one of nll, power"),
         ({"name": "power"}, "needs 'alpha'"),
         ({"name": "power", "alpha": True}, "True, not a number"),

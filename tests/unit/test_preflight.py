@@ -230,13 +230,14 @@ def test_other_run_is_never_overwritten(override, difference):
 
 
 def test_diagnosis_that_changed_makes_it_another_run():
-    recipe = load("objective={name: nll, keep: {min_percentile: 10, diagnosis: d.json}}")
     Path("d.json").write_text('{"percentiles": {"10": 0.175}}')
+    percentile = "objective={name: nll, keep: {min_percentile: 10, diagnosis: d.json}}"
+    recipe = load(percentile)
     run_dir = start_run(recipe)
     assert resumable(run_dir, recipe)
     Path("d.json").write_text('{"percentiles": {"10": 0.2}}')
     with pytest.raises(ValueError, match=r"objective OnlyTopLogP-0\.175 there, OnlyTopLogP-0\.2 here"):
-        resumable(run_dir, recipe)
+        resumable(run_dir, load(percentile))
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[" * 1000, "a: &a [*a]", "recipe: 3", "other: {}", "- 1", "\x00"])

@@ -56,7 +56,7 @@ def test_the_recipe_loads(tmp_path):
     (recipe,) = blocks("yaml")
     path = tmp_path / "my.yaml"
     path.write_text(recipe)
-    assert config.load(path).objective == "GeneralFamily-10"
+    assert config.load(path).resolved.objective.key == "GeneralFamily-10"
     assert config.load(path, ["objective=original", "run_dir=runs/my-run-original"]).objective == "original"
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_probsft.adapters.megatron.step import TrainingStep
+from nemo_probsft.config import ResolvedObjective
 from nemo_probsft.objectives import parse_objective
 from tests.support.ranks import run_ranks
 
@@ -18,8 +19,7 @@ NUM_STEPS, NUM_LABELS = 3, 7
 
 def a_step(key: str, denominator: str = "target") -> TrainingStep:
     return TrainingStep(
-        parse_objective(key),
-        denominator,
+        ResolvedObjective(parse_objective(key), denominator, key),
         num_steps=NUM_STEPS,
         num_labels=NUM_LABELS,
         examples=lambda step, micro_batch: np.array([10 * step, 10 * micro_batch]),

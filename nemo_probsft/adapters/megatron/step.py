@@ -13,7 +13,8 @@ import torch
 
 from nemo_probsft.adapters.megatron import guards
 from nemo_probsft.adapters.megatron.statistics import REPORT, STATISTICS_LENGTH, add_weights, loss_function, summarise
-from nemo_probsft.objectives import Adaptive, AnyObjective, Moment, Objective, RunningMean, label_means, objective_at
+from nemo_probsft.config import ResolvedObjective
+from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at
 from nemo_probsft.ops import HeadReport
 
 Group = torch.distributed.ProcessGroup
@@ -28,17 +29,16 @@ class TrainingStep:
 
     def __init__(
         self,
-        objective: AnyObjective,
-        denominator: str,
+        resolved: ResolvedObjective,
         *,
         num_steps: int,
         num_labels: int,
         examples: Callable[[int, int], np.ndarray],
     ) -> None:
-        self.objective, self.denominator = objective, denominator
+        self.objective, self.denominator = resolved.objective, resolved.denominator
         self.num_steps, self.examples = num_steps, examples
-        self.running_p = RunningMean(objective.decay) if isinstance(objective, Adaptive) else RunningMean()
-        self.label_means = label_means(objective, num_labels)
+        self.running_p = RunningMean(self.objective.decay) if isinstance(self.objective, Adaptive) else RunningMean()
+        self.label_means = label_means(self.objective, num_labels)
         self.head = HeadReport()  # the head hook adds to it; see `hook.install_target_logprob`
         self.number = 0  # of the step being trained, from 1
         self.micro_batches: list[torch.Tensor] = []  # statistics of those seen in this step

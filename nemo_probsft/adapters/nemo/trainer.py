@@ -36,17 +36,10 @@ from nemo_probsft.adapters.nemo.callbacks import InstallObjective, KeepBaseOfAda
 from nemo_probsft.adapters.nemo.data import SFTData
 from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
 from nemo_probsft.config import Recipe
-from nemo_probsft.objectives import AnyObjective
 from nemo_probsft.run.prepare import Prepared
 
 
-def fit(
-    recipe: Recipe,
-    prepared: Prepared,
-    objective: AnyObjective,
-    denominator: str,
-    callbacks: Sequence[pl.Callback] = (),
-) -> None:
+def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[pl.Callback] = ()) -> None:
     """Train from the checkpoint `prepared.base`, or go on from the last complete one of the run directory.
 
     callbacks: more of them, of Lightning's and NeMo's events (nemo.lightning.megatron_parallel.CallbackMethods).
@@ -55,9 +48,7 @@ def fit(
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
     data = SFTData(micro_batches.training(recipe, prepared))
-    step = TrainingStep(
-        objective, denominator, num_steps=num_steps, num_labels=prepared.vocab_size, examples=data.examples
-    )
+    step = TrainingStep(recipe.resolved, num_steps=num_steps, num_labels=prepared.vocab_size, examples=data.examples)
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
         InstallObjective(ObjectiveReduction(step), step.head, recipe.head, prepared.vocab_size),
