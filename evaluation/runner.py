@@ -17,6 +17,7 @@ from typing import Any
 
 from evaluation.alpaca import write_outputs
 from evaluation.results import COUNTS, Store, fingerprint, summarize, write_json
+from nemo_probsft.progress import Progress
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 FIRST_STEP, LARGEST_STEP = 256, 4096  # answers generated between two writes to samples.jsonl
@@ -219,17 +220,16 @@ def _run_jobs(model_dir: Path, jobs: list[Job], manager, seed: int) -> None:
 def _run_job(job: Job, lm, manager) -> None:
     done = {sample["item"] for sample in job.store.samples()}
     todo = [item for item in range(job.num_items) if item not in done]
-    start = time.monotonic()
-    finished, step = 0, FIRST_STEP
-    while finished < len(todo):
-        items = todo[finished : finished + max(1, step // job.task.config.repeats)]
-        step_start = time.monotonic()
-        job.store.append(_answer_items(job, items, lm, manager))
-        finished += len(items)
-        if time.monotonic() - step_start < STEP_SECONDS / 2:
-            step = min(2 * step, LARGEST_STEP)
-        left = (time.monotonic() - start) * (len(todo) - finished) / finished
-        say(f"  {job.name} {job.decoding}: {len(done) + finished}/{job.num_items} items, {left:.0f} s left")
+    step = FIRST_STEP
+    with Progress(f"  {job.name} {job.decoding}", job.num_items, "items", done=len(done)) as progress:
+        while todo:
+            count = max(1, step // job.task.config.repeats)
+            items, todo = todo[:count], todo[count:]
+            step_start = time.monotonic()
+            job.store.append(_answer_items(job, items, lm, manager))
+            progress.advance(len(items))
+            if time.monotonic() - step_start < STEP_SECONDS / 2:
+                step = min(2 * step, LARGEST_STEP)
     samples = job.store.samples()
     result = summarize(job.settings, samples, versions())
     if job.settings["domain"] == "instruction":
