@@ -18,6 +18,7 @@ from typing import Any
 from evaluation.alpaca import write_outputs
 from evaluation.results import COUNTS, Store, fingerprint, summarize
 from nemo_probsft.files import first_line, write_json
+from nemo_probsft.progress import Progress
 from nemo_probsft.run.eval_env import results_dir
 
 TASKS_DIR = Path(__file__).parent / "tasks"
@@ -221,17 +222,16 @@ def _run_jobs(model_dir: Path, jobs: list[Job], manager, seed: int) -> None:
 def _run_job(job: Job, lm, manager) -> None:
     done = {sample["item"] for sample in job.store.samples()}
     todo = [item for item in range(job.num_items) if item not in done]
-    start = time.monotonic()
-    finished, step = 0, FIRST_STEP
-    while finished < len(todo):
-        items = todo[finished : finished + max(1, step // job.task.config.repeats)]
-        step_start = time.monotonic()
-        job.store.append(_answer_items(job, items, lm, manager))
-        finished += len(items)
-        if time.monotonic() - step_start < STEP_SECONDS / 2:
-            step = min(2 * step, LARGEST_STEP)
-        left = (time.monotonic() - start) * (len(todo) - finished) / finished
-        say(f"  {job.name} {job.decoding}: {len(done) + finished}/{job.num_items} items, {left:.0f} s left")
+    step = FIRST_STEP
+    with Progress(f"  {job.name} {job.decoding}", job.num_items, "items", done=len(done)) as progress:
+        while todo:
+            count = max(1, step // job.task.config.repeats)
+            items, todo = todo[:count], todo[count:]
+            step_start = time.monotonic()
+            job.store.append(_answer_items(job, items, lm, manager))
+            progress.advance(len(items))
+            if time.monotonic() - step_start < STEP_SECONDS / 2:
+                step = min(2 * step, LARGEST_STEP)
     samples = job.store.samples()
     result = summarize(job.settings, samples, versions())
     if job.settings["domain"] == "instruction":

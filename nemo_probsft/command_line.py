@@ -109,3 +109,11 @@ def count(text: str) -> int:
 def options_of(kind: type[T], parsed: argparse.Namespace) -> T:
     """The fields of a dataclass, taken from what was parsed."""
     return kind(**{field.name: getattr(parsed, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def entries(flag: str, text: str) -> list[str]:
+    """What stands between the commas of an option. Raises ValueError for an empty entry."""
+    values = text.split(",")
+    if "" in values:
+        raise ValueError(f"{flag}: {text} has an empty entry; separate entries by one comma")
+    return values

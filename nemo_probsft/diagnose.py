@@ -19,7 +19,8 @@ from nemo_probsft.config import Recipe
 from nemo_probsft.data import order
 from nemo_probsft.diagnosis.measures import CONFIDENT, measure
 from nemo_probsft.diagnosis.targets import Targets, collected
-from nemo_probsft.run import decisions, log, prepare, ranks
+from nemo_probsft.progress import Progress
+from nemo_probsft.run import decisions, prepare, ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +50,9 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     else:
         ranks.refuse_many_nodes(recipe)
         prepared = _prepare(work)
-        with log.Progress(f"diagnose {path}") as waiting:
-            ranks.run_ranks(["diagnose", path, *overrides], recipe.trainer.devices, output / "logs", waiting)
+        with Progress(f"diagnose {path}") as waiting:
+            arguments = ["diagnose", path, *overrides]
+            ranks.run_ranks(arguments, recipe.trainer.devices, output / "logs", lambda: waiting.advance(0))
         _finish(recipe, prepared, output)
     return output / "diagnose.json"
 

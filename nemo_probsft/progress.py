@@ -11,19 +11,22 @@ LOG_SECONDS = 30.0  # between two lines of a log
 class Progress:
     """`with Progress("import", num_bytes, unit="B") as progress: progress.advance(n)`.
 
-    total: of `unit`, "B" for bytes; None when it is not known. after: seconds before anything is shown, so that what is
-    done at once stays silent.
+    total: of `unit`, "B" for bytes; None when it is not known. done: what an earlier run did; the time left is
+    reckoned from the rest. after: seconds before anything is shown, so that what is done at once stays silent.
     """
 
-    def __init__(self, title: str, total: int | None = None, unit: str = "", *, after: float = 0.0) -> None:
+    def __init__(
+        self, title: str, total: int | None = None, unit: str = "", *, done: int = 0, after: float = 0.0
+    ) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done, self.note = 0, ""
+        self.done, self.note = done, ""
+        self.done_before = done
         self.started = time.monotonic()
         self.next_line = self.started + max(after, LOG_SECONDS)
         self.after = after
         self.terminal = sys.stderr.isatty()
         self.bar = _bar(unit, total) if self.terminal else None
-        self.task = self.bar.add_task(title, total=total, note="") if self.bar else None
+        self.task = self.bar.add_task(title, total=total, completed=done, note="") if self.bar else None
 
     def __enter__(self) -> Progress:
         self._show()
@@ -56,9 +59,11 @@ class Progress:
         size = f"{self.done} {self.unit}".strip() if self.unit != "B" else f"{self.done / 1e9:.2f} GB"
         if self.total is not None:
             size += f" of {self.total / 1e9:.2f} GB" if self.unit == "B" else f" of {self.total}"
+        if self.total is None and not self.done:
+            return f"{self.title}: {seconds:.0f} s  {self.note}".rstrip()
         left = ""
-        if self.total is not None and self.done:
-            left = f", {seconds * (self.total - self.done) / self.done:.0f} s left"
+        if self.total is not None and self.done > self.done_before:
+            left = f", {seconds * (self.total - self.done) / (self.done - self.done_before):.0f} s left"
         return f"{self.title}: {size}{left}  {self.note}".rstrip()
 
 
@@ -84,4 +89,5 @@ def _bar(unit: str, total: int | None):  # type: ignore[no-untyped-def]
         *left,
         TextColumn("{task.fields[note]}", markup=False),
         console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),  # else what is printed meanwhile would go to stderr, past a pipe
     )

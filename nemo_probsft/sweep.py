@@ -15,15 +15,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_probsft import config
-from nemo_probsft.command_line import add_recipe, count, options_of
+from nemo_probsft.command_line import add_recipe, count, entries, options_of
 from nemo_probsft.config import Recipe
 from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
+from nemo_probsft.progress import Progress
 from nemo_probsft.run import eval_env, preflight
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
@@ -242,53 +244,57 @@ def link_base(base: Path, run_dir: Path) -> None:
 
 def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
     """Train cells, `jobs` at a time, each as its own command with a log. Returns the failed ones with the reason."""
-    waiting, failures = list(todo), {}
-    running: dict[Cell, tuple[subprocess.Popen, float]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < planned.jobs:
-                cell = waiting.pop(0)
-                running[cell] = _start(planned, cell), time.monotonic()
-                print(f"[{len(todo) - len(waiting)}/{len(todo)}] {cell.name}: log in {_log(cell)}", flush=True)
-            time.sleep(0.2)
-            for cell, (process, started) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[cell]
-                seconds = time.monotonic() - started
-                if process.returncode or not cell.done:
-                    failures[cell.name] = _last_line(_log(cell))
-                    print(f"  {cell.name} failed after {seconds:.0f} s: {failures[cell.name]}", flush=True)
+    failures: dict[str, str] = {}
+    running: dict[str, subprocess.Popen] = {}
+    with ThreadPoolExecutor(planned.jobs) as pool, Progress("train", len(todo), "cells") as progress:
+        futures = {pool.submit(_train_cell, planned, cell, running): cell for cell in todo}
+        try:
+            for future in as_completed(futures):
+                cell, (seconds, failure) = futures[future], future.result()
+                progress.advance(1)
+                if failure is not None:
+                    failures[cell.name] = failure
+                    print(f"  {cell.name} failed after {seconds:.0f} s: {failure}", flush=True)
                     continue
                 _finish(planned, cell, seconds)
-                left = _time_left(planned, len(waiting) + len(running))
-                print(f"  {cell.name} took {seconds:.0f} s; time left for training: {left}", flush=True)
-    finally:
-        for process, _ in running.values():
-            process.terminate()
-        for process, _ in running.values():
-            process.wait()
+                print(f"  {cell.name} took {seconds:.0f} s", flush=True)
+        except BaseException:
+            _stop(futures, running)
+            raise
     return failures
 
 
-def _start(planned: Sweep, cell: Cell) -> subprocess.Popen:
-    command = [sys.executable, "-m", "nemo_probsft", *planned.command(cell)]
+def _train_cell(planned: Sweep, cell: Cell, running: dict[str, subprocess.Popen]) -> tuple[float, str | None]:
+    """Seconds, and the reason where it failed: the last line of stderr is the command's error."""
+    print(f"{cell.name}: log in {_log(cell)}", flush=True)
     environment = dict(os.environ)
     num_processes = planned.jobs * planned.recipe.trainer.devices
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
-    with _log(cell).open("w", encoding="utf-8") as output:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
-        )
+    command = [sys.executable, "-m", "nemo_probsft", *planned.command(cell)]
+    started, said = time.monotonic(), cell.run_dir / "sweep.stderr.log"
+    with _log(cell).open("w", encoding="utf-8") as output, said.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment)
+    running[cell.name] = process
+    code = process.wait()
+    seconds = time.monotonic() - started
+    if code == 0 and cell.done:
+        return seconds, None
+    lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return seconds, lines[-1].removeprefix("nemo-probsft: ") if lines else f"exit code {code}, without an error"
+
+
+def _stop(futures: Collection[Future], running: Mapping[str, subprocess.Popen]) -> None:
+    """Start no further cell and end those that run, also one that is being started at this moment."""
+    for future in futures:
+        future.cancel()
+    while not all(future.done() for future in futures):
+        for process in list(running.values()):
+            process.terminate()
+        wait(futures, timeout=0.2)
 
 
 def _log(cell: Cell) -> Path:
     return cell.run_dir / "sweep.log"
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("nemo-probsft: ") if lines else "it said nothing"
 
 
 def _finish(planned: Sweep, cell: Cell, seconds: float) -> None:
@@ -346,14 +352,6 @@ def _report(planned: Sweep, trained: Sequence[Cell]) -> None:
     diagnoses = ["--diagnoses", str(diagnosis)] if diagnosis.exists() else []
     page = planned.output / "report" / "report.html"
     command("report", *runs, "--results", *results, *diagnoses, "--output", str(page))
-
-
-def entries(flag: str, text: str) -> list[str]:
-    """What stands between the commas of an option. Raises ValueError for an empty entry."""
-    values = text.split(",")
-    if "" in values:
-        raise ValueError(f"{flag}: {text} has an empty entry; separate entries by one comma")
-    return values
 
 
 def _seed(text: str) -> int:

@@ -14,6 +14,7 @@ from conversion.checkpoint import last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
+from nemo_probsft.progress import Progress
 from nemo_probsft.run import decisions, log, prepare, ranks
 from nemo_probsft.run.prepare import Prepared
 
@@ -54,9 +55,10 @@ def train(path: str, overrides: Sequence[str] = ()) -> Path:
     decisions.show(found)
     if not finished(run_dir, prepared):
         ranks.hold(run_dir).close()
-        with log.Progress(f"train {run_dir}", run_dir, prepared.num_steps) as progress:
+        with Progress(f"train {run_dir}", prepared.num_steps, "steps", done=_start(run_dir)) as progress:
+            follow = log.Follower(progress, run_dir)
             try:
-                ranks.run_ranks(["train", path, *overrides], recipe.trainer.devices, run_dir / "logs", progress)
+                ranks.run_ranks(["train", path, *overrides], recipe.trainer.devices, run_dir / "logs", follow)
             except RuntimeError as error:
                 raise RuntimeError(f"{error}; {_where_it_goes_on(run_dir)}") from None
         assert finished(run_dir, prepared), f"the ranks ended without checkpoint {prepared.num_steps} in {run_dir}"
@@ -68,6 +70,12 @@ def train(path: str, overrides: Sequence[str] = ()) -> Path:
 
 def finished(run_dir: Path, prepared: Prepared) -> bool:
     return last_checkpoint(run_dir / "checkpoints") == run_dir / "checkpoints" / f"step={prepared.num_steps}"
+
+
+def _start(run_dir: Path) -> int:
+    """The step that a run goes on from."""
+    last = last_checkpoint(run_dir / "checkpoints")
+    return 0 if last is None else int(last.name.removeprefix("step="))
 
 
 def _where_it_goes_on(run_dir: Path) -> str:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nemo_probsft.command_line import entries
 from nemo_probsft.launch.submission import Options, Submission
 
 if TYPE_CHECKING:
@@ -80,7 +81,6 @@ def _with_nodes(options: Options) -> list[str]:
 def _cells(recipe: Recipe, options: Options) -> dict[str, list[str]]:
     """Name -> overrides of each cell, named as `sweep` names them; none if nothing is swept."""
     from nemo_probsft.objectives import parse_objective
-    from nemo_probsft.sweep import entries
 
     if options.objectives is None and options.seeds is None:
         return {}

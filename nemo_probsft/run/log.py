@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nemo_probsft.files import write_atomically
+from nemo_probsft.progress import Progress
 
 
 class RunLog:
@@ -72,51 +72,18 @@ def last_row(run_dir: Path) -> dict[str, Any] | None:
     return json.loads(lines[-1]) if lines else None
 
 
-class Progress:
-    """Called while ranks run: a bar with the step, the last metrics and the time that is left, read from metrics.jsonl.
+class Follower:
+    """Called while ranks run: shows the last row that they wrote to metrics.jsonl."""
 
-    Where the output is no terminal it prints a line every half minute instead.
-    """
-
-    def __init__(self, title: str, run_dir: Path | None = None, num_steps: int | None = None) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.run_dir, self.title, self.num_steps = run_dir, title, num_steps
-        self.shown = last_row(run_dir) if run_dir else None
-        counts = [MofNCompleteColumn()] if num_steps else []
-        left = [TextColumn("left"), TimeRemainingColumn()] if num_steps else []
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            *counts,
-            TimeElapsedColumn(),
-            *left,
-            TextColumn("{task.fields[note]}"),
-        )
-        self.task = self.bar.add_task(title, total=num_steps, note="starting")
-        self.printed = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+    def __init__(self, progress: Progress, run_dir: Path) -> None:
+        self.progress, self.run_dir = progress, run_dir
+        self.shown = last_row(run_dir)
 
     def __call__(self) -> None:
-        row = last_row(self.run_dir) if self.run_dir else None
+        row = last_row(self.run_dir)
         if row is None or row == self.shown:
+            self.progress.advance(0)  # the display's clock goes on
             return
         self.shown = row
         note = f"objective {row['objective']:.4f}  nll {row['nll']:.4f}  p {row['p']:.3f}"
-        self.bar.update(self.task, completed=row["step"], note=note)
-        if not self.bar.console.is_terminal and time.monotonic() - self.printed > 30:
-            self.printed = time.monotonic()
-            self.bar.console.print(f"{self.title}: step {row['step']} of {self.num_steps}  {note}", markup=False)
+        self.progress.update(row["step"], note)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from nemo_probsft.config import Recipe
 from nemo_probsft.files import SOURCE_ROOT
+from nemo_probsft.run.failures import first_error
+
+if TYPE_CHECKING:  # torchrun imports this module, too, and does without what reads recipes
+    from nemo_probsft.config import Recipe
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TORCHRUN_PID = "NEMO_PROBSFT_TORCHRUN_PID"  # set where our own launcher started torchrun
-LOG_BYTES = 1_000_000  # more than the exceptions of all ranks need
-OUT_OF_SPACE = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
 def inside_ranks() -> bool:
@@ -79,16 +77,17 @@ def refuse_many_nodes(recipe: Recipe) -> None:
 
 
 def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Callable[[], None]) -> None:
-    """Run `python -m nemo_probsft ARGUMENTS` on `num_ranks` ranks; call `tick` twice a second until they end.
+    """Run the command `nemo-probsft ARGUMENTS` on `num_ranks` ranks; call `tick` twice a second until they end.
 
-    Output goes to files under `log_dir`/<time>/. Raises RuntimeError with the first rank's error when one fails.
+    Output goes to files under `log_dir`/<time>/. Raises RuntimeError, in one line, with the first
+    rank's error.
     """
     attempt = log_dir / time.strftime("%Y%m%d-%H%M%S")
     attempt.mkdir(parents=True, exist_ok=True)
     command = [
-        *(sys.executable, "-m", "nemo_probsft.run.torchrun", str(os.getpid())),
+        *(sys.executable, "-m", "nemo_probsft.run.torchrun", str(os.getpid()), str(attempt)),
         *("--standalone", f"--nproc-per-node={num_ranks}"),
-        *(f"--log-dir={attempt}", "--redirects=3", "-m", "nemo_probsft", *arguments),
+        *(f"--log-dir={attempt}", "--redirects=3", "-m", "nemo_probsft.rank", *arguments),
     ]
     with (attempt / "torchrun.log").open("w", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment(num_ranks))
@@ -102,7 +101,7 @@ def run_ranks(arguments: Sequence[str], num_ranks: int, log_dir: Path, tick: Cal
                 process.terminate()
                 process.wait(timeout=30)
     if process.returncode:
-        raise RuntimeError(f"a rank failed: {_first_error(attempt)}; its log is in {attempt}")
+        raise RuntimeError(f"a rank failed: {first_error(attempt)}; its log is in {attempt}")
 
 
 def _environment(num_ranks: int) -> dict[str, str]:
@@ -114,25 +113,3 @@ def _environment(num_ranks: int) -> dict[str, str]:
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
     environment.setdefault("HYDRA_FULL_ERROR", "1")
     return environment
-
-
-def _first_error(attempt: Path) -> str:
-    """The exception of the rank that failed by itself; the others lost their connection to it or were stopped."""
-    errors = []
-    for log in sorted(attempt.glob("**/stderr.log")):
-        text = log.read_text(encoding="utf-8", errors="replace")
-        errors += re.findall(r"^\[rank\d+\]: (\w[\w.]*(?:Error|Exception|Interrupt).*)$", text, flags=re.MULTILINE)
-    by_itself = [
-        error for error in errors if "Connection closed by peer" not in error and "ChildFailedError" not in error
-    ]
-    full = [error for error in by_itself if any(f"[Errno {number}]" in error for number in OUT_OF_SPACE)]
-    # Megatron's CheckpointException, which follows, does not repeat what the writing failed of.
-    return (full or by_itself or errors or [_why_nothing_was_logged(attempt)])[-1]
-
-
-def _why_nothing_was_logged(attempt: Path) -> str:
-    """A full disk, on which the logs lie, too, takes no exception any more."""
-    free = shutil.disk_usage(attempt).free
-    if free < LOG_BYTES:
-        return f"No space left on device ({free} bytes free), not even for the exception"
-    return "no exception was logged; was a rank killed, for want of memory?"

@@ -168,7 +168,7 @@ def _is_rank(process: psutil.Process) -> bool:
 
 
 def _trains(process: psutil.Process) -> bool:
-    return "RANK" in process.environ() and "nemo_probsft" in process.cmdline()
+    return "RANK" in process.environ() and "nemo_probsft.rank" in process.cmdline()
 
 
 def campaign(folder: Path, kills: int, num_steps: int, seed: int) -> list[dict]:

@@ -21,26 +21,28 @@ ARROWS = {
     "version": (),
     "objectives": (),
     "ops": (),
+    "pages": (),
     "progress": (),
+    "command_line": (),
     "loss": ("objectives",),
     "files": ("version",),
     "config": ("objectives",),
-    "conversion": (),
-    "data": ("conversion",),
-    "run": ("config", "conversion", "data", "files", "objectives", "version"),
+    "conversion": ("command_line", "files", "progress"),
+    "data": ("command_line", "conversion", "files", "progress"),
+    "run": ("config", "conversion", "data", "files", "objectives", "progress"),
     "plan": ("config", "conversion", "data", "run"),
-    "diagnosis": ("data", "objectives"),
-    "launch": ("config", "objectives", "run"),
+    "diagnosis": ("data", "objectives", "pages"),
+    "launch": ("command_line", "config", "objectives", "run"),
     "adapters": (),
     "adapters/megatron": ("config", "data", "loss", "objectives", "ops", "run"),
-    "adapters/nemo": ("adapters/megatron", "config", "conversion", "objectives", "ops", "run"),
+    "adapters/nemo": ("adapters/megatron", "config", "conversion", "ops", "run"),
     "commands": (
-        *("adapters/nemo", "config", "conversion", "data", "diagnosis", "files", "launch", "objectives", "plan", "run"),
-        "version",
+        *("adapters/nemo", "command_line", "config", "conversion", "data", "diagnosis", "files", "objectives", "plan"),
+        *("progress", "run"),
     ),
-    "evaluation": ("data",),
-    "evaluation/report": ("evaluation", "objectives"),
-    "experiments": ("commands", "config", "data", "evaluation", "evaluation/report", "files", "objectives", "run"),
+    "evaluation": ("command_line", "data", "files", "progress", "run"),
+    "evaluation/report": ("evaluation", "objectives", "pages"),
+    "experiments": ("commands", "config", "data", "evaluation", "files", "objectives", "pages", "run"),
     "benchmarks": (
         *("adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "loss", "objectives", "ops", "run"),
     ),
@@ -79,7 +81,7 @@ def room(file: Path) -> str:
     if top != "nemo_probsft":
         return top
     if len(rest) == 1:
-        single = {"__init__": "version", "loss": "loss", "files": "files", "progress": "progress"}
+        single = {"__init__": "version"} | {name: name for name in ("loss", "files", "progress", "command_line")}
         return single.get(rest[0], "commands")
     return "/".join(rest[:2]) if rest[0] == "adapters" and len(rest) > 2 else rest[0]
 
@@ -171,7 +173,8 @@ def test_the_shared_step_asks_no_framework_for_its_process_groups():
     assert knows == {"layout"}
 
 
-def test_nothing_heavy_is_imported_with_the_package_or_its_command_line():
-    code = "import sys, nemo_probsft, nemo_probsft.__main__ as m; m._parser(); print(*sys.modules)"
+@pytest.mark.parametrize("module", ["nemo_probsft", "nemo_probsft.__main__", "nemo_probsft.rank"])
+def test_nothing_heavy_is_imported_with_the_package_or_its_command_line(module):
+    code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert not {"torch", "numpy", "transformers", "nemo", "megatron", "rich", "yaml"} & set(loaded.split())
