@@ -1,6 +1,6 @@
 """The recipe: its schema, how it is read, and what is refused before anything else is looked at."""
 
-from nemo_probsft.config.load import dump, load
+from nemo_probsft.config.loading import dump, load
 from nemo_probsft.config.recipe import (
     MAX_INT32,
     DataConfig,

@@ -36,8 +36,10 @@ def first_error(attempt: Path) -> str:
     by_itself = [error for error in errors if not any(echo in error for echo in ECHOES)]
     codes = _exit_codes(attempt)
     killed = [_ended(attempt, rank, code) for rank, code in codes.items() if code == -signal.SIGKILL]
-    ended = [_ended(attempt, rank, code) for rank, code in codes.items() if not _error_file(attempt, rank)]
-    return (full or killed or by_itself or ended or errors or [_why_nothing_was_logged(attempt)])[0]
+    silent = {rank: code for rank, code in codes.items() if not _error_file(attempt, rank)}
+    ended = [_ended(attempt, rank, code) for rank, code in silent.items() if code != -signal.SIGTERM]
+    stopped = [_ended(attempt, rank, code) for rank, code in silent.items() if code == -signal.SIGTERM]
+    return (full or killed or by_itself or ended or errors or stopped or [_why_nothing_was_logged(attempt)])[0]
 
 
 def _raised(attempt: Path) -> list[str]:

@@ -12,7 +12,7 @@ import yaml
 
 from nemo_probsft import config, objectives
 from nemo_probsft.__main__ import main
-from nemo_probsft.data import rows, tokens
+from nemo_probsft.data import records, tokens
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
 from nemo_probsft.objectives import parse_objective
 from nemo_probsft.plan.show import preview
@@ -129,7 +129,7 @@ def test_bad_data_is_refused_with_its_line(capsys, good, content):
 
 
 def test_a_line_of_gigabytes_is_not_read_into_memory(capsys, good, monkeypatch):
-    monkeypatch.setattr(rows, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
     Path("train.jsonl").write_bytes(row() + b"a" * 1001)
     assert refused(capsys, good) == "train.jsonl line 2: is longer than 1000 bytes: write one object a line"
 

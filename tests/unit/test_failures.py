@@ -28,8 +28,7 @@ DEATHS = {
         "KeyError: 'of rank 1'",
     ),
     "an exception and its echo": (
-        GROUP + "if RANK == 0:\n    dist.destroy_process_group()\n    time.sleep(1)\n    raise KeyError('of rank 0')\n"
-        "dist.barrier()\n",
+        GROUP + "if RANK == 0:\n    raise KeyError('of rank 0')\ndist.barrier()\n",
         "KeyError: 'of rank 0'",
     ),
     "a kill and its echo": (
@@ -74,6 +73,7 @@ def test_an_error_file_that_a_full_disk_cut_off_does_not_hide_the_others(tmp_pat
     [
         (-9, "rank 1 was killed by signal 9 (SIGKILL), as the kernel does when memory runs out: see `dmesg`"),
         (-11, "rank 1 was ended by signal 11 (SIGSEGV)"),
+        (-15, "rank 1 was ended by signal 15 (SIGTERM)"),
         (127, "rank 1 ended with exit code 127"),
     ],
 )
@@ -82,6 +82,14 @@ def test_without_an_error_file_the_exit_code_and_the_last_line_are_told(tmp_path
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "stderr.log").write_text("first\nlast\n\n")
     assert failures.first_error(tmp_path) == f"{said}; its last line: last"
+
+
+def test_a_rank_that_torchrun_stopped_does_not_hide_the_echo_of_another(tmp_path):
+    (tmp_path / "failed.json").write_text(json.dumps({"0": -15, "1": 1}))
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    (tmp_path / "1" / "error.json").write_text(_error_file("RuntimeError: Connection closed by peer"))
+    assert failures.first_error(tmp_path) == "RuntimeError: Connection closed by peer"
 
 
 def _error_file(traceback):

@@ -28,7 +28,7 @@ def failures_of(kind, number):
 
 
 def test_a_traceback_is_a_failure(monkeypatch):
-    monkeypatch.setattr("nemo_probsft.config.recipe._refuse_layout", lambda recipe: 1 // 0)
+    monkeypatch.setattr("nemo_probsft.config.loading._refuse_layout", lambda recipe: 1 // 0)
     assert any("ZeroDivisionError" in failure for failure in failures_of("recipe", 40))
 
 

@@ -162,12 +162,15 @@ def test_the_loss_takes_the_objective_of_a_step():
         ({"name": "adaptive", "alpha": 1}, "has unknown key 'alpha'; it takes decay, high, keep, low, name, shrinkage"),
         (
             {"name": "power", "alpha": 1, "schedule": {"alpha": [0, 1]}},
-            "objective.schedule.alpha moves objective.alpha",
+            "objective.schedule.alpha: moves objective.alpha",
         ),
-        ({"name": "nll", "schedule": {"alpha": [0, 1]}}, "objective.schedule has unknown key 'alpha'"),
-        ({"name": "nll", "schedule": {"min_p": [0.5]}}, "objective.schedule.min_p is [0.5], not a list of two numbers"),
-        ({"name": "nll", "schedule": 3}, "objective.schedule 3 is not a mapping; write schedule: {alpha: [0, 1]}"),
-        ({"name": "focal", "schedule": {}}, "objective 'focal' needs 'gamma'"),
+        ({"name": "nll", "schedule": {"alpha": [0, 1]}}, "objective.schedule: has unknown key 'alpha'"),
+        (
+            {"name": "nll", "schedule": {"min_p": [0.5]}},
+            "objective.schedule.min_p: is [0.5], not a list of two",
+        ),
+        ({"name": "nll", "schedule": 3}, "objective.schedule: 3 is not a mapping; write schedule: {alpha: [0, 1]}"),
+        ({"name": "focal", "schedule": {}}, "objective: 'focal' needs 'gamma'"),
     ],
 )
 def test_what_has_no_meaning_is_refused(spec, message):
