@@ -129,7 +129,7 @@ def test_bad_data_is_refused_with_its_line(capsys, good, content):
 
 
 def test_a_line_of_gigabytes_is_not_read_into_memory(capsys, good, monkeypatch):
-    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(records, "MAX_RECORD", 1000)
     Path("train.jsonl").write_bytes(row() + b"a" * 1001)
     assert refused(capsys, good) == "train.jsonl line 2: is longer than 1000 bytes: write one object a line"
 
