@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from conversion.staging import existing_directory
+from nemo_probsft.staging import existing_directory
 
 Kind = Literal["huggingface", "nemo"]
 HF_FILES = "hf"  # folder of an imported checkpoint that keeps config.json, the tokenizer, ... byte for byte
@@ -49,7 +49,12 @@ def last_checkpoint(directory: Path) -> Path | None:
         for path in directory.glob("step=*")
         if is_nemo(path) and not path.with_name(path.name + "-unfinished").exists()
     ]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step=")), default=None)
+    return max(complete, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of trained steps that a run's checkpoint is named by."""
+    return int(checkpoint.name.removeprefix("step="))
 
 
 def model_files_directory(checkpoint: Path, base: Path | None = None) -> Path:

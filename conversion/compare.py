@@ -13,8 +13,8 @@ from conversion.convert import byte_progress, export_hf
 from conversion.dtypes import dtype_name
 from conversion.hf_files import model_files, read_config, read_model
 from conversion.nemo_checkpoint import open_checkpoint
-from conversion.staging import existing_directory, system_errors_in_one_line
 from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes
+from nemo_probsft.staging import existing_directory, system_errors_in_one_line
 
 _BLOCK = 1 << 24  # numbers compared at a time
 

@@ -16,10 +16,10 @@ from conversion.nemo_checkpoint import Checkpoint, open_checkpoint
 from conversion.nemo_context import write_context
 from conversion.peft_adapter import write_adapter
 from conversion.safetensors_io import SHARD_BYTES, ShardedWriter, state_dict_order
-from conversion.staging import Snapshot, existing_directory, staged_directory, system_errors_in_one_line
 from conversion.torch_dist import TorchDistWriter, global_shape
 from conversion.weights import BLOCK_BYTES, HFWeights, num_bytes, row_blocks
 from nemo_probsft.progress import Progress
+from nemo_probsft.staging import Snapshot, existing_directory, staged_directory, system_errors_in_one_line
 
 _SILENT_SECONDS = 1.0  # a short conversion shows no progress
 

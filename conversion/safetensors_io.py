@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from conversion.dtypes import Tensors
-from conversion.staging import start_flushing
+from nemo_probsft.staging import start_flushing
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}

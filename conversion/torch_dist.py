@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from conversion.staging import start_flushing
 from nemo_probsft.files import first_line
+from nemo_probsft.staging import start_flushing
 
 FILE_BYTES = 4 << 30
 _OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from conversion.checkpoint import last_checkpoint
+from conversion.checkpoint import last_checkpoint, step_of
 from nemo_probsft import config
 from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
@@ -69,13 +69,13 @@ def train(path: str, overrides: Sequence[str] = ()) -> Path:
 
 
 def finished(run_dir: Path, prepared: Prepared) -> bool:
-    return last_checkpoint(run_dir / "checkpoints") == run_dir / "checkpoints" / f"step={prepared.num_steps}"
+    return _start(run_dir) == prepared.num_steps
 
 
 def _start(run_dir: Path) -> int:
-    """The step that a run goes on from."""
+    """The step of the last checkpoint, from which a run continues."""
     last = last_checkpoint(run_dir / "checkpoints")
-    return 0 if last is None else int(last.name.removeprefix("step="))
+    return 0 if last is None else step_of(last)
 
 
 def _where_it_goes_on(run_dir: Path) -> str:

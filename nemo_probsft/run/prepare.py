@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,19 +66,51 @@ def _remove_new(run_dir: Path, before: set[Path], missing: list[Path]) -> None:
             directory.rmdir()
 
 
-def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
-    import conversion
+class Model(NamedTuple):
+    """What a run starts from."""
 
+    source: Path  # Hugging Face directory or NeMo checkpoint
+    hf: Path  # config.json, tokenizer, generation settings
+    tokenizer: Any
+    vocab_size: int  # without padding
+
+
+def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
+    model = _open_model(recipe)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    _write_run_yaml(recipe, model.source, run_dir / RUN)
+    examples, dataset = _tokenize(recipe, model, run_dir)
+    num_steps, per_epoch = _count_steps(recipe, len(dataset))
+    base, hf = _import_base(recipe, model, run_dir)
+    prepared = Prepared(
+        fingerprint=_fingerprint(recipe),
+        base=str(base),
+        hf=str(hf),
+        examples=str(examples),
+        vocab_size=model.vocab_size,
+        pad_id=tokens.padding_id(model.tokenizer),
+        num_examples=len(dataset),
+        num_target_tokens=dataset.summary.num_target_tokens,
+        num_steps=num_steps,
+    )
+    write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
+    return prepared, _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
+
+
+def _open_model(recipe: Recipe) -> Model:
     source = local_model(recipe).absolute()
     hf = hugging_face_files(source)
-    settings = json.loads((hf / "config.json").read_text(encoding="utf-8"))
+    vocab_size = json.loads((hf / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     tokenizer = load_tokenizer(recipe, hf)
-    tokens.check_tokenizer(tokenizer, settings["vocab_size"])
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _write_run_yaml(recipe, source, run_dir / RUN)
+    tokens.check_tokenizer(tokenizer, vocab_size)
+    return Model(source, hf, tokenizer, vocab_size)
+
+
+def _tokenize(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, tokens.TokenizedDataset]:
+    """The directory of the tokenized training set, and what is in it."""
     examples = tokens.tokenized(
         recipe.data.train,
-        tokenizer,
+        model.tokenizer,
         run_dir / "data",
         max_length=recipe.data.max_length,
         split=recipe.data.split,
@@ -87,33 +119,33 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         long_prompts=recipe.data.long_prompts,
     )
     dataset = tokens.TokenizedDataset.load(examples)
-    tokens.check_ids(dataset, settings["vocab_size"])
+    tokens.check_ids(dataset, model.vocab_size)
     _refuse_other_data(recipe, dataset, examples, run_dir)
-    if len(dataset) < recipe.data.global_batch_size:
-        size, found = recipe.data.global_batch_size, f"the {len(dataset)} examples of {recipe.data.train}"
+    return examples, dataset
+
+
+def _count_steps(recipe: Recipe, num_examples: int) -> tuple[int, int]:
+    """Optimizer steps of the run, and of an epoch."""
+    size = recipe.data.global_batch_size
+    if num_examples < size:
+        found = f"the {num_examples} examples of {recipe.data.train}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
-    per_epoch = order.steps_per_epoch(len(dataset), recipe.data.global_batch_size)
+    per_epoch = order.steps_per_epoch(num_examples, size)
     num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
     if num_steps > config.MAX_INT32:
         problem = f"{recipe.trainer.epochs} of {per_epoch} steps each are more than 2**31 - 1 steps; lower it"
         raise recipe.error("trainer.epochs", problem)
-    base = source if is_nemo(source) else run_dir / "base"
+    return num_steps, per_epoch
+
+
+def _import_base(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, Path]:
+    """The checkpoint to start from, and the model's files with the recipe's chat template."""
+    import conversion
+
+    base = model.source if is_nemo(model.source) else run_dir / "base"
     if not is_nemo(base):
-        conversion.import_hf(source, base, progress=True)
-    hf = _with_chat_template(recipe, hf, base)
-    prepared = Prepared(
-        fingerprint=_fingerprint(recipe),
-        base=str(base),
-        hf=str(hf),
-        examples=str(examples),
-        vocab_size=settings["vocab_size"],
-        pad_id=tokens.padding_id(tokenizer),
-        num_examples=len(dataset),
-        num_target_tokens=dataset.summary.num_target_tokens,
-        num_steps=num_steps,
-    )
-    write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
-    return prepared, _found(recipe, prepared, dataset, tokenizer, per_epoch)
+        conversion.import_hf(model.source, base, progress=True)
+    return base, _with_chat_template(recipe, model.hf, base)
 
 
 def _refuse_other_data(recipe: Recipe, dataset: tokens.TokenizedDataset, examples: Path, run_dir: Path) -> None:

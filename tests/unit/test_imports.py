@@ -23,12 +23,13 @@ ARROWS = {
     "ops": (),
     "pages": (),
     "progress": (),
+    "staging": (),
     "command_line": (),
     "loss": ("objectives",),
     "files": ("version",),
     "config": ("objectives",),
-    "conversion": ("command_line", "files", "progress"),
-    "data": ("command_line", "conversion", "files", "progress"),
+    "conversion": ("command_line", "files", "progress", "staging"),
+    "data": ("command_line", "files", "progress", "staging"),
     "run": ("config", "conversion", "data", "files", "objectives", "progress"),
     "plan": ("config", "conversion", "data", "run"),
     "diagnosis": ("data", "objectives", "pages"),
@@ -81,7 +82,9 @@ def room(file: Path) -> str:
     if top != "nemo_probsft":
         return top
     if len(rest) == 1:
-        single = {"__init__": "version"} | {name: name for name in ("loss", "files", "progress", "command_line")}
+        single = {"__init__": "version"} | {
+            name: name for name in ("loss", "files", "progress", "staging", "command_line")
+        }
         return single.get(rest[0], "commands")
     return "/".join(rest[:2]) if rest[0] == "adapters" and len(rest) > 2 else rest[0]
 

@@ -40,7 +40,7 @@ def write_domain(
     source: a local copy or another hub data set. limit: at most so many records of each part, to try it out.
     tokenizers: instead of those that measure the paper's limit on the length of a row. Returns the manifest's path.
     """
-    from conversion.staging import staged_directory
+    from nemo_probsft.staging import staged_directory
 
     domain = find(name)
     _check_options(
