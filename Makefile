@@ -2,7 +2,7 @@
 
 # Half of a test's time is the start of a process, on one core: two workers share two cores well.
 WORKERS ?= 2
-PYTEST = .venv/train/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder
+PYTEST = .venv/train/bin/python -m pytest --numprocesses=$(WORKERS) --no-loadscope-reorder
 
 demo: setup-train setup-eval
 	.venv/train/bin/nemo-probsft demo

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -25,6 +26,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     torch.set_num_threads(int(threads))
 
 # By the time they take alone. One of these that started last would leave the other workers idle.
+TOGETHER = dict.fromkeys(("test_evaluation", "test_evaluation_tasks"), "vllm")  # they share `evaluated()`
 LONGEST_FIRST = (
     "test_crash",
     "vllm",
@@ -47,7 +49,21 @@ def engine():
         yield engine
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole files go to a worker, since their fixtures are made once; files in `TOGETHER` share more than that.
+
+    pytest-xdist's own `--dist=loadgroup` marks groups in node ids, which pytest 9.2 no longer lets it change.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(Path(nodeid.partition("::")[0]).stem)
+
+    return Files(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     without_gpus = [item for item in items if _num_gpus(item) > torch.cuda.device_count()]
     config.hook.pytest_deselected(items=without_gpus)
@@ -63,11 +79,8 @@ def _turn(items):
     """Sorts by group: the longest first, then as collected."""
     order = {item: position for position, item in enumerate(items)}
     longest = {name: position for position, name in enumerate(LONGEST_FIRST)}
-    return lambda item: (longest.get(_group(item), len(longest)), order[item])
+    return lambda item: (longest.get(_group(item.path.stem), len(longest)), order[item])
 
 
-def _group(item) -> str:
-    """That of its marker, or else its file: fixtures of a module are made once."""
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    return item.get_closest_marker("xdist_group").args[0]
+def _group(stem: str) -> str:
+    return TOGETHER.get(stem, stem)

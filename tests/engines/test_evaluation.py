@@ -32,9 +32,6 @@ def first_token_probability(model, tokenizer, prompt: str, temperature: float) -
     return tokenizer.decode([int(token)]), float(p)
 
 
-pytestmark = pytest.mark.xdist_group("vllm")  # they share `evaluated()`
-
-
 @pytest.fixture(scope="module")
 def run():
     return evaluated()

@@ -36,8 +36,6 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_constructor("!function", lambda loader, node: node.value)
 
-pytestmark = pytest.mark.xdist_group("vllm")  # they share `evaluated()`
-
 
 @pytest.fixture(scope="module")
 def run():

@@ -103,17 +103,19 @@ def run_and_kill(recipe: Path, run_dir: Path, moment: str, chance: random.Random
         assert process.wait() == 0, _output(recipe)
         return ""
     family = psutil.Process(process.pid).children(recursive=True)
-    ours = [child for child in family if "--multiprocessing-fork" not in (line := _cmdline(child)) and "-c" not in line]
+    helpers = [
+        child for child in family if _is_writer(child) or {"--multiprocessing-fork", "-c"} & set(_cmdline(child))
+    ]
+    ours = [child for child in family if child not in helpers]
     ranks = [child for child in family if _is_rank(child)]
     victim = chance.choice(["launcher", "rank"]) if ranks else "launcher"
     (chance.choice(ranks) if victim == "rank" else process).kill()
     _wait(process, recipe)
     if process.returncode == 0:
         return ""
-    helpers = [child for child in family if child not in ours]
     _, alive = psutil.wait_procs(ours, timeout=60)
     assert not alive, f"left over after the {victim} was killed: {[child.cmdline() for child in alive]}"
-    for helper in helpers:  # the server of Megatron's checkpoint writer outlives its rank; it is idle
+    for helper in helpers:  # Megatron's checkpoint writers, and their server, outlive their rank; they are idle
         with contextlib.suppress(psutil.Error):
             helper.kill()
     return victim
@@ -159,16 +161,26 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 
 def _is_rank(process: psutil.Process) -> bool:
-    """Not what a rank forks, such as Megatron's writers: those look like it, and the run can go on without them."""
+    return _trains(process) and not _trains(_parent(process))
+
+
+def _is_writer(process: psutil.Process) -> bool:
+    """What a rank forks for a checkpoint: it looks like the rank, and waits for ever where the rank was killed."""
+    return _trains(process) and _trains(_parent(process))
+
+
+def _parent(process: psutil.Process) -> psutil.Process | None:
     try:
-        parent = process.parent()
-        return _trains(process) and not (parent and _trains(parent))
+        return process.parent()
+    except psutil.Error:
+        return None
+
+
+def _trains(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and "RANK" in process.environ() and "nemo_probsft.rank" in process.cmdline()
     except psutil.Error:  # it has just ended
         return False
-
-
-def _trains(process: psutil.Process) -> bool:
-    return "RANK" in process.environ() and "nemo_probsft.rank" in process.cmdline()
 
 
 def campaign(folder: Path, kills: int, num_steps: int, seed: int) -> list[dict]:
