@@ -76,14 +76,12 @@ def _run(stage: Stage) -> Stage:
     log = ROOT / "logs" / f"{stage.title}.log"
     log.parent.mkdir(exist_ok=True)
     print(f"{stage.title}: nemo-probsft {' '.join(stage.arguments)}", flush=True)
-    threads = {"OMP_NUM_THREADS": "1"} if stage.num_ranks == 1 else {}  # it has one of the cores
+    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if stage.num_ranks == 1 else {})  # it has one of the cores
     with log.open("w", encoding="utf-8") as output:
-        code = subprocess.run(
-            _command(stage.arguments), stdout=output, stderr=output, env=os.environ | threads
-        ).returncode
-    if code or not stage.done():
+        done = subprocess.run(_command(stage.arguments), stdout=output, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode or not stage.done():
         raise ValueError(
-            f"'{stage.title}' ended with exit code {code}, see {log}; the same command continues from here"
+            f"'{stage.title}' ended with exit code {done.returncode}, see {log}; run the demo again to continue"
         )
     return stage
 
