@@ -76,6 +76,12 @@ def _say(text: str, code: int) -> int:
     return code
 
 
+def error_of(stderr: str) -> str | None:
+    """What a command of ours said on stderr when it failed: its last line, by `answer`; None if it said nothing."""
+    lines = stderr.strip().splitlines()
+    return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else None
+
+
 @contextlib.contextmanager
 def interruptible(consequence: str) -> Iterator[None]:
     """Let SIGTERM interrupt as Ctrl-C does, so that what is half written is removed; the error says `consequence`."""

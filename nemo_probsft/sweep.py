@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_probsft import config
-from nemo_probsft.command_line import add_recipe, count, entries, options_of
+from nemo_probsft.command_line import add_recipe, count, entries, error_of, options_of
 from nemo_probsft.config import Recipe
 from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
@@ -279,8 +279,8 @@ def _train_cell(planned: Sweep, cell: Cell, running: dict[str, subprocess.Popen]
     seconds = time.monotonic() - started
     if code == 0 and cell.done:
         return seconds, None
-    lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return seconds, lines[-1].removeprefix("nemo-probsft: ") if lines else f"exit code {code}, without an error"
+    reason = error_of(said.read_text(encoding="utf-8", errors="replace"))
+    return seconds, reason or f"exit code {code}, without an error"
 
 
 def _stop(futures: Collection[Future], running: Mapping[str, subprocess.Popen]) -> None:

@@ -162,7 +162,8 @@ def _run_dir(recipe: Recipe) -> list[Decision]:
     return [Decision("run_dir", str(path), "new run")]
 
 
-NO_RUN_YET = ("diagnose", "base", "sweep.log")  # what a diagnosis or a sweep leaves where no run was started
+# What a diagnosis or a sweep leaves where no run was started.
+NO_RUN_YET = ("diagnose", "base", "sweep.log", "sweep.stderr.log")
 
 
 def resumable(run_dir: str | Path, recipe: Recipe) -> bool:
