@@ -10,7 +10,12 @@ def main() -> int:
     """Run one command. Raises what the command raises."""
     from nemo_probsft.__main__ import main as command
 
-    return command(sys.argv[1:])
+    try:
+        return command(sys.argv[1:])
+    except (Exception, SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # CheckpointException is no Exception (torch 2.13), and `record` writes only those
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":

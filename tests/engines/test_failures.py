@@ -35,6 +35,11 @@ DEATHS = {
         GROUP + "if RANK == 1:\n    os.kill(os.getpid(), 9)\ndist.barrier()\n",
         "rank 1 was killed by signal 9 (SIGKILL), as the kernel does when memory runs out: see `dmesg`",
     ),
+    "an exception that is no Exception, such as torch's CheckpointException": (
+        "class CheckpointException(BaseException): pass\n"
+        "raise CheckpointException('ranks: OSError: [Errno 28] No space left on device')\n",
+        "[Errno 28] No space left on device",
+    ),
     "a full disk behind another exception": (
         "try:\n    raise OSError(28, 'No space left on device')\n"
         "except OSError:\n    raise RuntimeError('not saved')\n",
