@@ -1,5 +1,20 @@
 """Recipes that are refused, each with the exact line that says so; `tests/unit/test_config.py` tries them."""
 
+WHOLE = """\
+run_dir: runs/my-run
+model: {path: Qwen/Qwen2.5-Math-1.5B}
+data: {train: train.jsonl, max_length: 3072, global_batch_size: 256, micro_batch_size: 4}
+objective: GeneralFamily-10
+parallel:
+  tensor_model_parallel_size: 2
+  pipeline_model_parallel_size: 1
+  context_parallel_size: 1
+  sequence_parallel: true
+optim: {lr: 5e-5, weight_decay: 0.01, betas: [0.9, 0.95], warmup_ratio: 0.1, schedule: cosine, clip_grad: 1.0}
+trainer: {devices: 8, num_nodes: 1, epochs: 1, precision: bf16, seed: 0}
+checkpoint: {every_steps: 100}
+log: {every_steps: 1}
+"""
 SMALLEST = "model: {path: a/b}\ndata: {train: t.jsonl}\nobjective: p\n"
 OPTIM_KEYS = "lr, min_lr, weight_decay, betas, eps, warmup_ratio, schedule, clip_grad"
 BAD_RECIPES = {
