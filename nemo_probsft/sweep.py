@@ -322,7 +322,7 @@ def _state(cell: Cell) -> str:
     from conversion.checkpoint import last_checkpoint
 
     last = last_checkpoint(cell.run_dir / "checkpoints")
-    return "to train" if last is None else f"goes on from {last.name}"
+    return "to train" if last is None else f"continues from {last.name}"
 
 
 def _evaluate(planned: Sweep, trained: Sequence[Cell]) -> dict[str, str]:

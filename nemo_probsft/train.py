@@ -80,7 +80,11 @@ def _start(run_dir: Path) -> int:
 
 def _where_it_goes_on(run_dir: Path) -> str:
     last = last_checkpoint(run_dir / "checkpoints")
-    return f"the same command goes on from {last}" if last else "no checkpoint was complete: it would start anew"
+    return (
+        f"the same command continues from {last}"
+        if last
+        else "no checkpoint is complete yet, so it starts from the beginning"
+    )
 
 
 def _train_rank(recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """`make continuum`: objectives x tasks x seeds on the demo's model, with the real engines; docs/continuum.md from it.
 
-A finished cell is a line of docs/continuum/cells.jsonl, which is committed: another checkout goes on from there.
+A finished cell is a line of docs/continuum/cells.jsonl, which is committed: another checkout continues from there.
 """
 
 from __future__ import annotations

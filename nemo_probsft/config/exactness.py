@@ -183,7 +183,7 @@ REFUSED_COMBINATIONS = (
     ),
     RefusedCombination(
         "`peft` with `trainer.recompute: full`",
-        "Megatron makes layers again only where their input has a gradient; a frozen embedding gives none",
+        "Megatron recomputes a layer only if its input needs a gradient, and a frozen embedding has none",
         ("peft={name: lora}", "trainer.recompute=full"),
     ),
     RefusedCombination(

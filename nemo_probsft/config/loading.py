@@ -175,8 +175,8 @@ def _refuse_peft(recipe: Recipe) -> None:
         raise recipe.error("peft.dim", problem, "parallel.tensor_model_parallel_size")
     if recipe.trainer.recompute == "full":
         problem = (
-            "full trains nothing with peft, as Megatron makes layers again only where their input has a gradient and "
-            "a frozen embedding gives none; use selective or none"
+            "full would train nothing with peft: Megatron recomputes a layer only if its input needs a gradient, and a "
+            "frozen embedding has none; use selective or none"
         )
         raise recipe.error("trainer.recompute", problem, "peft")
 

@@ -64,7 +64,7 @@ def _ending_with_this(experiment: run.Experiment) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         for job in experiment.jobs:
             experiment.cancel(job.id)
-        raise RuntimeError(f"stopped by signal {number}; the same command goes on from the last checkpoint")
+        raise RuntimeError(f"stopped by signal {number}; the same command continues from the last checkpoint")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -53,7 +53,7 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_spares_the_last_checkpoint
     assert done.returncode == 2, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("nemo-probsft: ")]
     assert "File too large" in line
-    assert f"goes on from {last_checkpoint(folder / 'full' / 'checkpoints')}" in line
+    assert f"continues from {last_checkpoint(folder / 'full' / 'checkpoints')}" in line
     assert check_directory(folder / "full") == before
     finish(recipe)
     assert same_metrics(folder, "full")

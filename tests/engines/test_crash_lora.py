@@ -21,7 +21,7 @@ def test_adapters_killed_twice_go_on_bit_for_bit_and_are_exported(tmp_path):
     for _ in range(2):
         assert run_and_kill(recipe, tmp_path / "killed", "step", chance), "the run ended before it was killed"
         steps.append(check_directory(tmp_path / "killed"))
-    assert 0 < steps[1] < steps[2] < 16, "each start goes on from a checkpoint"
+    assert 0 < steps[1] < steps[2] < 16, "each start continues from a checkpoint"
     finish(recipe)
     whole, killed = (tmp_path / name for name in ("whole", "killed"))
     assert (killed / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

@@ -32,8 +32,8 @@ REFUSALS = {
         "data-parallel size 1); use 4"
     ),
     "`peft` with `trainer.recompute: full`": (
-        "override trainer.recompute=full: trainer.recompute: full trains nothing with peft, as Megatron makes layers "
-        "again only where their input has a gradient and a frozen embedding gives none; use selective or none"
+        "override trainer.recompute=full: trainer.recompute: full would train nothing with peft: Megatron recomputes a "
+        "layer only if its input needs a gradient, and a frozen embedding has none; use selective or none"
     ),
     "2^31 or more tokens in a global batch": (
         "override data.global_batch_size=4194304: data.global_batch_size: 4194304 x data.max_length 1024 tokens are "

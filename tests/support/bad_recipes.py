@@ -204,7 +204,7 @@ BAD_RECIPES = {
         "r.yaml:4: peft.dim: 3 is not a multiple of tensor_model_parallel_size 2, which divides it; use 4"
     ),
     SMALLEST + "peft: {name: lora}\ntrainer: {recompute: full}\n": (
-        "r.yaml:5: trainer.recompute: full trains nothing with peft, as Megatron makes layers again only where their "
-        "input has a gradient and a frozen embedding gives none; use selective or none"
+        "r.yaml:5: trainer.recompute: full would train nothing with peft: Megatron recomputes a layer only if its "
+        "input needs a gradient, and a frozen embedding has none; use selective or none"
     ),
 }

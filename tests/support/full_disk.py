@@ -37,7 +37,7 @@ def train(folder: Path) -> None:
     before = check_directory(disk / "run")
     line = finish(recipe, code=2).splitlines()[-1]
     assert "No space left on device" in line, line
-    assert f"goes on from {last_checkpoint(disk / 'run' / 'checkpoints')}" in line, line
+    assert f"continues from {last_checkpoint(disk / 'run' / 'checkpoints')}" in line, line
     assert check_directory(disk / "run") == before
     mount(disk, 20 * num_bytes(disk), remount=True)
     finish(recipe)

@@ -32,7 +32,7 @@ class SFTData(pl.LightningDataModule):
         return self.micro_batches.of_step(step, *_data_parallel())[micro_batch]
 
     def setup(self, stage: str) -> None:
-        # NeMo's count of consumed samples, and Megatron's micro-batch calculator, go on from the resumed step.
+        # NeMo's count of consumed samples, and Megatron's micro-batch calculator, continue from the resumed step.
         assert self.trainer is not None
         self.data_sampler.init_global_step = self.trainer.global_step
         self.data_sampler.init_consumed_samples = self.trainer.global_step * self.global_batch_size

@@ -40,7 +40,7 @@ from nemo_probsft.run.prepare import Prepared
 
 
 def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[pl.Callback] = ()) -> None:
-    """Train from the checkpoint `prepared.base`, or go on from the last complete one of the run directory.
+    """Train from the checkpoint `prepared.base`, or continue from the last complete one of the run directory.
 
     callbacks: more of them, of Lightning's and NeMo's events (nemo.lightning.megatron_parallel.CallbackMethods).
     """
