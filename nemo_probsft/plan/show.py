@@ -33,7 +33,7 @@ SHORTER = {
 
 
 def preview(path: str, overrides: Sequence[str] = ()) -> None:
-    """Print the decisions of a recipe and its memory. Raises ValueError if config.json of the model is not on this disk."""
+    """Print the decisions of a recipe and its memory. Raises ValueError without the config.json of the model."""
     recipe = config.load(path, overrides)
     spec = model_shape(recipe)
     found, problems = _decide(recipe)
