@@ -20,7 +20,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
-from nemo_probsft.adapters.megatron.hook import install_target_logprob, loss_function, summarise
+from nemo_probsft.adapters.megatron.hook import install_target_logprob
+from nemo_probsft.adapters.megatron.statistics import loss_function, summarise
 from nemo_probsft.config import HeadConfig
 from nemo_probsft.objectives import parse_objective
 from nemo_probsft.ops import HeadReport

@@ -184,7 +184,7 @@ PATCHES = (
 )
 
 
-def install(patches: Sequence[Patch]) -> None:
+def install(patches: Sequence[Patch] = PATCHES) -> None:
     """Apply `patches` in order. Raises ValueError where CUDA is present: there the stock packages run."""
     refuse_on(cuda=torch.cuda.is_available())
     for patch in patches:
