@@ -100,6 +100,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # or argparse calls it required
         metavar="key=value",
         help="change a key of the recipe, for example objective=p or optim.lr=1e-5",
     )
