@@ -17,7 +17,7 @@ from conversion.checkpoint import is_nemo, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import order, tokens
-from nemo_probsft.files import write_atomically
+from nemo_probsft.files import first_line, write_atomically
 from nemo_probsft.run import decisions, model_files, preflight
 from nemo_probsft.run.decisions import Decision
 
@@ -231,7 +231,7 @@ def local_model(recipe: Recipe) -> Path:
         patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
         ) from error
@@ -256,7 +256,7 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
         tokenizer("whether it works shows when it is used")
     except Exception as error:  # the tokenizers library raises nothing narrower
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"
         raise recipe.error("model.path", problem) from error
     if recipe.data.chat_template is not None:
