@@ -18,7 +18,7 @@ PROBES = (0.0123, 0.2345, 0.5432, 0.7654, 0.9876)  # probabilities that nobody h
 
 
 def record(run_dir: Path, measured: dict[str, Any]) -> None:
-    """Write into run.yaml what `adapters.guards.measure` found."""
+    """Write into run.yaml what `adapters.megatron.guards.measure` found."""
     path = run_dir / RUN
     described = yaml.safe_load(path.read_text(encoding="utf-8"))
     write_atomically(path, strictyaml.dump(described | {RECORD: measured}))
