@@ -20,13 +20,15 @@ from tests.support import full_disk
 from tests.support.conversion_models import make_hf
 
 FORKS = multiprocessing.get_context("forkserver")  # a fork of this process would hang where torch has started threads
-FORKS.set_forkserver_preload(["tests.engines.test_conversion_interrupted", "conversion.convert", "torch._dynamo"])
+PRELOADED = ("tests.engines.test_conversion_interrupted", "conversion.convert", "torch._dynamo", "torch.distributed")
 DIRECTIONS = {"import": import_hf, "export": export_hf}
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """What each direction starts from."""
+    # There is one fork server a process, and `tests.support.ranks`, imported later, has said what it wants in it.
+    FORKS.set_forkserver_preload([*PRELOADED, "hypothesis"])
     folder = tmp_path_factory.mktemp("sources")
     make_hf(folder / "hf", "qwen2-tied-301")
     import_hf(folder / "hf", folder / "nemo")
