@@ -25,8 +25,9 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     torch.set_num_threads(int(threads))
 
-# By the time they take alone. One of these that started last would leave the other workers idle.
+LEFT_OUT = pytest.StashKey[int]()
 TOGETHER = dict.fromkeys(("test_evaluation", "test_evaluation_tasks"), "vllm")  # they share `evaluated()`
+# By the time they take alone. One of these that started last would leave the other workers idle.
 LONGEST_FIRST = (
     "test_crash",
     "vllm",
@@ -67,7 +68,24 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     without_gpus = [item for item in items if _num_gpus(item) > torch.cuda.device_count()]
     config.hook.pytest_deselected(items=without_gpus)
+    config.stash[LEFT_OUT] = len(without_gpus)
     items[:] = sorted(set(items) - set(without_gpus), key=_turn(items))
+
+
+def pytest_sessionfinish(session):
+    """A worker tells the process that writes the summary what it left out; pytest-xdist does not."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)  # every worker collects them all
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if count := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{count} tests need more GPUs than there are and were left out (marker gpu)")
 
 
 def _num_gpus(item) -> int:
