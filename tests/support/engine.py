@@ -1,6 +1,7 @@
-"""NeMo imported once, for the jobs of many tests: every rank of a job is a fork of a server that has it loaded.
+"""An engine imported once, for the jobs of many tests: every rank of a job is a fork of a server that has it loaded.
 
-With CUDA, ranks are spawned: a fork cannot use what its parent has touched, and the import of NeMo touches it.
+NeMo is in the tests' own environment, Megatron-Bridge in `BRIDGE_PYTHON`'s. With CUDA, ranks are spawned: a fork cannot
+use what its parent has touched, and the import of an engine touches it.
 
 A job is {"task": "module:function", "world_size": n, "output": new directory, ...}. Each rank calls
 function(job, output / "rank-<r>.pt") as torchrun would have started it; what it says goes to rank-<r>.log, the
@@ -25,14 +26,18 @@ import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PRELOADED = ["nemo_probsft.adapters.nemo.trainer", "torch._dynamo"]
+PRELOADED = ("nemo_probsft.adapters.nemo.trainer", "torch._dynamo")
+BRIDGE_PYTHON = ROOT / ".venv" / "bridge" / "bin" / "python"  # `make setup-bridge` makes it; see environment()
+BRIDGE_PRELOADED = ("nemo_probsft.adapters.bridge.trainer", "torch._dynamo")
 PATIENCE_S = 900
 
 
 class Engine:
-    """A context manager; the server starts with the first job."""
+    """A context manager; the server starts with the first job, in `python`, and its ranks have `preloaded` imported."""
 
-    def __init__(self):
+    def __init__(self, python: str | Path = sys.executable, preloaded: Sequence[str] = PRELOADED):
+        self.python = python
+        self.preloaded = preloaded
         self.server = None
 
     def __enter__(self) -> Engine:
@@ -46,9 +51,9 @@ class Engine:
     def run(self, jobs: Sequence[dict]) -> None:
         """One job after the other. A rank that fails ends its job and leaves its traceback; see `first_error`."""
         if self.server is None:
-            command = [sys.executable, "-m", "tests.support.engine"]
+            command = [self.python, "-m", "tests.support.engine", *self.preloaded]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.server = subprocess.Popen(command, env=environment(), text=True, bufsize=1, **pipes)
+            self.server = subprocess.Popen(command, env=environment(self.python), text=True, bufsize=1, **pipes)
         for job in jobs:
             print(json.dumps(job), file=self.server.stdin)
             if not select.select([self.server.stdout], [], [], PATIENCE_S)[0]:
@@ -87,16 +92,27 @@ def end_helpers() -> None:
         child.kill()
 
 
-def environment() -> dict[str, str]:
-    """Ranks share the cores; `tests` is found from anywhere, and so is what PYTHONPATH named before."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
+def environment(python: str | Path = sys.executable) -> dict[str, str]:
+    """Ranks share the cores; `tests` is found from anywhere, and so is what PYTHONPATH named before.
+
+    What is set for this Python stays away from another one.
+    """
+    mine = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = [str(ROOT), mine.pop("PYTHONPATH", "")]
+    if str(python) != sys.executable:
+        del path[1]
+        mine.pop("VIRTUAL_ENV", None)
+        mine.pop("PYTHONHOME", None)
+        mine["PATH"] = os.pathsep.join([str(Path(python).parent), mine["PATH"]])  # its torchrun, its nemo-probsft
+    return {**mine, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
-def serve() -> None:
-    """Jobs, one a line, from stdin; "done" to stdout after each."""
+def serve(preloaded: Sequence[str]) -> None:
+    """Jobs, one a line, from stdin; "done" to stdout after each. What the import of an engine says goes to stderr."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(list(preloaded))
     for line in sys.stdin:
         job = json.loads(line)
         Path(job["output"]).mkdir(parents=True)
@@ -106,7 +122,7 @@ def serve() -> None:
             process.start()
         for process in ranks:
             process.join()
-        print("done", flush=True)
+        print("done", file=answers, flush=True)
 
 
 def _free_port() -> int:
@@ -135,4 +151,4 @@ def _rank(job: dict, rank: int, port: int) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1:])
