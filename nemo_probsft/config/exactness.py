@@ -73,6 +73,8 @@ SET_BY_THE_TRAINER = (
     Setting("cross_entropy_loss_fusion", (False,), "its place is taken by ops.target_logprob"),
 )
 
+BRIDGE_SETTINGS = (Setting("model.calculate_per_token_loss", (True,), "False optimises the mean of micro-batch means"),)
+
 
 def refused_setting(settings: Mapping[str, Any], rules: tuple[Setting, ...] = MODEL_SETTINGS) -> str | None:
     """The first setting under which another objective than f(p) would be trained, with the reason; None without one."""

@@ -157,7 +157,7 @@ PATCHES = (
     Patch(
         name="devices",
         package="megatron-core",
-        versions=">=0.15,<0.16",
+        versions=">=0.15,<0.20",
         upstream='device="cuda", pin_memory=True and Tensor.type() checks in schedules, optimizer and NeMo\'s logging',
         reason="the device is written into the calls, and the optimizer takes gradients of type torch.cuda.* only",
         apply=_patch_devices,
@@ -166,7 +166,7 @@ PATCHES = (
     Patch(
         name="rng_tracker",
         package="megatron-core",
-        versions=">=0.15,<0.16",
+        versions=">=0.15,<0.20",
         upstream="megatron.core.tensor_parallel.random._set_cuda_rng_state",
         reason="forks the generator of a CUDA device around dropout and initialisation",
         apply=_patch_rng_tracker,
@@ -175,7 +175,7 @@ PATCHES = (
     Patch(
         name="norm",
         package="megatron-core",
-        versions=">=0.15,<0.16",
+        versions=">=0.15,<0.20",
         upstream="megatron.core.transformer.torch_norm.WrappedTorchNorm",
         reason="refuses sequence parallelism; the same torch norm, its parameters marked for the all-reduce, is exact",
         apply=_patch_norm,
