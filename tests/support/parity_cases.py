@@ -177,6 +177,7 @@ def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
         recipe["peft"] = {"name": "lora", "dim": LORA_DIM, "alpha": LORA_ALPHA}
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     prepared = Prepared(
+        engine="nemo",
         fingerprint="",
         base=str(root / "nemo" / case.model),
         hf=str(root / "hf" / case.model),
