@@ -166,14 +166,14 @@ def _nemo_model_files(recipe: Recipe, path: Path) -> Path:
 def _refuse_nemo(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
     """A NeMo checkpoint that would train something else than f(p) of this model, or run code when it is loaded."""
     from conversion.torch_dist import TorchDistReader
-    from conversion.weights import NeMoWeights
+    from conversion.weights import TorchDistWeights
 
     try:
         context = read_context(path / "context")
         weights = TorchDistReader(path / "weights")
         filled = weights.filled_extra_state()
         if not context.adapters:
-            NeMoWeights(weights, spec)
+            TorchDistWeights(weights, spec)
     except ValueError as error:
         raise recipe.error("model.path", str(error)) from None
     except (AttributeError, TypeError, KeyError, IndexError, OverflowError) as error:  # the index of the weights
