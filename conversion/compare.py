@@ -1,4 +1,4 @@
-"""Compare two models, each a Hugging Face directory or a NeMo 2 checkpoint, bit by bit."""
+"""Compare two models, each a Hugging Face directory or a checkpoint of NeMo 2 or Megatron-Bridge, bit by bit."""
 
 import json
 import tempfile
@@ -12,8 +12,8 @@ from conversion.checkpoint import holds_weights, model_files_directory
 from conversion.convert import byte_progress, export_hf
 from conversion.dtypes import dtype_name
 from conversion.hf_files import model_files, read_config, read_model
-from conversion.nemo_checkpoint import open_checkpoint
-from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes
+from conversion.open import open_checkpoint
+from conversion.weights import HFWeights, Weights, num_bytes
 from nemo_probsft.staging import existing_directory, system_errors_in_one_line
 
 _BLOCK = 1 << 24  # numbers compared at a time
@@ -122,7 +122,7 @@ def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> 
 
 def _differences(a: Weights, b: Weights, names: set[str], progress: bool) -> dict[str, float]:
     """Largest difference of each tensor whose bits are not the same; rows are read in the order of a checkpoint."""
-    ordered, other = (b, a) if isinstance(b, NeMoWeights) else (a, b)
+    ordered, other = (a, b) if isinstance(b, HFWeights) else (b, a)
     differences: dict[str, float] = {}
     with byte_progress("verify", num_bytes({name: a.tensors[name] for name in names}), progress) as bar:
         for name, first, x in ordered.blocks():

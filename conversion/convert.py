@@ -1,4 +1,4 @@
-"""Convert between a Hugging Face directory and a NeMo 2 checkpoint, one block of rows at a time."""
+"""Convert between Hugging Face directories and checkpoints of NeMo 2 or Megatron-Bridge, in blocks of rows."""
 
 import math
 from pathlib import Path
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from conversion import layout
-from conversion.checkpoint import HF_FILES
+from conversion.checkpoint import HF_FILES, is_bridge, iteration_directory
 from conversion.dtypes import Tensors, cast, dtype_name, parse_dtype
 from conversion.families import ModelSpec, extra_state_keys, mappings, mappings_by_layer
 from conversion.hf_files import copy_model_files, read_model, set_config_dtype
 from conversion.model_card import base_model, read_record, write_card
-from conversion.nemo_checkpoint import Checkpoint, open_checkpoint
 from conversion.nemo_context import write_context
+from conversion.open import Model, open_checkpoint
 from conversion.peft_adapter import write_adapter
 from conversion.safetensors_io import SHARD_BYTES, ShardedWriter, state_dict_order
 from conversion.torch_dist import TorchDistWriter, global_shape
@@ -75,10 +75,10 @@ def export_hf(
     shard_bytes: int = SHARD_BYTES,
     progress: bool = False,
 ) -> None:
-    """Convert a NeMo 2 checkpoint (imported, or saved in training) into a Hugging Face directory.
+    """Convert a checkpoint of NeMo 2 or Bridge (imported, or saved in training) into a Hugging Face directory.
 
     Leaves out the optimizer's state and the padding of the vocabulary. Merges LoRA adapters into their base (`base` if
-    it is a checkpoint, else the one that NeMo noted); adapter: write the adapters alone, for `peft`.
+    it is a checkpoint, else the one that the engine noted); adapter: write the adapters alone, for `peft`.
     base: the Hugging Face directory or the imported checkpoint that training started from, for config.json and the
     tokenizer; a checkpoint that has them needs none. dtype: None keeps the checkpoint's.
     provenance: written to run.yaml and the model card (README.md); None: the run.yaml of the run directory that
@@ -87,6 +87,7 @@ def export_hf(
     Raises: ValueError, one line; nothing is left behind.
     """
     source, target, dtype = existing_directory(source), Path(target).absolute(), parse_dtype(dtype)
+    source = iteration_directory(source) if is_bridge(source) else source
     checkpoint = open_checkpoint(source, base)
     snapshot = Snapshot(*checkpoint.directories)
     provenance = read_record(source) if provenance is None else provenance
@@ -111,7 +112,7 @@ def export_hf(
 
 
 def _export_adapter(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     source: Path,
     target: Path,
     dtype: torch.dtype | None,

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from conversion.families import ModelSpec
+from conversion.lora_settings import LoraSettings
 
 ROOT = "<root>.model"
 # What Fiddle's own format is made of (fiddle/_src/experimental/serialization.py). An object of any other type is one of
@@ -57,15 +58,6 @@ class Context:
     settings: dict[str, Any]  # of its configuration: given ones, over those that NeMo wrote down; names as text
     adapters: bool  # the checkpoint holds adapters of another one
     trust_remote_code: bool  # the tokenizer would run code that lies beside it
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Arguments of NeMo's LoRA with the defaults of nemo.collections.llm.peft.LoRA, which io.json leaves out."""
-
-    dim: int = 32
-    alpha: int = 32
-    dropout: float = 0.0
 
 
 def write_context(directory: Path, spec: ModelSpec, dtype: str, tokenizer: str | None) -> None:

@@ -13,7 +13,7 @@ from nemo_probsft.data import order, rows, tokens
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.plan import memory
 from nemo_probsft.plan.memory import Rank, Setup
-from nemo_probsft.run import decisions, preflight, prepare
+from nemo_probsft.run import decisions, engines, preflight, prepare
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.model_files import model_shape
 
@@ -38,7 +38,7 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
     spec = model_shape(recipe)
     found, problems = _decide(recipe)
     dataset = _tokenize(recipe, problems)
-    found += _steps(recipe, dataset)
+    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset)]
     setup = _setup(recipe, dataset)
     ranks = memory.ranks(spec, setup)
     decisions.show(found)
@@ -62,12 +62,23 @@ def cost(recipe: Recipe) -> tuple[str, int, int]:
 def _decide(recipe: Recipe) -> tuple[list[Decision], list[str]]:
     """The decisions of `train`, and what it would refuse: files that are not on this machine, above all."""
     found, problems = [], []
-    for part in preflight.parts():
+    chosen = None if recipe.engine == engines.AUTO else recipe.engine
+    for part in preflight.parts(chosen):
         try:
             found += part(recipe)
         except ValueError as error:
             problems.append(str(error))
     return found, problems
+
+
+def _engine(recipe: Recipe, problems: list[str]) -> list[Decision]:
+    """That of this machine, which need not have one to plan."""
+    try:
+        found = preflight.engine(recipe)
+    except ValueError as error:
+        problems.append(str(error))
+        return []
+    return [Decision("engine", found.text, found.reason)]
 
 
 def _tokenize(recipe: Recipe, problems: list[str]) -> TokenizedDataset | None:

@@ -22,15 +22,18 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 EXPORT = "export it with `nemo-probsft convert export` and train from that directory"
 
 
-def check_model(recipe: Recipe) -> list[Decision]:
-    """The directory that model.path names, or what a hub name will be downloaded as. Raises ValueError, one line."""
+def check_model(recipe: Recipe, engine: str | None = None) -> list[Decision]:
+    """The directory that model.path names, or what a hub name will be downloaded as. Raises ValueError, one line.
+
+    engine: nemo or bridge; None where that is not known yet, and only what both refuse is refused.
+    """
     name = recipe.model.path
     path = Path(name)
     if path.is_dir():
         if recipe.model.revision is not None:
             problem = f"{recipe.model.revision} has no effect, model.path {name} is a directory; remove it"
             raise recipe.error("model.revision", problem, "model.path")
-        return check_model_directory(recipe, path)
+        return check_model_directory(recipe, path, engine)
     # A hub name's first part is an organisation; a first part that is a directory here is a path with a typo.
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or Path(path.parts[0]).exists():
         problem = f"{name} is not a directory; name a Hugging Face model, its directory, or a NeMo checkpoint"
@@ -39,7 +42,7 @@ def check_model(recipe: Recipe) -> list[Decision]:
     return [Decision("model.path", name, f"no such directory, so {revision} of that model on the Hugging Face hub")]
 
 
-def check_model_directory(recipe: Recipe, path: Path) -> list[Decision]:
+def check_model_directory(recipe: Recipe, path: Path, engine: str | None = None) -> list[Decision]:
     """A Hugging Face directory (also one just downloaded) or a NeMo checkpoint, and the layout against its shape."""
     files, kind = _model_files(recipe, path)
     spec, context_length = _model_spec(recipe, files)
@@ -163,14 +166,14 @@ def _nemo_model_files(recipe: Recipe, path: Path) -> Path:
 def _refuse_nemo(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
     """A NeMo checkpoint that would train something else than f(p) of this model, or run code when it is loaded."""
     from conversion.torch_dist import TorchDistReader
-    from conversion.weights import NeMoWeights
+    from conversion.weights import TorchDistWeights
 
     try:
         context = read_context(path / "context")
         weights = TorchDistReader(path / "weights")
         filled = weights.filled_extra_state()
         if not context.adapters:
-            NeMoWeights(weights, spec)
+            TorchDistWeights(weights, spec)
     except ValueError as error:
         raise recipe.error("model.path", str(error)) from None
     except (AttributeError, TypeError, KeyError, IndexError, OverflowError) as error:  # the index of the weights
