@@ -95,13 +95,15 @@ def _model_files(recipe: Recipe, path: Path) -> Path:
         return path
     if is_checkpoint(path):
         return _files_of_checkpoint(recipe, path)
-    problem = f"{path} has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo), nor a complete "
-    raise recipe.error("model.path", f"{problem}iter_N (Megatron-Bridge); name a model")
+    kinds = (
+        "config.json (Hugging Face) nor complete weights/ and context/ (NeMo) nor a complete iter_N (Megatron-Bridge)"
+    )
+    raise recipe.error("model.path", f"{path} has neither {kinds}; name a model")
 
 
 def _model_spec(recipe: Recipe, files: Path, engine: str | None) -> tuple[ModelSpec, int]:
     """What config.json says about the tensors, and its number of positions (0: not said)."""
-    from conversion.families import model_spec, rope_that_bridge_replaces
+    from conversion.families import model_spec, parts_that_bridge_adds, rope_that_bridge_replaces
 
     source = files / "config.json"
     try:
@@ -118,13 +120,12 @@ def _model_spec(recipe: Recipe, files: Path, engine: str | None) -> tuple[ModelS
     if unsupported:
         raise recipe.error("model.path", f"{source} sets {unsupported}; use another model")
     try:
-        spec, replaced = model_spec(config), rope_that_bridge_replaces(config)
+        spec, other = model_spec(config), rope_that_bridge_replaces(config) or parts_that_bridge_adds(config)
     except (ValueError, TypeError, AttributeError) as error:
         problem = f"{source}: {error}; use another model"
         raise recipe.error("model.path", problem) from None
-    if engine == "bridge" and replaced:
-        remedy = "use engine: nemo, or another model"
-        raise recipe.error("model.path", f"{source} sets {replaced}; {remedy}", "engine")
+    if engine == "bridge" and other:
+        raise recipe.error("model.path", f"{source} sets {other}; use engine: nemo, or another model", "engine")
     return spec, context_length
 
 
