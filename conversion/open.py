@@ -5,6 +5,7 @@ from pathlib import Path
 
 from conversion import bridge_config, nemo_context
 from conversion.checkpoint import RUN_CONFIG, holds_weights, kind_of, model_files_directory, weights_directory
+from conversion.families import ModelSpec
 from conversion.hf_files import read_model
 from conversion.lora import Adapters, is_lora, noted_base
 from conversion.lora_settings import LoraSettings
@@ -18,6 +19,7 @@ class Model:
 
     files: Path  # directory of config.json, the tokenizer, ...
     config: dict
+    spec: ModelSpec
     weights: Weights
     adapters: Adapters | None
     directories: tuple[Path, ...]  # all that is read
@@ -29,7 +31,7 @@ def open_model(source: Path, base: Path | None) -> Model:
         return open_checkpoint(source, base)
     files = source if base is None else model_files_directory(source, base)
     config, spec = read_model(files)
-    return Model(files, config, HFWeights(source, spec), None, (source,))
+    return Model(files, config, spec, HFWeights(source, spec), None, (source,))
 
 
 def open_checkpoint(source: Path, base: Path | None) -> Model:
@@ -41,7 +43,7 @@ def open_checkpoint(source: Path, base: Path | None) -> Model:
     if not is_lora(reader):
         files = model_files_directory(source, base)
         config, spec = read_model(files)
-        return Model(files, config, TorchDistWeights(reader, spec), None, (reader.directory, files))
+        return Model(files, config, spec, TorchDistWeights(reader, spec), None, (reader.directory, files))
     of_bridge = (reader.directory / RUN_CONFIG).is_file()
     settings, under = _bridge_lora(reader, base) if of_bridge else _nemo_lora(reader, base)
     files = _files_of_adapters(source, base, under)
@@ -52,7 +54,7 @@ def open_checkpoint(source: Path, base: Path | None) -> Model:
         weights: Weights = TorchDistWeights(TorchDistReader(root), spec)
     else:
         root, weights = under, HFWeights(under, spec)
-    return Model(files, config, MergedWeights(weights, adapters), adapters, (reader.directory, root, files))
+    return Model(files, config, spec, MergedWeights(weights, adapters), adapters, (reader.directory, root, files))
 
 
 def _nemo_lora(reader: TorchDistReader, base: Path | None) -> tuple[LoraSettings, Path]:

@@ -25,7 +25,7 @@ Percentile = Annotated[float, Bound("in (0, 100)", lambda x: 0 < x < 100)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    path: str = field(metadata={"give": "a Hugging Face directory or hub name, or a checkpoint of NeMo or Bridge"})
+    path: str = field(metadata={"give": "a Hugging Face directory or hub name, or a checkpoint of an engine"})
     revision: str | None = None  # of a hub name
     trust_remote_code: bool = False
 

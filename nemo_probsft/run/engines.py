@@ -11,8 +11,9 @@ import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+Name = Literal["nemo", "bridge"]
 AUTO = "auto"
 
 
@@ -27,7 +28,7 @@ class Kind(NamedTuple):
     install: str
 
 
-KINDS = {
+KINDS: dict[Name, Kind] = {
     "nemo": Kind(
         title="NeMo",
         package="nemo-toolkit",
@@ -50,7 +51,7 @@ KINDS = {
 class Engine(NamedTuple):
     """The engine that trains."""
 
-    name: str  # a key of KINDS
+    name: Name
     version: str  # of its package
     reason: str
 
@@ -59,12 +60,12 @@ class Engine(NamedTuple):
         return f"{KINDS[self.name].title} {self.version}"
 
 
-def choose(engine: str) -> Engine:
+def choose(engine: Name | Literal["auto"]) -> Engine:
     """The engine that a recipe's `engine` means here; `auto` takes the one that can train, NeMo 2 if both can.
 
     Raises ValueError with problem and remedy, without the key, if there is none.
     """
-    if engine != AUTO:
+    if engine != "auto":
         return _usable(engine, "the recipe asks for it")
     problems = {name: problem for name in KINDS if (problem := _problem(name))}
     if len(problems) == len(KINDS):
@@ -77,13 +78,13 @@ def choose(engine: str) -> Engine:
     return _usable(name, f"the only one that can train here: {problem}")
 
 
-def trainer_of(name: str) -> Any:
+def trainer_of(name: Name) -> Any:
     """The module with `fit` and `collect_logp` of an engine. Imports it: inside a rank only."""
     _usable(name, "the run was prepared for it")
     return importlib.import_module(f"nemo_probsft.adapters.{name}.trainer")
 
 
-def _usable(name: str, reason: str) -> Engine:
+def _usable(name: Name, reason: str) -> Engine:
     if problem := _problem(name):
         raise ValueError(f"{name}: {problem}; {KINDS[name].install}")
     kind, version = KINDS[name], _version(name)
@@ -93,7 +94,7 @@ def _usable(name: str, reason: str) -> Engine:
     return Engine(name, version, reason)
 
 
-def _problem(name: str) -> str | None:
+def _problem(name: Name) -> str | None:
     """Why an engine cannot train here; None if it can."""
     kind, version = KINDS[name], _version(name)
     if version is None:
@@ -105,7 +106,7 @@ def _problem(name: str) -> str | None:
     return None
 
 
-def _version(name: str) -> str | None:
+def _version(name: Name) -> str | None:
     try:
         return importlib.metadata.version(KINDS[name].package)
     except importlib.metadata.PackageNotFoundError:

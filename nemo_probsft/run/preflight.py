@@ -70,11 +70,13 @@ def engine(recipe: Recipe) -> Engine:
     return found if started is None else found._replace(reason=f"{recipe.run_dir} was started with it")
 
 
-def _started_with(run_dir: Path) -> str | None:
+def _started_with(run_dir: Path) -> engines.Name | None:
     path = run_dir / PREPARED
     if not path.exists():
         return None
-    return json.loads(path.read_text(encoding="utf-8")).get("engine", "nemo")  # the only one before there was a key
+    started = json.loads(path.read_text(encoding="utf-8")).get("engine", "nemo")  # the only one before there was a key
+    assert started in engines.KINDS, f"{path} names the engine {started}"
+    return started
 
 
 def _refuse_missing_packages(recipe: Recipe) -> None:

@@ -18,7 +18,7 @@ from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import order, tokens
 from nemo_probsft.files import first_line, write_atomically
-from nemo_probsft.run import decisions, model_files, preflight
+from nemo_probsft.run import decisions, engines, model_files, preflight
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.preflight import PREPARED
 
@@ -31,7 +31,7 @@ class Prepared:
     """Facts every rank needs; paths are strings, so that it is one JSON object."""
 
     fingerprint: str  # of the recipe it was prepared for
-    engine: str  # nemo or bridge: a run ends with the one that it was started with
+    engine: engines.Name  # a run ends with the one that it was started with
     base: str  # what that engine starts from: a checkpoint of its own, or with bridge a Hugging Face directory
     hf: str  # Hugging Face files without weights: config, tokenizer, generation settings
     examples: str  # tokenised training set
@@ -143,7 +143,7 @@ def _count_steps(recipe: Recipe, num_examples: int) -> tuple[int, int]:
     return num_steps, per_epoch
 
 
-def import_base(source: Path, run_dir: Path, engine: str) -> Path:
+def import_base(source: Path, run_dir: Path, engine: engines.Name) -> Path:
     """What `engine` starts from: `source` where it can, else `run_dir`/base, imported if it is not there yet."""
     import conversion
 
@@ -151,8 +151,7 @@ def import_base(source: Path, run_dir: Path, engine: str) -> Path:
         return source
     base = run_dir / "base"
     if kind_of(base) != engine:
-        form: dict[str, Any] = {} if engine == "nemo" else {"engine": engine}
-        conversion.import_hf(source, base, **form, progress=True)
+        conversion.import_hf(source, base, engine=engine, progress=True)
     return base
 
 

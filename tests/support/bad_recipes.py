@@ -66,7 +66,7 @@ BAD_RECIPES = {
     ),
     "data: {train: t}\nobjective: p\n": "r.yaml:1: model: missing; give model: {path: ...}",
     "model: {}\ndata: {train: t}\nobjective: p\n": (
-        "r.yaml:1: model.path: missing; give a Hugging Face directory or hub name, or a NeMo checkpoint"
+        "r.yaml:1: model.path: missing; give a Hugging Face directory or hub name, or a checkpoint of an engine"
     ),
     "model: {path: a}\ndata: {}\nobjective: p\n": (
         "r.yaml:2: data.train: missing; give a .jsonl or .parquet file, or the name of a Hugging Face data set"

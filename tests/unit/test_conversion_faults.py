@@ -194,7 +194,7 @@ CHECKPOINT_DAMAGE = {
     "damaged data": (damaged_data, "__0_0.distcp: .* is damaged"),
     "truncated data": (lambda c: os.truncate(c / "weights" / "__0_0.distcp", 5000), "it is truncated"),
     "missing data": (lambda c: (c / "weights" / "__0_0.distcp").unlink(), "missing; the checkpoint is incomplete"),
-    "unfinished": (lambda c: (c / "weights" / "metadata.json").unlink(), "not a complete NeMo"),
+    "unfinished": (lambda c: (c / "weights" / "metadata.json").unlink(), "not a complete torch_dist"),
     "other format": (lambda c: (c / "weights" / "metadata.json").write_text('{"sharded_backend": "zarr"}'), "'zarr'"),
     "other model": (lambda c: edit_config(c / "hf", num_hidden_layers=5), "config.json asks for"),
     "other family": (lambda c: edit_config(c / "hf", model_type="llama"), "linear_qkv.bias is not part of the model"),
