@@ -178,7 +178,7 @@ def write_job(root: Path, case: Case, rows: list[Row], engine: str = "nemo") -> 
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (run_dir / "run.yaml").write_text("seed: 0\n")
     prepared = Prepared(
-        engine="nemo",
+        engine=engine,
         fingerprint="",
         base=str(root / {"nemo": "nemo", "bridge": "hf"}[engine] / case.model),
         hf=str(root / "hf" / case.model),

@@ -129,14 +129,13 @@ def _probe(output: Path):
 
         def on_megatron_step_end(self, step, microbatch_outputs, reduced):
             training = self.reduction.step if microbatch_outputs else None
-            _save(output, [unwrap(chunk) for chunk in step.pipeline], self.targets, training)
+            _save(output, _kept([unwrap(chunk) for chunk in step.pipeline]), self.targets, training)
             raise _FirstStepDoneError
 
     return Probe()
 
 
 def _bridge_probe(output: Path):
-    import torch
     from megatron.bridge.training.callbacks import Callback
     from megatron.core import parallel_state
     from megatron.core.utils import get_model_config
@@ -145,48 +144,50 @@ def _bridge_probe(output: Path):
     from nemo_probsft.adapters.megatron.hook import unwrap
 
     class Probe(Callback):
-        """The same. Bridge has no event between the division of the gradients and their clipping: Megatron calls
-        `finalize_model_grads_func` there."""
+        """The same. Bridge has no event between the division of the gradients and the optimizer's step, which clips
+        them: Megatron calls `finalize_model_grads_func` there."""
 
         def on_train_start(self, context):
-            chunks = [unwrap(chunk) for chunk in context.model]
-            for chunk in chunks:
+            self.chunks = [unwrap(chunk) for chunk in context.model]
+            for chunk in self.chunks:
                 _fill_adapters(chunk, parallel_state.get_tensor_model_parallel_rank())
-            config = get_model_config(context.model[0])
-            self.finalize, self.gradients = config.finalize_model_grads_func, []
-
-            def finalize_and_keep(*arguments, **keywords):
-                self.finalize(*arguments, **keywords)
-                self.gradients = [parameter.main_grad.clone() for chunk in chunks for *_, parameter in _trained(chunk)]
-
+            self.finalize = get_model_config(context.model[0]).finalize_model_grads_func
             for chunk in context.model:
-                get_model_config(chunk).finalize_model_grads_func = finalize_and_keep
+                get_model_config(chunk).finalize_model_grads_func = self.finalize_and_keep
+
+        def finalize_and_keep(self, *arguments, **keywords):
+            self.finalize(*arguments, **keywords)
+            self.kept = _kept(self.chunks)
 
         def on_train_step_end(self, context):
-            chunks = [unwrap(chunk) for chunk in context.model]
-            for (*_, parameter), gradient in zip(
-                [found for chunk in chunks for found in _trained(chunk)], self.gradients, strict=True
-            ):
-                parameter.main_grad.copy_(gradient)
             training = context.user_state[OBJECTIVE]
             counts = [int(statistics[3]) for statistics in training.micro_batches]
             last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-            _save(output, chunks, counts, training if last else None)
-            torch.distributed.barrier()
+            _save(output, self.kept, counts, training if last else None)
             raise _FirstStepDoneError
 
     return Probe()
 
 
-def _save(output: Path, chunks: list, targets: list[int], training) -> None:
-    """What `tests.support.parity_gradients` reads: gradients of `chunks`, and the statistics of `training`."""
+def _kept(chunks: list) -> dict:
+    """Gradients of all that is trained in the pipeline stages' `chunks`, and the values of adapters."""
+    trained = [found for chunk in chunks for found in _trained(chunk)]
+    return {
+        "parameters": [(name, layer, dim, parameter.main_grad.clone()) for name, layer, dim, parameter in trained],
+        "adapters": [
+            (name, layer, dim, parameter.detach().clone()) for name, layer, dim, parameter in trained if ADAPTER in name
+        ],
+    }
+
+
+def _save(output: Path, kept: dict, targets: list[int], training) -> None:
+    """What `tests.support.parity_gradients` reads: what was `_kept`, and the statistics of `training`."""
     import torch
     from megatron.core import parallel_state
 
     from nemo_probsft.adapters.megatron.layout import holds_the_loss
     from nemo_probsft.adapters.megatron.statistics import summarise
 
-    trained = [found for chunk in chunks for found in _trained(chunk)]
     result = {
         "tp": parallel_state.get_tensor_model_parallel_rank(),
         "pp": parallel_state.get_pipeline_model_parallel_rank(),
@@ -194,12 +195,8 @@ def _save(output: Path, chunks: list, targets: list[int], training) -> None:
         "writes": holds_the_loss(),
         "targets": targets,
         "metrics": None if training is None else summarise(training.statistics),
-        "parameters": [(name, layer, dim, parameter.main_grad.clone()) for name, layer, dim, parameter in trained],
-        "adapters": [
-            (name, layer, dim, parameter.detach().clone()) for name, layer, dim, parameter in trained if ADAPTER in name
-        ],
     }
-    torch.save(result, output)
+    torch.save(result | kept, output)
     torch.distributed.barrier()
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
-from nemo_probsft.config.exactness import BRIDGE_SETTINGS, refused_setting
+from nemo_probsft.config.exactness import BRIDGE_SETTINGS, bridge_values, refused_setting
 
 if TYPE_CHECKING:
     from megatron.bridge.training.config import ConfigContainer
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 
 def check(cfg: ConfigContainer) -> None:
     """Raises ValueError, one line, that names the field, its value, the reason and the table."""
-    settings = {rule.name: _at(cfg, rule.name, rule.allowed[0]) for rule in BRIDGE_SETTINGS}
-    if reason := refused_setting(settings, BRIDGE_SETTINGS):
+    if reason := refused_setting(bridge_values(cfg), BRIDGE_SETTINGS):
         raise ValueError(f"the Bridge configuration has {reason}; docs/exactness.md lists what is exact")
 
 
@@ -23,8 +21,3 @@ def vocabulary(cfg: ConfigContainer) -> int:
     if cfg.model.vocab_size is None:
         raise ValueError("cfg.model.vocab_size is not set; set it to the size of the vocabulary without padding")
     return cfg.model.vocab_size
-
-
-def _at(cfg: ConfigContainer, name: str, default: object) -> object:
-    """The value at a dotted name; the default where a part of it is not there."""
-    return functools.reduce(lambda part, field: getattr(part, field, default), name.split("."), cfg)

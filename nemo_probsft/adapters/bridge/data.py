@@ -22,6 +22,8 @@ class SFTData(DatasetProvider):
     def __init__(self, micro_batches: MicroBatches, start_step: int = 0) -> None:
         super().__init__(dataloader_type="external", num_workers=0)
         self.micro_batches, self.start_step = micro_batches, start_step
+        # Without Transformer Engine, attention takes the batch's mask: its own would be made on a CUDA device.
+        self.skip_getting_attention_mask_from_dataset = torch.cuda.is_available()
 
     def build_datasets(self, context: DatasetBuildContext) -> tuple[Any, Any, None]:
         """Training and validation batches; Bridge asks for either and takes what it needs."""

@@ -36,9 +36,9 @@ from nemo_probsft.adapters.megatron.statistics import REPORT, loss_function
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import HeadConfig, ResolvedObjective
 from nemo_probsft.data.batches import IGNORED
-from nemo_probsft.objectives import parse_objective
+from nemo_probsft.objectives import Objective, parse_objective
 
-STATE = "objective.pt"  # in a checkpoint: the running means of p. Written last, so it marks a complete checkpoint
+STATE = "objective.pt"  # in a checkpoint: the running means of p
 OBJECTIVE = "nemo_probsft"  # in the callbacks' `user_state`: the TrainingStep, for others to read its metrics
 Loss = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
@@ -115,18 +115,23 @@ class ObjectiveStep(Callback):
         if self.write is not None:
             self.write(self.training, context)
         self.training.end()
+        if directory := saved_after(self.cfg, self.training.number):
+            self._save_state(directory)
 
     def on_checkpoint_save(self, context: CallbackContext) -> None:
+        directory = Path(get_checkpoint_name(self.cfg.checkpoint.save, context.state.train_state.step))
+        if not saved_after(self.cfg, self.training.number):  # a signal or a time limit ended the run
+            self._save_state(directory)
+
+    def _save_state(self, directory: Path) -> None:
         state = self.training.state(
             parallel_state.get_pipeline_model_parallel_group(),
             parallel_state.get_pipeline_model_parallel_last_rank(),
             torch.cuda.current_device(),
         )
         if torch.distributed.get_rank() == 0:
-            directory = get_checkpoint_name(self.cfg.checkpoint.save, context.state.train_state.step)
-            partial_file = Path(directory) / f".{STATE}"
-            torch.save(state, partial_file)
-            partial_file.replace(Path(directory) / STATE)
+            directory.mkdir(parents=True, exist_ok=True)
+            torch.save(state, directory / STATE)
 
     def _load_state(self, context: CallbackContext) -> None:
         """Go on from the running means beside the weights that Bridge has loaded."""
@@ -153,8 +158,21 @@ class ObjectiveStep(Callback):
             raise ValueError("the objective is not among the callbacks: call finetune(cfg, step, callbacks=[step])")
 
 
+def saved_after(cfg: ConfigContainer, number: int) -> Path | None:
+    """The checkpoint that Bridge writes after step `number`; None if it writes none.
+
+    What is put there at the end of the step is there before the checkpoint is complete, whenever the run is killed.
+    """
+    save, interval = cfg.checkpoint.save, cfg.checkpoint.save_interval
+    if save is None or not (number == cfg.train.train_iters or (interval and number % interval == 0)):
+        return None
+    return Path(get_checkpoint_name(save, number))
+
+
 def _evaluation_loss(nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
-    loss_sum, num_tokens, statistics = loss_function(parse_objective("original"), "target", nll, loss_mask)
+    plain = parse_objective("original")
+    assert isinstance(plain, Objective)
+    loss_sum, num_tokens, statistics = loss_function(plain, "target", nll, loss_mask)
     pairs = _pairs(statistics)
     return loss_sum, num_tokens, {"nll": pairs["nll"], "p": pairs["p"]}
 

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import torch
 
-from nemo_probsft.adapters.bridge.step import STATE, ObjectiveStep  # isort: skip  makes Bridge importable without CUDA
+from nemo_probsft.adapters.bridge.step import ObjectiveStep, saved_after  # isort: skip  makes Bridge importable without CUDA
 
 from megatron.bridge.training.callbacks import Callback, CallbackContext
-from megatron.bridge.training.config import CheckpointConfig
+from megatron.bridge.training.config import CheckpointConfig, ConfigContainer
 from megatron.bridge.training.finetune import finetune
 from megatron.bridge.training.state import GlobalState
-from megatron.bridge.training.utils.checkpoint_utils import get_checkpoint_name
 from megatron.core import parallel_state
 
-from conversion.checkpoint import HF_FILES, last_checkpoint, step_of
+from conversion.checkpoint import HF_FILES, kind_of, last_checkpoint, step_of
 from conversion.hf_files import copy_model_files
 from nemo_probsft.adapters.bridge import config, cpu
 from nemo_probsft.adapters.bridge.data import SFTData
@@ -58,8 +57,8 @@ def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[Callback] = ()) 
         cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size, examples=data.examples, write=write
     )
     if torch.distributed.get_rank() == 0:
-        _remove_incomplete(directory, last)
-    own = [KeepModelFiles(directory, Path(prepared.hf)), step, Schedule(recipe, prepared.num_steps)]
+        _remove_incomplete(directory)
+    own = [KeepModelFiles(cfg, Path(prepared.hf)), step, Schedule(recipe, prepared.num_steps)]
     finetune(cfg, step, callbacks=[*own, *callbacks])
     write.close()
 
@@ -84,7 +83,7 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
 class CollectStep(ObjectiveStep):
     """Keeps log p of every target that an evaluation sees."""
 
-    def __init__(self, cfg: config.ConfigContainer, recipe: Recipe, prepared: Prepared, data: SFTData) -> None:
+    def __init__(self, cfg: ConfigContainer, recipe: Recipe, prepared: Prepared, data: SFTData) -> None:
         super().__init__(cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size)
         self.data, self.num_micro_batches = data, recipe.num_micro_batches
         self.collected = CollectedLogp()
@@ -137,20 +136,20 @@ class WriteMetrics:
 class KeepModelFiles(Callback):
     """Puts config.json and the tokenizer into each checkpoint, so that it can be exported by itself."""
 
-    def __init__(self, directory: Path, hf: Path) -> None:
-        self.directory, self.hf = directory, hf
+    def __init__(self, cfg: ConfigContainer, hf: Path) -> None:
+        self.cfg, self.hf = cfg, hf
 
-    def on_checkpoint_save(self, context: CallbackContext) -> None:
-        if torch.distributed.get_rank() == 0:
-            target = Path(get_checkpoint_name(str(self.directory), context.state.train_state.step)) / HF_FILES
-            target.mkdir(exist_ok=True)
-            copy_model_files(self.hf, target)
+    def on_train_step_end(self, context: CallbackContext) -> None:
+        directory = saved_after(self.cfg, context.state.train_state.step + 1)
+        if directory is not None and torch.distributed.get_rank() == 0:
+            (directory / HF_FILES).mkdir(parents=True, exist_ok=True)
+            copy_model_files(self.hf, directory / HF_FILES)
 
 
-def _remove_incomplete(directory: Path, last: Path | None) -> None:
+def _remove_incomplete(directory: Path) -> None:
     """What a killed save left would count among the newest, which Bridge keeps, and push complete ones out."""
     for path in directory.glob("iter_*"):
-        if path != last and not (path / STATE).exists():
+        if kind_of(path) is None:
             shutil.rmtree(path)
 
 
