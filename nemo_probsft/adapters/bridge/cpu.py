@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import functools
-import sys
+import importlib
 import warnings
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 from nemo_probsft.adapters.megatron import cpu
-from nemo_probsft.adapters.megatron.cpu import Patch
+from nemo_probsft.adapters.megatron.cpu import Patch, stand_in
+from nemo_probsft.adapters.megatron.settings import WITHOUT_CUDA
 
-
-class _Nothing(type):
-    """A class whose every attribute is such a class: others may inherit from it and annotate with it."""
-
-    def __getattr__(cls, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _Nothing(name, (), {})
+if TYPE_CHECKING:
+    from megatron.bridge.training.config import ConfigContainer
 
 
 def _patch_transformer_engine() -> None:
     import megatron.core.models.gpt  # asks whether there is a Transformer Engine, and must be told the truth
 
-    package, module = (ModuleType(name) for name in ("transformer_engine", "transformer_engine.pytorch"))
-    vars(package).update(__version__="0", pytorch=module, __path__=[])
-    vars(module)["__getattr__"] = lambda name: getattr(_Nothing("pytorch", (), {}), name)
-    stand_ins = {package.__name__: package, module.__name__: module}
-    sys.modules.update(stand_ins)
-    with warnings.catch_warnings(action="ignore"):  # ModelOpt and Megatron say at length what is not installed
+    # ModelOpt and Megatron say at length what is not installed.
+    with stand_in("transformer_engine", "pytorch"), warnings.catch_warnings(action="ignore"):
         import megatron.bridge  # noqa: F401
-
-    for name in stand_ins:
-        del sys.modules[name]
 
 
 def _patch_cuda_assertion() -> None:
@@ -56,17 +44,11 @@ def _patch_lora_layers() -> None:
     utils.HAVE_TE = False
 
 
-def _probe_transformer_engine() -> object:
-    import megatron.bridge.peft.lora_layers
-
-    return megatron.bridge.peft.lora_layers
-
-
 def _probe_cuda_assertion() -> None:
     from megatron.bridge.training import setup
 
     initialize = setup.initialize_megatron
-    if not (isinstance(initialize, functools.partial) and initialize.keywords == {"allow_no_cuda": True}):
+    if not isinstance(initialize, functools.partial):
         initialize(cfg=None)
 
 
@@ -82,40 +64,32 @@ def _probe_lora_layers() -> object:
     return utils.HAVE_TE and isinstance(torch.nn.Module(), utils.TEColumnParallelLinear)
 
 
-_RANGE = ">=0.5,<0.7"
+_patch = functools.partial(Patch, package="megatron-bridge", versions=">=0.5,<0.7")
 PATCHES = (
     *cpu.PATCHES,
-    Patch(
+    _patch(
         name="transformer_engine",
-        package="megatron-bridge",
-        versions=_RANGE,
         upstream="megatron.bridge.peft.lora_layers",
         reason="`import megatron.bridge` imports Transformer Engine for LoRA's layers, whether it is there or not",
         apply=_patch_transformer_engine,
-        probe=_probe_transformer_engine,
+        probe=lambda: importlib.import_module("megatron.bridge"),
     ),
-    Patch(
+    _patch(
         name="cuda_assertion",
-        package="megatron-bridge",
-        versions=_RANGE,
         upstream="megatron.bridge.training.initialize.initialize_megatron",
         reason="asserts that there is CUDA; its argument allow_no_cuda is never passed by `setup`",
         apply=_patch_cuda_assertion,
         probe=_probe_cuda_assertion,
     ),
-    Patch(
+    _patch(
         name="compile_helpers",
-        package="megatron-bridge",
-        versions=_RANGE,
         upstream="megatron.core.datasets.utils.compile_helpers",
         reason="runs `make` on a Makefile that megatron-core's wheel lacks, and exits; the wheel has the result",
         apply=_patch_compile_helpers,
         probe=_probe_compile_helpers,
     ),
-    Patch(
+    _patch(
         name="bridge_lora_layers",
-        package="megatron-bridge",
-        versions=_RANGE,
         upstream="megatron.bridge.peft.utils.HAVE_TE",
         reason="True without Transformer Engine: Megatron's module for it can be imported, its classes are mocks",
         apply=_patch_lora_layers,
@@ -129,6 +103,11 @@ def install() -> None:
     cpu.install(PATCHES)
 
 
-def start_process_group() -> None:
-    """gloo, before Bridge starts NCCL: it takes a group that is there. Its barriers would name a CUDA device."""
+def settle(cfg: ConfigContainer) -> None:
+    """Make a configuration one that trains without CUDA, and start gloo: Bridge takes a process group that is there."""
+    from megatron.bridge.models.gpt_provider import local_layer_spec
+
+    vars(cfg.model).update(WITHOUT_CUDA, transformer_layer_spec=local_layer_spec)
+    cfg.ddp.use_distributed_optimizer = cfg.optimizer.use_distributed_optimizer = False
+    cfg.dist.distributed_backend = "gloo"
     torch.distributed.init_process_group("gloo")

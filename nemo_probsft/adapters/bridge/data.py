@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.bridge.data.base import DatasetBuildContext, DatasetProvider
-from megatron.core import parallel_state
 
+from nemo_probsft.adapters.megatron.layout import data_parallel
 from nemo_probsft.adapters.megatron.micro_batches import MicroBatches
 
 
@@ -31,13 +31,9 @@ class SFTData(DatasetProvider):
 
     def examples(self, step: int, micro_batch: int) -> np.ndarray:
         """[b] of the data set: this data-parallel rank's micro-batch of a step; both count from 0."""
-        return self.micro_batches.of_step(step, *_data_parallel())[micro_batch]
+        return self.micro_batches.of_step(step, *data_parallel())[micro_batch]
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         source = self.micro_batches
-        for examples in source.from_step(self.start_step, *_data_parallel()):
+        for examples in source.from_step(self.start_step, *data_parallel()):
             yield source.collate([source.dataset[int(index)] for index in examples])
-
-
-def _data_parallel() -> tuple[int, int]:
-    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -9,8 +9,10 @@ It assumes a GPU in places that have nothing to do with the arithmetic: `device=
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -182,6 +184,28 @@ PATCHES = (
         probe=_probe_norm,
     ),
 )
+
+
+class _Nothing(type):
+    """A class whose every attribute is such a class: others may inherit from it and annotate with it."""
+
+    def __getattr__(cls, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing(name, (), {})
+
+
+@contextlib.contextmanager
+def stand_in(package: str, module: str) -> Iterator[None]:
+    """While what imports `package`.`module` for the names in it is imported, where the package is not installed."""
+    outer, inner = ModuleType(package), ModuleType(f"{package}.{module}")
+    vars(outer).update({"__version__": "0", "__path__": [], module: inner})
+    vars(inner)["__getattr__"] = lambda name: getattr(_Nothing(module, (), {}), name)
+    sys.modules.update({package: outer, inner.__name__: inner})
+    try:
+        yield
+    finally:
+        del sys.modules[package], sys.modules[inner.__name__]
 
 
 def install(patches: Sequence[Patch] = PATCHES) -> None:

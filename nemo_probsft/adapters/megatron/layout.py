@@ -22,6 +22,11 @@ def first_of_last_stage() -> bool:
     )
 
 
+def data_parallel() -> tuple[int, int]:
+    """This rank among those that get different examples, and how many they are."""
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
 def columns(num_columns: int) -> torch.Tensor:
     """[num_columns] int64: where in the sequence this rank's columns lie, which context parallelism divides."""
     whole = torch.arange(num_columns * parallel_state.get_context_parallel_world_size())

@@ -19,6 +19,12 @@ FUSIONS_THAT_NEED_CUDA = (
     "persist_layer_norm",
 )
 """Settings of a Megatron configuration whose kernels need CUDA, Apex or TE; unfused computes the same."""
+WITHOUT_CUDA = {
+    **dict.fromkeys(FUSIONS_THAT_NEED_CUDA, False),
+    # Megatron frees an output once its sending has begun. A CUDA stream keeps the memory until it has been sent;
+    # gloo would send what comes to lie there next.
+    "deallocate_pipeline_outputs": False,
+}
 
 
 def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
@@ -44,11 +50,25 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     if recipe.trainer.recompute == "full":
         settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
     if not torch.cuda.is_available():
-        settings |= dict.fromkeys(FUSIONS_THAT_NEED_CUDA, False)
-        # Megatron frees an output once its sending has begun. A CUDA stream keeps the memory until it has been sent;
-        # gloo would send what comes to lie there next.
-        settings["deallocate_pipeline_outputs"] = False
+        settings |= WITHOUT_CUDA
     return settings
+
+
+def parallel_settings(recipe: Recipe) -> dict[str, Any]:
+    """How the ranks divide the model, and the dtype of what pipeline stages send: fields that both engines have."""
+    parallel, dtype = recipe.parallel, parameter_dtype(recipe)
+    return {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": parallel.context_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
+        "pipeline_dtype": dtype if parallel.pipeline_model_parallel_size > 1 else None,
+    }
+
+
+def parameter_dtype(recipe: Recipe) -> torch.dtype:
+    return torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
 
 
 def ddp_settings() -> dict[str, Any]:

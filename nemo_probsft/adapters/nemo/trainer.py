@@ -32,7 +32,13 @@ from nemo.lightning import io
 from conversion.checkpoint import last_checkpoint
 from nemo_probsft.adapters.megatron import micro_batches
 from nemo_probsft.adapters.megatron.layout import first_of_last_stage
-from nemo_probsft.adapters.megatron.settings import ddp_settings, model_settings, optimizer_settings, warmup_steps
+from nemo_probsft.adapters.megatron.settings import (
+    ddp_settings,
+    model_settings,
+    optimizer_settings,
+    parallel_settings,
+    warmup_steps,
+)
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.adapters.nemo.callbacks import InstallObjective, KeepBaseOfAdapters, MoveObjective, WriteMetrics
 from nemo_probsft.adapters.nemo.data import SFTData
@@ -121,15 +127,8 @@ def load_model(recipe: Recipe, prepared: Prepared) -> llm.GPTModel:
 def make_trainer(recipe: Recipe, max_steps: int, *, forward_only: bool = False) -> nl.Trainer:
     """NeMo's trainer on the recipe's layout; gloo on a CPU, NCCL and the distributed optimizer on CUDA."""
     cuda = torch.cuda.is_available()
-    parallel = recipe.parallel
-    dtype = torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
     strategy = nl.MegatronStrategy(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
-        sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
-        pipeline_dtype=dtype if parallel.pipeline_model_parallel_size > 1 else None,
+        **parallel_settings(recipe),
         ddp=DistributedDataParallelConfig(**ddp_settings()),
         ckpt_async_save=False,
         ckpt_optim_fully_reshardable=True,
