@@ -18,6 +18,7 @@ from conversion.torch_dist import save
 ITERATION = "iter_0000000"
 # Megatron-Core 0.18 reads the common state from common.pt; 0.19 writes it among the tensors and reads common.pt first.
 COMMON_STATE = "common_state/shard_0_1"
+_FUSIONS_OF_LLAMA = ("apply_rope_fusion", "bias_activation_fusion", "bias_dropout_fusion", "persist_layer_norm")
 
 
 def refuse_what_bridge_changes(config: dict, file: Path) -> None:
@@ -87,9 +88,11 @@ def _run_config(spec: ModelSpec, dtype: str, files: Path | None) -> dict[str, An
 def _model(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     """What `AutoBridge.to_megatron_provider` makes of config.json (`provider_bridge` of the Llama and Qwen bridges)."""
     scaling = spec.rope_scaling or {}
+    fusions = dict.fromkeys(_FUSIONS_OF_LLAMA, True) if spec.model_type == "llama" else {}
     return {
         "_target_": "megatron.bridge.models.gpt_provider.GPTModelProvider",
         **spec.values,
+        **fusions,
         "vocab_size": spec.vocab_size,
         # The largest power of two that divides it, as `make_vocab_size_divisible_by` says.
         "make_vocab_size_divisible_by": min(spec.vocab_size & -spec.vocab_size, VOCAB_MULTIPLE),

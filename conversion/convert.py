@@ -128,8 +128,22 @@ def export_hf(
     provenance = read_record(source) if provenance is None else provenance
     if adapter:
         _export_adapter(checkpoint, source, target, dtype, provenance, snapshot)
-        return
-    weights = checkpoint.weights
+    else:
+        write_hf(checkpoint, source, target, dtype, provenance, snapshot, shard_bytes, progress)
+
+
+def write_hf(
+    model: Model,
+    source: Path,
+    target: Path,
+    dtype: torch.dtype | None = None,
+    provenance: dict | None = None,
+    snapshot: Snapshot | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = False,
+) -> None:
+    """The opened `source` as a new Hugging Face directory."""
+    weights = model.weights
     outputs = {name: (dtype or own, shape) for name, (own, shape) in weights.tensors.items()}
     total = num_bytes(outputs)
     with staged_directory(target, total) as partial, byte_progress("export", total, progress) as bar:
@@ -139,11 +153,12 @@ def export_hf(
             writer.write(name, first, block)
             bar.advance(block.nbytes)
         writer.close()
-        copy_model_files(checkpoint.files, partial)
-        set_config_dtype(partial / "config.json", checkpoint.config, {kind for kind, _ in outputs.values()})
+        copy_model_files(model.files, partial)
+        set_config_dtype(partial / "config.json", model.config, {kind for kind, _ in outputs.values()})
         if provenance is not None:
-            write_card(partial, checkpoint.config, provenance, source.name)
-        snapshot.check()
+            write_card(partial, model.config, provenance, source.name)
+        if snapshot is not None:
+            snapshot.check()
 
 
 def _export_adapter(

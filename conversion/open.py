@@ -34,19 +34,20 @@ def open_model(source: Path, base: Path | None) -> Model:
     return Model(files, config, spec, HFWeights(source, spec), None, (source,))
 
 
-def open_checkpoint(source: Path, base: Path | None) -> Model:
+def open_checkpoint(source: Path, base: Path | None, files: Path | None = None) -> Model:
     """base: gives config.json and the tokenizer; if it has weights, those are the ones under LoRA adapters.
 
+    files: the directory of config.json, where it is known; it says nothing about adapters.
     Raises: ValueError when something is missing or the tensors are not those of config.json.
     """
     reader = TorchDistReader(weights_directory(source))
     if not is_lora(reader):
-        files = model_files_directory(source, base)
+        files = files or model_files_directory(source, base)
         config, spec = read_model(files)
         return Model(files, config, spec, TorchDistWeights(reader, spec), None, (reader.directory, files))
     of_bridge = (reader.directory / RUN_CONFIG).is_file()
     settings, under = _bridge_lora(reader, base) if of_bridge else _nemo_lora(reader, base)
-    files = _files_of_adapters(source, base, under)
+    files = files or _files_of_adapters(source, base, under)
     config, spec = read_model(files)
     adapters = Adapters(reader, spec, settings)
     if holds_weights(under):

@@ -1,7 +1,8 @@
 """`nemo-probsft sweep RECIPE --objectives a,b --seeds 0,1 --tasks t`: train, export, evaluate and compare every cell.
 
 A cell is one objective with one seed, a run of the recipe in `<run_dir>/<objective>-seed<seed>`; its export says that
-it is complete. The base weights are imported once, into `<run_dir>/base`, to which every cell has a link.
+it is complete. Where the engine needs an import of the base weights, it is one, into `<run_dir>/base`, to which every
+cell has a link.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from conversion.families import ModelSpec
 
 GPU_BYTES = 80 * 2**30  # of an A100 or H100
+CALIBRATED = Decision(
+    "measured on", "NeMo 2.7", "on Megatron-Core 0.15; Megatron-Bridge sets up the same and was not measured"
+)
 SHORTER = {
     "weights": "raise tensor or pipeline parallelism",
     "gradients": "raise tensor or pipeline parallelism, or train LoRA",
@@ -45,7 +48,7 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
     _show_stages(recipe, ranks)
     largest = max(ranks, key=lambda rank: rank.total)
     decisions.show(_parts(spec, setup, largest), title=f"Memory of the largest rank, stage {largest.stage}")
-    decisions.show([_fits(largest), _disk(recipe, spec, setup), _without_cuda(spec, setup)], title="In all")
+    decisions.show([_fits(largest), _disk(recipe, spec, setup), _without_cuda(spec, setup), CALIBRATED], title="In all")
     for problem in problems:
         print(f"train would stop here: {problem}")
 

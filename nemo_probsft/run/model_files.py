@@ -95,9 +95,7 @@ def _model_files(recipe: Recipe, path: Path) -> Path:
         return path
     if is_checkpoint(path):
         return _files_of_checkpoint(recipe, path)
-    kinds = (
-        "config.json (Hugging Face) nor complete weights/ and context/ (NeMo) nor a complete iter_N (Megatron-Bridge)"
-    )
+    kinds = "config.json (Hugging Face) nor complete weights/ and context/ (NeMo) nor a complete iter_N (Bridge)"
     raise recipe.error("model.path", f"{path} has neither {kinds}; name a model")
 
 

@@ -136,7 +136,7 @@ DAMAGE = {
     "partial rope": (lambda s: edit_config(s, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
     "one tensor of another dtype": (
         lambda s: edit_tensors(s, lambda t: t.update({"model.layers.1.self_attn.k_proj.weight": torch.ones(64, 128)})),
-        r"k_proj.weight is float32, .*q_proj.weight is bfloat16, but NeMo stores them as one tensor",
+        r"k_proj.weight is float32, .*q_proj.weight is bfloat16, but Megatron stores them as one tensor",
     ),
     "tokenizer is a loop of links": (looping_tokenizer, "tokenizer.json: a link to nothing, or a loop of links"),
     "config is a loop of links": (looping_config, "config.json: Too many levels of symbolic links"),

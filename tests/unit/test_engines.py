@@ -7,6 +7,7 @@ import sysconfig
 import pytest
 
 from nemo_probsft.run import engines
+from tests.support.engine_packages import install, install_bridge, install_nemo
 
 NEMO = "use the container nvcr.io/nvidia/nemo:25.11, or Python 3.11 with requirements/train.lock"
 BRIDGE = "use the container nvcr.io/nvidia/nemo:26.06 or 26.08, or Python 3.12 with requirements/bridge.lock"
@@ -26,26 +27,6 @@ def site(tmp_path, monkeypatch):
     importlib.invalidate_caches()
 
 
-def install(site, distribution, version, *packages):
-    """What pip leaves: metadata, and packages. One that is imported ends the test."""
-    info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-    for package in packages:
-        path = site / package.replace(".", "/")
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "__init__.py").write_text("raise AssertionError('imported')\n")
-    importlib.invalidate_caches()
-
-
-def nemo(site, version="2.7.3"):
-    install(site, "nemo-toolkit", version, "nemo", "nemo.collections", "nemo.collections.llm")
-
-
-def bridge(site, version="0.6.2"):
-    install(site, "megatron-bridge", version, "megatron.bridge")  # `megatron` is a namespace, without __init__
-
-
 def refusal(engine):
     with pytest.raises(ValueError, match=r".") as caught:
         engines.choose(engine)
@@ -54,7 +35,7 @@ def refusal(engine):
 
 
 def test_the_one_that_is_installed_is_taken(site):
-    nemo(site)
+    install_nemo(site)
     reason = "the only one that can train here: megatron-bridge is not installed"
     assert engines.choose("auto") == ("nemo", "2.7.3", reason)
     assert engines.choose("nemo") == ("nemo", "2.7.3", "the recipe asks for it")
@@ -63,20 +44,20 @@ def test_the_one_that_is_installed_is_taken(site):
 
 
 def test_where_both_are_installed_nemo_is_taken(site):
-    nemo(site, "2.6.0")
-    bridge(site)
+    install_nemo(site, "2.6.0")
+    install_bridge(site)
     assert engines.choose("auto") == ("nemo", "2.6.0", "both engines are installed; engine: bridge asks for the other")
     assert engines.choose("bridge") == ("bridge", "0.6.2", "the recipe asks for it")
     assert engines.choose("bridge").text == "Megatron-Bridge 0.6.2"
 
 
-def test_a_second_part_of_the_namespace_package_is_found(site, tmp_path, monkeypatch):
+def test_a_second_part_of_the_namespace_package_is_found(site, tmp_path):
     """Megatron-Core is installed beside Megatron-Bridge, and in the containers from another directory."""
     core = tmp_path / "core"
     core.mkdir()
-    monkeypatch.syspath_prepend(core)
+    sys.path.insert(0, str(core))  # of the fixture
     install(core, "megatron-core", "0.19.2", "megatron.core")
-    bridge(site)
+    install_bridge(site)
     assert engines.choose("auto").name == "bridge"
 
 
@@ -91,15 +72,15 @@ def test_nemo_toolkit_3_has_no_language_models_any_more(site):
     install(site, "nemo-toolkit", "3.0.0", "nemo", "nemo.collections", "nemo.collections.asr")
     problem = "nemo-toolkit 3.0.0 is installed, but has no nemo.collections.llm"
     assert refusal("nemo") == f"nemo: {problem}; {NEMO}"
-    bridge(site)
+    install_bridge(site)
     assert engines.choose("auto") == ("bridge", "0.6.2", f"the only one that can train here: {problem}")
 
 
 @pytest.mark.parametrize(
-    ("install_it", "version", "name", "title", "oldest", "tested"),
-    [(bridge, "0.4.1", "bridge", "Megatron-Bridge", "0.5", "0.6"), (nemo, "2.5.0", "nemo", "NeMo", "2.6", "2.7")],
+    ("install_it", "version", "name", "oldest"),
+    [(install_bridge, "0.4.1", "bridge", "0.5"), (install_nemo, "2.5.0", "nemo", "2.6")],
 )
-def test_versions_have_a_floor_and_a_warning(site, install_it, version, name, title, oldest, tested):
+def test_an_older_one_is_refused(site, install_it, version, name, oldest):
     install_it(site, version)
     package = engines.KINDS[name].package
     assert f"{name}: {package} {version} is older than {oldest}, the oldest that can be used; use the" in refusal(name)
@@ -111,7 +92,7 @@ def test_versions_have_a_floor_and_a_warning(site, install_it, version, name, ti
     [("0.5.0", ""), ("0.5.0rc1", ""), ("0.6.0+g1a2b", ""), ("0.7.0", "0.7.0"), ("0.10.1", "0.10.1"), ("1.0", "1.0")],
 )
 def test_a_newer_one_is_taken_and_said_to_be_untested(site, version, untested):
-    bridge(site, version)
+    install_bridge(site, version)
     reason = "the recipe asks for it"
     warning = f"; untested with Megatron-Bridge {untested}, tested with 0.6" if untested else ""
     assert engines.choose("bridge") == ("bridge", version, reason + warning)

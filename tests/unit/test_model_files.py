@@ -170,7 +170,7 @@ def test_incomplete_model_directories_are_refused():
     (nemo("unfinished") / "weights" / "metadata.json").unlink()
     assert refusal("model.path=unfinished").endswith(
         "unfinished has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo) nor a complete "
-        "iter_N (Megatron-Bridge); name a model"
+        "iter_N (Bridge); name a model"
     )
 
 
