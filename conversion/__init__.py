@@ -1,4 +1,4 @@
-"""Hugging Face <-> NeMo 2 checkpoints: bit-exact, tensor by tensor, without a GPU, NeMo or Transformer Engine.
+"""Hugging Face, NeMo 2 and Megatron-Bridge: models converted bit-exactly, without a GPU or an engine.
 
 `import_hf`, `export_hf` and `verify` load torch when they are first used; importing this package does not.
 """

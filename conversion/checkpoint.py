@@ -1,6 +1,11 @@
 """What is this directory, which checkpoint of a run is the last, and where are a checkpoint's files?
 
-Light: neither torch nor NeMo is imported, because the launcher of a run asks these questions first.
+Light: neither torch nor NeMo nor Megatron-Bridge is imported, because the launcher of a run asks these questions first.
+
+A NeMo 2 checkpoint is one directory with `weights/` and `context/`. One of Megatron-Bridge is a directory `iter_N`
+below one that has the tracker file; either of them is taken for it. Bridge writes, in this order: the weights with
+`.metadata`, `metadata.json`, `train_state.pt`, the tracker, `run_config.yaml` (`save_checkpoint` in
+megatron/bridge/training/checkpointing.py), so neither the tracker nor the weights alone say that a save has ended.
 """
 
 from __future__ import annotations
@@ -10,17 +15,19 @@ from typing import Literal
 
 from nemo_probsft.staging import existing_directory
 
-Kind = Literal["huggingface", "nemo"]
+Kind = Literal["huggingface", "nemo", "bridge"]
 HF_FILES = "hf"  # folder of an imported checkpoint that keeps config.json, the tokenizer, ... byte for byte
+TRACKER = "latest_checkpointed_iteration.txt"
+RUN_CONFIG = "run_config.yaml"
+_ITERATION = "iter_"
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What a directory is, told by its files; None if it is neither, or if its checkpoint was not written to the end.
-
-    A second engine's checkpoint becomes a third kind here, and its names go into `last_checkpoint`.
-    """
+    """What a directory is, told by its files; None if it is none of them, or if its save did not come to its end."""
     if (path / "weights" / "metadata.json").exists() and (path / "context").is_dir():
         return "nemo"
+    if _iteration(path) is not None:
+        return "bridge"
     return "huggingface" if (path / "config.json").is_file() else None
 
 
@@ -29,45 +36,104 @@ def is_nemo(path: Path) -> bool:
     return kind_of(path) == "nemo"
 
 
+def is_bridge(path: Path) -> bool:
+    """True for a complete checkpoint of Megatron-Bridge: `iter_N`, or the directory whose tracker file leads to it."""
+    return kind_of(path) == "bridge"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """True for a complete checkpoint of either engine."""
+    return kind_of(path) in ("nemo", "bridge")
+
+
+def iteration_directory(path: Path) -> Path:
+    """The `iter_N` that a Bridge checkpoint consists of: `path` itself, or the last complete one below it.
+
+    Raises: ValueError if there is none.
+    """
+    found = _iteration(path)
+    if found is None:
+        raise ValueError(f"{path}: neither a complete iter_N of Megatron-Bridge nor a directory with one and {TRACKER}")
+    return found
+
+
 def holds_weights(path: Path) -> bool:
-    """True for complete torch_dist weights, with or without `context/`: enough to export, too little to train from."""
+    """True for complete torch_dist weights, with or without what an engine needs to train from them."""
     return (weights_directory(path) / "metadata.json").exists()
 
 
 def weights_directory(checkpoint: Path) -> Path:
-    """`weights/` of a NeMo 2 checkpoint, or `checkpoint` itself if it is that folder."""
-    return checkpoint / "weights" if (checkpoint / "weights").is_dir() else checkpoint
+    """`weights/` of a NeMo 2 checkpoint, `iter_N` of one of Bridge, or `checkpoint` itself if it is that folder."""
+    if (checkpoint / "weights").is_dir():
+        return checkpoint / "weights"
+    return _iteration(checkpoint) or checkpoint
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The complete checkpoint `step=N` with the highest N.
+    """The complete checkpoint `step=N` (NeMo) or `iter_N` (Bridge) with the highest N.
 
     NeMo keeps a file `step=N-unfinished` while it writes or removes one (ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX).
+    Of Bridge's, one beyond the tracker's does not count.
     """
     complete = [
         path
         for path in directory.glob("step=*")
         if is_nemo(path) and not path.with_name(path.name + "-unfinished").exists()
     ]
-    return max(complete, key=step_of, default=None)
+    iteration = _tracked(directory)
+    return max([*complete, *([] if iteration is None else [iteration])], key=step_of, default=None)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of trained steps that a run's checkpoint is named by."""
-    return int(checkpoint.name.removeprefix("step="))
+    """The number of trained steps that a run's checkpoint is named by: `step=N` or `iter_N`."""
+    return int(checkpoint.name.removeprefix("step=").removeprefix(_ITERATION))
 
 
 def model_files_directory(checkpoint: Path, base: Path | None = None) -> Path:
     """Where config.json and the tokenizer are: in `base` if given, else in the checkpoint itself.
 
-    A checkpoint has them in `hf/` (imported) or in the copy of the tokenizer's folder that NeMo makes in `context/`.
+    A checkpoint has them in `hf/` (imported, or of a run on Bridge) or in the copy of the tokenizer's folder that NeMo
+    makes in `context/`.
     """
-    root = weights_directory(checkpoint).parent if base is None else existing_directory(base)
-    folders = [root / HF_FILES, root / "context" / HF_FILES]
-    for folder in folders if base is None else [root, *folders]:
+    own = _root(checkpoint) if base is None else _root(existing_directory(base))
+    folders = [own / HF_FILES, own / "context" / HF_FILES]
+    for folder in folders if base is None else [own, *folders]:
         if (folder / "config.json").is_file():
             return folder
     raise ValueError(
         f"{base or checkpoint}: no config.json; name the Hugging Face directory or the imported checkpoint that "
         "training started from (--base)"
     )
+
+
+def _root(path: Path) -> Path:
+    """The directory of a checkpoint that has everything: above `weights/`, or `iter_N`; any other one as it is."""
+    weights = weights_directory(path)
+    return weights.parent if weights.name == "weights" else weights
+
+
+def _iteration(path: Path) -> Path | None:
+    return path if _is_complete(path) else _tracked(path)
+
+
+def _tracked(directory: Path) -> Path | None:
+    """The iteration that the tracker names; if its save was killed after the tracker, the last complete one before."""
+    try:
+        last = int((directory / TRACKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no tracker, or "release" (Megatron-LM)
+        return None
+    found = [path for path in directory.glob(f"{_ITERATION}*") if path.name.removeprefix(_ITERATION).isdecimal()]
+    return max((path for path in found if step_of(path) <= last and _is_complete(path)), key=step_of, default=None)
+
+
+def _is_complete(iteration: Path) -> bool:
+    return all((iteration / name).is_file() for name in (".metadata", "metadata.json")) and _ends(iteration)
+
+
+def _ends(iteration: Path) -> bool:
+    """Whether run_config.yaml, the last file, was written to its end: PyYAML sorts the sections, `train` comes late."""
+    try:
+        text = (iteration / RUN_CONFIG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return text.endswith("\n") and "\ntrain:" in text

@@ -11,6 +11,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _EPILOG = """\
 examples:
   nemo-probsft convert import Qwen2.5-Math-1.5B base   # Hugging Face -> NeMo 2, on a laptop or in the container
+  nemo-probsft convert import base base-bridge --engine bridge   # NeMo 2 -> Megatron-Bridge
   nemo-probsft convert export runs/a/checkpoints/step=100 out --base base
   nemo-probsft convert verify Qwen2.5-Math-1.5B base   # every tensor bit by bit, config.json, tokenizer
 """
@@ -18,24 +19,31 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Convert models between Hugging Face and NeMo 2, bit-exact, without a GPU.\n"
+        "Convert models between Hugging Face, NeMo 2 and Megatron-Bridge, bit-exact, without a GPU.\n"
         "Families: Qwen2, Qwen2.5, Qwen3 (dense), Llama, DeepSeekMath."
     )
     parser.epilog = _EPILOG
     commands = parser.add_subparsers(title="commands", required=True, metavar="import|export|verify")
-    command = _command(commands, "import", "convert a Hugging Face directory to a NeMo 2 checkpoint", _import)
-    command.add_argument("source", type=Path, help="Hugging Face model directory with safetensors")
-    command.add_argument("target", type=Path, help="create this directory, with weights/, context/ and hf/")
+    command = _command(commands, "import", "convert to a checkpoint of NeMo 2 or Megatron-Bridge", _import)
+    command.add_argument("source", type=Path, help="Hugging Face directory with safetensors, or a checkpoint")
+    command.add_argument("target", type=Path, help="create this directory, which the engine can train from")
+    command.add_argument(
+        "--engine",
+        choices=("nemo", "bridge"),
+        default="nemo",
+        help="write for NeMo 2 or Megatron-Bridge (default: nemo)",
+    )
+    command.add_argument("--base", type=Path, metavar="DIR", help="as for export, where the source is a checkpoint")
     command.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: keep the dtype of each tensor)")
-    command = _command(commands, "export", "convert a NeMo 2 checkpoint to a Hugging Face directory", _export)
+    command = _command(commands, "export", "convert a checkpoint to a Hugging Face directory", _export)
     command.add_argument("source", type=Path, help="imported checkpoint, or RUN_DIR/checkpoints/NAME of a run")
     command.add_argument("target", type=Path, help="create this directory, which transformers and vLLM can load")
     command.add_argument(
         "--base",
         type=Path,
         metavar="DIR",
-        help="take config.json and tokenizer from this Hugging Face directory or imported checkpoint "
-        "(default: the source's own)",
+        help="take config.json and tokenizer from this Hugging Face directory or imported checkpoint, and from a "
+        "checkpoint the weights under LoRA adapters (default: the source's own)",
     )
     command.add_argument("--dtype", choices=_DTYPES, help="cast the weights (default: keep the checkpoint's dtype)")
     command.add_argument("--adapter", action="store_true", help="write only the LoRA adapter, for peft")
@@ -47,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="describe this run in the model card (default: run.yaml of the run that the checkpoint belongs to)",
     )
     command = _command(commands, "verify", "compare two models bit by bit; exit code 1 if they differ", _verify)
-    command.add_argument("a", type=Path, help="Hugging Face directory or NeMo 2 checkpoint")
+    command.add_argument("a", type=Path, help="Hugging Face directory, or a checkpoint of either engine")
     command.add_argument("b", type=Path, help="the model to compare it with")
     command.add_argument(
         "--base", type=Path, metavar="DIR", help="take config.json from here for a checkpoint that has none"
@@ -77,6 +85,8 @@ def _import(options: argparse.Namespace) -> int:
     import_hf(
         options.source,
         options.target,
+        engine=options.engine,
+        base=options.base,
         dtype=options.dtype,
         progress=True,
     )

@@ -1,4 +1,4 @@
-"""Compare two models, each a Hugging Face directory or a NeMo 2 checkpoint, bit by bit."""
+"""Compare two models, each a Hugging Face directory or a checkpoint of NeMo 2 or Megatron-Bridge, bit by bit."""
 
 import json
 import tempfile
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from conversion.checkpoint import holds_weights, model_files_directory
-from conversion.convert import byte_progress, export_hf
+from conversion.convert import byte_progress, write_hf
 from conversion.dtypes import dtype_name
-from conversion.hf_files import model_files, read_config, read_model
-from conversion.nemo_checkpoint import open_checkpoint
-from conversion.weights import HFWeights, NeMoWeights, Weights, num_bytes
+from conversion.hf_files import model_files, read_config
+from conversion.open import Model, open_checkpoint, open_model
+from conversion.weights import HFWeights, Weights, num_bytes
 from nemo_probsft.staging import existing_directory, system_errors_in_one_line
 
 _BLOCK = 1 << 24  # numbers compared at a time
@@ -78,30 +78,28 @@ def verify(a: Path, b: Path, *, base: Path | None = None, logits: bool = False, 
     Raises: ValueError when one of them cannot be read.
     """
     a, b = existing_directory(a), existing_directory(b)
-    sides = [_model_files(path, base, other) for path, other in ((a, b), (b, a))]
-    weights_a, weights_b = (_open(path, files) for path, files in zip((a, b), sides, strict=True))
+    models = [_open(path, base, other) for path, other in ((a, b), (b, a))]
     report = Report(a, b)
-    _compare_tensors(report, weights_a, weights_b, progress)
-    if sides[0] != sides[1]:
-        _compare_files(report, *sides)
+    _compare_tensors(report, *(model.weights for model in models), progress)
+    files = [model.files for model in models]
+    if files[0] != files[1]:
+        _compare_files(report, *files)
     if logits:
-        _compare_logits(report, *zip((a, b), sides, strict=True))
+        _compare_logits(report, *zip((a, b), models, strict=True))
     return report
 
 
-def _model_files(path: Path, base: Path | None, other: Path) -> Path:
+def _open(path: Path, base: Path | None, other: Path) -> Model:
     if not holds_weights(path):
-        return path
+        return open_model(path, None)
+    return open_checkpoint(path, base, _model_files(path, base, other))
+
+
+def _model_files(path: Path, base: Path | None, other: Path) -> Path:
     try:
         return model_files_directory(path)
     except ValueError:
         return model_files_directory(other, base or (None if holds_weights(other) else other))
-
-
-def _open(path: Path, files: Path) -> Weights:
-    if holds_weights(path):
-        return open_checkpoint(path, files).weights
-    return HFWeights(path, read_model(files)[1])
 
 
 def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> None:
@@ -122,7 +120,7 @@ def _compare_tensors(report: Report, a: Weights, b: Weights, progress: bool) -> 
 
 def _differences(a: Weights, b: Weights, names: set[str], progress: bool) -> dict[str, float]:
     """Largest difference of each tensor whose bits are not the same; rows are read in the order of a checkpoint."""
-    ordered, other = (b, a) if isinstance(b, NeMoWeights) else (a, b)
+    ordered, other = (a, b) if isinstance(b, HFWeights) else (b, a)
     differences: dict[str, float] = {}
     with byte_progress("verify", num_bytes({name: a.tensors[name] for name in names}), progress) as bar:
         for name, first, x in ordered.blocks():
@@ -164,7 +162,7 @@ def _compare_files(report: Report, a: Path, b: Path) -> None:
             report.differences.append(Difference("file", str(name), *sizes))
 
 
-def _compare_logits(report: Report, a: tuple[Path, Path], b: tuple[Path, Path]) -> None:
+def _compare_logits(report: Report, a: tuple[Path, Model], b: tuple[Path, Model]) -> None:
     """Forward both through transformers, fp32, on the same 64 random tokens."""
     logits_a, logits_b = _logits(*a), _logits(*b)
     if logits_a.shape != logits_b.shape:
@@ -175,14 +173,14 @@ def _compare_logits(report: Report, a: tuple[Path, Path], b: tuple[Path, Path]) 
         report.differences.append(Difference("logits", "64 tokens", "", f"max |A - B| = {report.logits:.3g}"))
 
 
-def _logits(path: Path, files: Path) -> Tensor:
+def _logits(path: Path, opened: Model) -> Tensor:
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
         directory = path
         if holds_weights(path):
             directory = Path(folder) / "hf"
-            export_hf(path, directory, base=files)
+            write_hf(opened, path, directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(model.config.vocab_size, (1, 64), generator=generator)

@@ -5,12 +5,20 @@ One dense decoder layout covers Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSN
 Imports neither torch nor NeMo.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 # NeMo builds the model with exactly `vocab_size` rows, so the value in context/ is padded for every usual TP size.
 VOCAB_MULTIPLE = 128
+# What Megatron-Core >= 0.16 computes with whatever config.json says: of a llama3 scaling, only `factor` is a setting of
+# the model (`_apply_scaling` in megatron/core/models/common/embeddings/rotary_pos_embedding.py).
+ROPE_CONSTANTS = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+# Keys that transformers' dense models ignore, and for which Bridge builds something (`CONFIG_MAPPING` in
+# megatron/bridge/models/conversion/model_bridge.py): norms, experts, latent attention, prediction heads.
+_PARTS_OF_BRIDGE = (
+    *("use_qk_norm", "num_experts", "num_local_experts", "n_routed_experts", "q_lora_rank", "kv_lora_rank"),
+    *("num_nextn_predict_layers", "mtp_num_hidden_layers"),
+)
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,10 @@ class ModelSpec:
     head_dim: int
     vocab_size: int
     tied: bool
+    values: dict[str, object]  # further settings of the model in either engine, by Megatron-Core's names
+    rope_scaling: dict[str, float] | None  # of config.json
     nemo_model: tuple[str, str]  # module, class
     nemo_config: tuple[str, str]
-    nemo_values: dict[str, object]  # arguments of nemo_config besides the dtype
 
     @property
     def qkv_bias(self) -> bool:
@@ -83,6 +92,7 @@ def model_spec(config: dict) -> ModelSpec:
     if num_heads % groups:
         raise ValueError(f"num_attention_heads {num_heads} is not a multiple of the {groups} key-value heads")
     rope_theta, scaling = _rope(config)
+    _check_rope_scaling(model_type, scaling)
     vocab_size = _size(config, "vocab_size")
     return ModelSpec(
         model_type=model_type,
@@ -94,25 +104,42 @@ def model_spec(config: dict) -> ModelSpec:
         head_dim=head_dim,
         vocab_size=vocab_size,
         tied=bool(config.get("tie_word_embeddings", False)),
-        nemo_model=_FAMILIES[model_type],
-        nemo_config=_nemo_config_class(model_type, scaling),
-        nemo_values={
+        values={
             "num_layers": _size(config, "num_hidden_layers"),
             "hidden_size": hidden_size,
             "ffn_hidden_size": _size(config, "intermediate_size"),
             "num_attention_heads": num_heads,
             "num_query_groups": groups,
             "kv_channels": head_dim,
-            "vocab_size": math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
-            "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
             "seq_length": _size(config, "max_position_embeddings"),
             "init_method_std": config.get("initializer_range", 0.02),
             "layernorm_epsilon": config.get("rms_norm_eps", 1e-6),
             "rotary_base": rope_theta,
             "share_embeddings_and_output_weights": bool(config.get("tie_word_embeddings", False)),
-            **_rope_scaling_values(scaling),
         },
+        rope_scaling=scaling,
+        nemo_model=_FAMILIES[model_type],
+        nemo_config=_nemo_config_class(model_type, scaling),
     )
+
+
+def rope_that_bridge_replaces(config: dict) -> str | None:
+    """The first setting of rope in config.json that Megatron-Core would replace by a constant, or None.
+
+    A conversion there and back does not show it: only the logits differ.
+    """
+    _, scaling = _rope(config)
+    place = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
+    for key, constant in ROPE_CONSTANTS.items():
+        if scaling and scaling.get(key, constant) != constant:
+            return f"{place}.{key} {scaling[key]!r}, which Megatron-Core replaces by {constant}"
+    return None
+
+
+def parts_that_bridge_adds(config: dict) -> str | None:
+    """The first key of config.json that changes the model in Bridge and not in transformers, or None."""
+    found = next((key for key in _PARTS_OF_BRIDGE if config.get(key)), None)
+    return None if found is None else f"{found} {config[found]!r}, for which Megatron-Bridge builds other layers"
 
 
 def mappings(spec: ModelSpec) -> list[Mapping]:
@@ -217,26 +244,18 @@ _FAMILIES = {
 
 
 def _nemo_config_class(model_type: str, scaling: dict | None) -> tuple[str, str]:
-    if scaling:
-        if model_type != "llama":
-            raise ValueError(f"rope_scaling {scaling} of {model_type} has no counterpart in NeMo")
-        return f"{_LLM}.llama", "Llama31Config"
-    return f"{_LLM}.{model_type}", {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "LlamaConfig"}[model_type]
+    names = {"qwen2": "Qwen2Config", "qwen3": "Qwen3Config", "llama": "Llama31Config" if scaling else "LlamaConfig"}
+    return f"{_LLM}.{model_type}", names[model_type]
 
 
-def _rope_scaling_values(scaling: dict | None) -> dict[str, float]:
+def _check_rope_scaling(model_type: str, scaling: dict | None) -> None:
     if not scaling:
-        return {}
-    names = {
-        "factor": "scale_factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "old_context_len",
-    }
-    missing = sorted(names.keys() - scaling.keys())
-    if scaling.get("rope_type", scaling.get("type")) != "llama3" or missing:
+        return
+    if model_type != "llama":
+        raise ValueError(f"rope_scaling {scaling} of {model_type} has no counterpart in NeMo or Megatron-Bridge")
+    names = ("factor", *ROPE_CONSTANTS)
+    if scaling.get("rope_type", scaling.get("type")) != "llama3" or set(names) - scaling.keys():
         raise ValueError(f"rope_scaling {scaling} is not supported; only the llama3 type with {', '.join(names)}")
-    return {nemo: scaling[hf] for hf, nemo in names.items()}
 
 
 def _rope(config: dict) -> tuple[float, dict | None]:
@@ -262,12 +281,18 @@ def _check_options(config: dict) -> None:
         "attention_bias": (bool(config.get("attention_bias")), False),
         "mlp_bias": (bool(config.get("mlp_bias")), False),
         "use_sliding_window": (bool(config.get("use_sliding_window")), False),
-        "partial_rotary_factor": (config.get("partial_rotary_factor", 1.0), 1.0),
+        "partial_rotary_factor": (_partial_rotary_factor(config), 1.0),
         "quantization_config": (config.get("quantization_config"), None),
     }
     for key, (value, supported) in required.items():
         if value != supported:
             raise ValueError(f"{key} is {value!r}; only {supported!r} is supported")
+
+
+def _partial_rotary_factor(config: dict) -> object:
+    parameters = config.get("rope_parameters")
+    place = parameters if isinstance(parameters, dict) and "partial_rotary_factor" in parameters else config
+    return place.get("partial_rotary_factor", 1.0)
 
 
 def _size(config: dict, key: str, default: int | None = None) -> int:

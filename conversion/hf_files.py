@@ -60,6 +60,12 @@ def copy_model_files(source: Path, target: Path) -> None:
 
 def set_config_dtype(file: Path, config: dict, written: set[torch.dtype]) -> None:
     """Change the dtype in config.json where it no longer says what the weights are; otherwise keep every byte."""
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    if len(written) == 1 and config.get(key, "float32") != dtype_name(*written):
-        file.write_text(json.dumps(config | {key: dtype_name(*written)}, indent=2) + "\n", encoding="utf-8")
+    if len(written) != 1:
+        return
+    name = dtype_name(*written)
+    keys = [key for key in ("torch_dtype", "dtype") if key in config]  # transformers 4 and 5
+    if not keys and name != "float32":
+        keys = ["dtype" if "rope_parameters" in config else "torch_dtype"]
+    if any((config.get(key) or "float32") != name for key in keys):
+        text = json.dumps(config | dict.fromkeys(keys, name), indent=2)
+        file.write_text(text + "\n", encoding="utf-8")

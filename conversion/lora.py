@@ -1,4 +1,4 @@
-"""NeMo's LoRA checkpoints: only the adapters are stored, with the path of the base checkpoint beside them."""
+"""LoRA checkpoints of NeMo 2 and Bridge: only the adapters are stored, with the path of their base beside them."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from conversion import layout
 from conversion.families import Mapping, ModelSpec, mappings
-from conversion.nemo_context import read_lora_settings
+from conversion.lora_settings import LoraSettings
 from conversion.torch_dist import TorchDistReader
 
 _ADAPTER = ".adapter."
@@ -21,9 +21,8 @@ class Adapters:
     A fused weight of Megatron has one pair: all its parts share A, and each has its own rows of B.
     """
 
-    def __init__(self, reader: TorchDistReader, spec: ModelSpec):
-        """Raises: ValueError if an adapter is not NeMo's LoRA or does not belong to a weight of the model."""
-        settings = read_lora_settings(reader.directory.parent / "context")
+    def __init__(self, reader: TorchDistReader, spec: ModelSpec, settings: LoraSettings):
+        """Raises: ValueError if an adapter is not plain LoRA or does not belong to a weight of the model."""
         self.dim, self.alpha, self.dropout = settings.dim, settings.alpha, settings.dropout
         self._reader, self._spec = reader, spec
         self._home: dict[str, tuple[Mapping, int | None, int]] = {}
@@ -72,7 +71,7 @@ def is_lora(reader: TorchDistReader) -> bool:
     return any(_ADAPTER in key for key in reader)
 
 
-def base_checkpoint(weights: Path) -> Path:
+def noted_base(weights: Path) -> Path:
     """The checkpoint the adapters were trained on, as NeMo noted it. Raises: ValueError if it is not there."""
     note = weights / "adapter_metadata.json"
     try:
@@ -103,7 +102,7 @@ def _adapted(reader: TorchDistReader, spec: ModelSpec) -> list[Mapping]:
             # are (LoRALinearSplitQKV.forward): no adapter of q_proj, k_proj and v_proj computes the same.
             raise ValueError(
                 f"{reader.directory}: {weight} has adapter tensors {', '.join(sorted(factors))}; only "
-                "nemo.collections.llm.peft.LoRA is supported, not CanonicalLoRA, DoRA or mixed checkpoints"
+                "LoRA is supported, not CanonicalLoRA, DoRA or mixed checkpoints"
             )
         if weight not in table or len(table[weight].shapes[0]) != 2:
             problem = f"an adapter for {weight}, which the model does not have"

@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from conversion.families import ModelSpec
+from conversion.families import VOCAB_MULTIPLE, ModelSpec
+from conversion.lora_settings import LoraSettings
 
 ROOT = "<root>.model"
 # What Fiddle's own format is made of (fiddle/_src/experimental/serialization.py). An object of any other type is one of
@@ -47,6 +48,12 @@ NAMED = re.compile(
     r"|nemo\.collections\.llm\.(gpt\.model|fn)\.[\w.]+"
     r"|transformers\.generation\.configuration_utils\.GenerationConfig"
 )
+_ROPE_NAMES = {
+    "factor": "scale_factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "old_context_len",
+}
 _FLAGS = {"bfloat16": {"bf16": True}, "float16": {"fp16": True}, "float32": {}}
 
 
@@ -59,15 +66,6 @@ class Context:
     trust_remote_code: bool  # the tokenizer would run code that lies beside it
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Arguments of NeMo's LoRA with the defaults of nemo.collections.llm.peft.LoRA, which io.json leaves out."""
-
-    dim: int = 32
-    alpha: int = 32
-    dropout: float = 0.0
-
-
 def write_context(directory: Path, spec: ModelSpec, dtype: str, tokenizer: str | None) -> None:
     """Make `directory` and write io.json into it, for all NeMo versions that have these classes.
 
@@ -75,7 +73,7 @@ def write_context(directory: Path, spec: ModelSpec, dtype: str, tokenizer: str |
     tokenizer: its directory relative to `directory`, None if there is none.
     """
     tree = _Tree({})
-    values = spec.nemo_values | _FLAGS[dtype] | {"params_dtype": _symbol("torch", dtype)}
+    values = _values(spec) | _FLAGS[dtype] | {"params_dtype": _symbol("torch", dtype)}
     arguments = {"config": tree.add(spec.nemo_config, "model.config", values)}
     if tokenizer is not None:
         arguments["tokenizer"] = tree.add(
@@ -97,6 +95,18 @@ def write_context(directory: Path, spec: ModelSpec, dtype: str, tokenizer: str |
     root = tree.add(("nemo.lightning.io.pl", "TrainerContext"), "", {"model": model, "trainer": trainer})
     directory.mkdir()
     (directory / "io.json").write_text(json.dumps(tree.document(root)), encoding="utf-8")
+
+
+def _values(spec: ModelSpec) -> dict[str, Any]:
+    """Arguments of the class of the configuration, besides the dtype."""
+    padded = -(-spec.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    scaling = spec.rope_scaling or {}
+    return {
+        **spec.values,
+        "vocab_size": padded,
+        "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
+        **{nemo: scaling[hf] for hf, nemo in _ROPE_NAMES.items() if scaling},
+    }
 
 
 def read_context(directory: Path) -> Context:

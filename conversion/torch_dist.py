@@ -78,14 +78,14 @@ class TorchDistWriter:
         metadata = Metadata(self._entries, planner_data={}, storage_data=self._storage, storage_meta=StorageMeta())
         (self._directory / ".metadata").write_bytes(pickle.dumps(metadata))
         with (self._directory / "common.pt").open("wb") as stream:
-            _save(common, stream)
+            save(common, stream)
         formats = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
         formats |= {"common_backend": "torch", "common_backend_version": 1}
         (self._directory / "metadata.json").write_text(json.dumps(formats), encoding="utf-8")
 
     def _save(self, value: Any) -> _StorageInfo:
         start = self._stream.tell()
-        _save(value, self._stream)
+        save(value, self._stream)
         end = self._stream.tell()
         start_flushing(self._stream, start, end)
         return _StorageInfo(Path(self._stream.name).name, start, end - start)
@@ -227,7 +227,7 @@ def _strip(key: str) -> str:
     return key
 
 
-def _save(value: Any, stream: BinaryIO) -> None:
+def save(value: Any, stream: BinaryIO) -> None:
     """`torch.save` without checksums: `torch.load` ignores them, and they take half of the time.
 
     Raises: OSError of the stream, which torch hides behind a RuntimeError of its own.
@@ -260,7 +260,7 @@ def _check_format(directory: Path) -> None:
     marker = directory / "metadata.json"
     if not marker.exists() or not (directory / ".metadata").exists():
         problem = "metadata.json or .metadata is missing"
-        raise ValueError(f"{directory}: {problem}; this is not a complete NeMo checkpoint (torch_dist)")
+        raise ValueError(f"{directory}: {problem}; this is not a complete torch_dist checkpoint")
     try:
         backend = json.loads(marker.read_text(encoding="utf-8"))["sharded_backend"]
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:

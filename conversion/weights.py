@@ -1,4 +1,4 @@
-"""Two sources of a model's tensors with one face: Hugging Face names, read in blocks of rows.
+"""Sources of a model's tensors with one face: Hugging Face names, read in blocks of rows.
 
 `tensors`: name -> (dtype, shape), in the order that reads each file once; `blocks()`: every row once, as (name, first
 row, rows), in the cheapest order; `read(name, first, count)`: any rows. What is read is checked to be finite.
@@ -110,15 +110,12 @@ class HFWeights:
         )
 
 
-class NeMoWeights:
-    """The tensors of a NeMo 2 checkpoint under their Hugging Face names, without the padding of the vocabulary.
+class TorchDistWeights:
+    """The tensors of a NeMo 2 or Bridge checkpoint under their Hugging Face names, without the vocabulary's padding."""
 
-    With `adapters`, each weight that has one is W + scale * B @ A, computed in fp32 and rounded once to W's dtype.
-    """
-
-    def __init__(self, reader: TorchDistReader, spec: ModelSpec, adapters: Adapters | None = None):
+    def __init__(self, reader: TorchDistReader, spec: ModelSpec):
         """Raises: ValueError if the checkpoint does not hold exactly the tensors of `spec`."""
-        self._reader, self._spec, self._adapters = reader, spec, adapters
+        self._reader, self._spec = reader, spec
         self._check()
         self._home = {
             name: (mapping, layer, part)
@@ -136,7 +133,7 @@ class NeMoWeights:
                 block = self._reader.read(mapping.megatron, layer, first, count)
                 wanted = list(layout.pieces(mapping, self._spec, first, count))
                 for (part, own_first, _), rows in zip(wanted, block.split([w.count for w in wanted]), strict=True):
-                    yield names[part], own_first, self._finish(names[part], own_first, rows)
+                    yield names[part], own_first, finite(rows, f"{self._reader.directory}: {names[part]}")
 
     def read(self, name: str, first: int, count: int) -> Tensor:
         mapping, layer, part = self._home[name]
@@ -144,13 +141,7 @@ class NeMoWeights:
             self._reader.read(mapping.megatron, layer, *rows)
             for rows in layout.locate(mapping, self._spec, layout.Rows(part, first, count))
         ]
-        return self._finish(name, first, found[0] if len(found) == 1 else torch.cat(found))
-
-    def _finish(self, name: str, first: int, rows: Tensor) -> Tensor:
-        rows = finite(rows, f"{self._reader.directory}: {name}")
-        if self._adapters is None or name not in self._adapters:
-            return rows
-        return finite(self._adapters.merge(name, first, rows), f"{name}, merged with its adapter,")
+        return finite(found[0] if len(found) == 1 else torch.cat(found), f"{self._reader.directory}: {name}")
 
     def _check(self) -> None:
         reader, spec = self._reader, self._spec
@@ -172,6 +163,34 @@ class NeMoWeights:
                     f"{reader.directory}: {key} has shape {reader.shape(key)}, config.json asks for {shape}; they "
                     "belong to different models"
                 )
+
+
+class MergedWeights:
+    """The tensors of a base with LoRA adapters: W + scale * B @ A, computed in fp32 and rounded once to W's dtype."""
+
+    def __init__(self, base: Weights, adapters: Adapters):
+        self._base, self._adapters = base, adapters
+        self.tensors = base.tensors
+
+    def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
+        for name, first, rows in self._base.blocks():
+            yield name, first, self._merge(name, first, rows)
+
+    def read(self, name: str, first: int, count: int) -> Tensor:
+        return self._merge(name, first, self._base.read(name, first, count))
+
+    def _merge(self, name: str, first: int, rows: Tensor) -> Tensor:
+        if name not in self._adapters:
+            return rows
+        return finite(self._adapters.merge(name, first, rows), f"{name}, merged with its adapter,")
+
+
+def read_into(weights: Weights, out: Tensor, name: str, first: int) -> None:
+    """Fill `out` with rows of a tensor from `first` on, in the dtype of `out`."""
+    if isinstance(weights, HFWeights):
+        weights.read_into(out, name, first)  # without memory of its own
+    else:
+        out.copy_(cast(weights.read(name, first, len(out)), out.dtype, name))
 
 
 def row_blocks(dtype: torch.dtype, shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -136,7 +136,7 @@ DAMAGE = {
     "partial rope": (lambda s: edit_config(s, partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
     "one tensor of another dtype": (
         lambda s: edit_tensors(s, lambda t: t.update({"model.layers.1.self_attn.k_proj.weight": torch.ones(64, 128)})),
-        r"k_proj.weight is float32, .*q_proj.weight is bfloat16, but NeMo stores them as one tensor",
+        r"k_proj.weight is float32, .*q_proj.weight is bfloat16, but Megatron stores them as one tensor",
     ),
     "tokenizer is a loop of links": (looping_tokenizer, "tokenizer.json: a link to nothing, or a loop of links"),
     "config is a loop of links": (looping_config, "config.json: Too many levels of symbolic links"),
@@ -194,7 +194,7 @@ CHECKPOINT_DAMAGE = {
     "damaged data": (damaged_data, "__0_0.distcp: .* is damaged"),
     "truncated data": (lambda c: os.truncate(c / "weights" / "__0_0.distcp", 5000), "it is truncated"),
     "missing data": (lambda c: (c / "weights" / "__0_0.distcp").unlink(), "missing; the checkpoint is incomplete"),
-    "unfinished": (lambda c: (c / "weights" / "metadata.json").unlink(), "not a complete NeMo"),
+    "unfinished": (lambda c: (c / "weights" / "metadata.json").unlink(), "not a complete torch_dist"),
     "other format": (lambda c: (c / "weights" / "metadata.json").write_text('{"sharded_backend": "zarr"}'), "'zarr'"),
     "other model": (lambda c: edit_config(c / "hf", num_hidden_layers=5), "config.json asks for"),
     "other family": (lambda c: edit_config(c / "hf", model_type="llama"), "linear_qkv.bias is not part of the model"),
