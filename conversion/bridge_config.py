@@ -20,11 +20,15 @@ from conversion.lora_settings import LoraSettings
 from nemo_probsft.files import first_line
 
 _MODEL = re.compile(r"megatron\.bridge\.models\.(gpt_provider|llama\.\w+|qwen\.\w+)\.\w+Provider\w*")
+# Whole names, without a part that could lead into a module that one of these has imported.
 _PARTS = re.compile(
     r"torch\.(float32|float16|bfloat16)|torch\.nn\.(functional|init)\.\w+|torch\._C\._nn\.\w+"
-    r"|megatron\.core\.(transformer|models|fusions|activations|extensions|utils)\.[\w.]+"
+    r"|megatron\.core\.(transformer\.enums|activations)\.\w+"
+    r"|megatron\.core\.(timers\.Timers|process_groups_config\.ProcessGroupCollection)"
+    r"|megatron\.core\.optimizer\.\w+\.\w*Optimizer\.scale_loss"
+    r"|megatron\.core\.distributed\.(finalize_model_grads\.finalize_model_grads|\w+\.\w*DataParallel\.\w+)"
     r"|megatron\.bridge\.models\.gpt_provider\.\w+_layer_spec"
-    r"|transformers\.generation\.configuration_utils\.GenerationConfig(\.\w+)?"
+    r"|transformers\.generation\.configuration_utils\.GenerationConfig(\.from_dict)?"
 )
 _LORA = "megatron.bridge.peft.lora.LoRA"
 

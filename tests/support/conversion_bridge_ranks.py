@@ -55,7 +55,7 @@ def load(output: Path, checkpoints: dict[str, str], models: dict[str, str], toke
 def train(output: Path, base: str, hf: str, parallel: dict, lora: bool, tokens: list) -> object:
     """`finetune` with Bridge's own step from the checkpoint or Hugging Face directory `base`, saved with its optimizer.
 
-    Returns the logits of the trained model, gathered over the tensor parallel ranks.
+    Returns the logits of the trained model, gathered over the tensor parallel ranks; None where it is in stages.
     """
     import torch
     from megatron.bridge import AutoBridge
@@ -81,10 +81,12 @@ def train(output: Path, base: str, hf: str, parallel: dict, lora: bool, tokens: 
 
     class Forward(Callback):
         def on_train_end(self, context):
+            from megatron.core import parallel_state
             from megatron.core.utils import unwrap_model
 
-            with torch.no_grad():
-                logits.append(_forward(unwrap_model(context.model)[0].eval(), tokens))
+            if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+                with torch.no_grad():
+                    logits.append(_forward(unwrap_model(context.model)[0].eval(), tokens))
 
     cfg = bridge.ConfigContainer(
         model=provider,
@@ -103,7 +105,7 @@ def train(output: Path, base: str, hf: str, parallel: dict, lora: bool, tokens: 
         peft=LoRA(**LORA, dropout=0.0) if lora else None,
     )
     finetune(cfg, forward_step, callbacks=[Forward()])
-    return logits[0]
+    return logits[0] if logits else None
 
 
 def export(output: Path, trained: dict[str, str], models: dict[str, str]) -> None:

@@ -35,11 +35,24 @@ FAMILIES = {
     "deepseekmath": LlamaConfig(**(SHAPE | {"num_key_value_heads": 4}), vocab_size=301, tie_word_embeddings=False),
 }
 
+# The values of the released Llama 3.1 and 3.2, which are Megatron-Core's constants.
+RELEASED_ROPE = "llama3-untied-released-rope"
+FOR_BRIDGE = {
+    **{name: config for name, config in FAMILIES.items() if name != "llama3-tied-scaled-rope"},
+    RELEASED_ROPE: LlamaConfig(
+        **SHAPE,
+        vocab_size=384,
+        tie_word_embeddings=False,
+        rope_theta=500000.0,
+        rope_scaling=LLAMA3_ROPE | {"original_max_position_embeddings": 8192},
+    ),
+}
+
 
 def make_hf(directory: Path, family: str, dtype: torch.dtype = torch.bfloat16, **save: object) -> Path:
     """Save a random model of the family, biases and norms included, with a tokenizer and a chat template."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(FAMILIES[family], dtype=dtype)
+    model = AutoModelForCausalLM.from_config((FAMILIES | FOR_BRIDGE)[family], dtype=dtype)
     for parameter in model.parameters():
         if parameter.dim() == 1:  # transformers starts biases at 0 and norms at 1, which would hide a wrong mapping
             torch.nn.init.normal_(parameter, mean=1.0, std=0.3)

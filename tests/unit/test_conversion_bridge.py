@@ -16,10 +16,9 @@ from conversion.checkpoint import iteration_directory, kind_of, last_checkpoint
 from conversion.families import model_spec, parts_that_bridge_adds, rope_that_bridge_replaces
 from conversion.torch_dist import TorchDistReader, TorchDistWriter
 from nemo_probsft.__main__ import main
-from tests.support.conversion_models import FAMILIES, LLAMA3_ROPE, make_hf
+from tests.support.conversion_models import FAMILIES, FOR_BRIDGE, LLAMA3_ROPE, make_hf
 
 REPLACED = "llama3-tied-scaled-rope"  # its original_max_position_embeddings is 16
-FOR_BRIDGE = [family for family in FAMILIES if family != REPLACED]
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -241,6 +240,11 @@ FOREIGN = {
         ("model", "init_method"),
         {"_target_": "subprocess.run", "_partial_": True},
         "would call subprocess.run",
+    ),
+    "a detour": (
+        ("model", "init_method"),
+        {"_target_": "torch.nn.init.warnings.sys.exit"},
+        "would call torch.nn.init.w",
     ),
     "a call in a list": (("model", "recompute_modules"), [{"_target_": "builtins.eval"}], "would call builtins.eval"),
     "no text": (("model", "init_method"), {"_target_": ["os", "system"]}, "would call"),
