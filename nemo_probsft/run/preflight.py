@@ -65,8 +65,10 @@ def engine(recipe: Recipe) -> Engine:
     try:
         found = engines.choose(started or recipe.engine)
     except ValueError as error:
-        where = f"{recipe.run_dir} was started with " if started else ""
-        raise recipe.error("engine", f"{where}{error}") from None
+        problem = str(error)
+        if started:
+            problem = f"{recipe.run_dir} was started with {error}; or train its last checkpoint in another run_dir"
+        raise recipe.error("engine", problem) from None
     return found if started is None else found._replace(reason=f"{recipe.run_dir} was started with it")
 
 

@@ -109,7 +109,8 @@ def test_a_run_whose_engine_is_gone_says_so(capsys, recipe, monkeypatch, tmp_pat
         patch.syspath_prepend(tmp_path / "site")
         prepared_with("engine=bridge")
     assert refused(capsys, recipe) == (
-        f"recipe.yaml:1: engine: run was started with bridge: megatron-bridge is not installed; {WHERE}"
+        f"recipe.yaml:1: engine: run was started with bridge: megatron-bridge is not installed; {WHERE}; or train its "
+        "last checkpoint in another run_dir"
     )
 
 
