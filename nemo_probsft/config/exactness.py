@@ -244,11 +244,12 @@ EXACT = (
         BRIDGE_PARITY,
     ),
     Exact(
-        "trainer.recompute `selective` and `full`",
+        "trainer.recompute `full`",
         "the same numbers are computed again in the backward pass; log p itself is kept",
         PARITY,
-        "not shown: Megatron's own, as under NeMo 2",
+        BRIDGE_PARITY,
     ),
+    Exact("trainer.recompute `selective`", "the same", PARITY, "not shown: Megatron's own, as under NeMo 2"),
     Exact(
         "peft `lora`: the engine's own adapters, everything else frozen",
         "the loss is that of the merged model; the adapters' gradients go through the same division",

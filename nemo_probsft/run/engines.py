@@ -66,25 +66,26 @@ def choose(engine: Name | Literal["auto"]) -> Engine:
     Raises ValueError with problem and remedy, without the key, if there is none.
     """
     if engine != "auto":
-        return _usable(engine, "the recipe asks for it")
+        return usable(engine, "the recipe asks for it")
     problems = {name: problem for name in KINDS if (problem := _problem(name))}
     if len(problems) == len(KINDS):
         remedies = "; or ".join(KINDS[name].install for name in reversed(KINDS))
         raise ValueError(f"auto finds none: {'; '.join(problems.values())}; {remedies}")
     if not problems:
-        return _usable("nemo", "both engines are installed; engine: bridge asks for the other")
+        return usable("nemo", "both engines are installed; engine: bridge asks for the other")
     ((other, problem),) = problems.items()
     (name,) = KINDS.keys() - {other}
-    return _usable(name, f"the only one that can train here: {problem}")
+    return usable(name, f"the only one that can train here: {problem}")
 
 
 def trainer_of(name: Name) -> Any:
     """The module with `fit` and `collect_logp` of an engine. Imports it: inside a rank only."""
-    _usable(name, "the run was prepared for it")
+    usable(name, "the run was prepared for it")
     return importlib.import_module(f"nemo_probsft.adapters.{name}.trainer")
 
 
-def _usable(name: Name, reason: str) -> Engine:
+def usable(name: Name, reason: str) -> Engine:
+    """That engine, for the reason given. Raises ValueError, as `choose` does, if it cannot train here."""
     if problem := _problem(name):
         raise ValueError(f"{name}: {problem}; {KINDS[name].install}")
     kind, version = KINDS[name], _version(name)

@@ -57,25 +57,33 @@ def engine(recipe: Recipe) -> Engine:
 
     Raises ValueError if that is not installed, or not the one that the recipe asks for: checkpoints have another form.
     """
-    started = _started_with(Path(recipe.run_dir))
+    started = _started_with(recipe)
     if started is not None and recipe.engine not in (engines.AUTO, started):
         problem = f"{recipe.engine}, but {recipe.run_dir} was started with {started}, whose checkpoints are of another "
         problem += f"form; use engine: {started}, or another run_dir, for example run_dir={recipe.run_dir}-2"
         raise recipe.error("engine", problem, "run_dir")
     try:
-        found = engines.choose(started or recipe.engine)
+        if started is None:
+            return engines.choose(recipe.engine)
+        return engines.usable(started, f"{recipe.run_dir} was started with it")
     except ValueError as error:
-        where = f"{recipe.run_dir} was started with " if started else ""
-        raise recipe.error("engine", f"{where}{error}") from None
-    return found if started is None else found._replace(reason=f"{recipe.run_dir} was started with it")
+        problem = str(error)
+        if started:
+            problem = f"{recipe.run_dir} was started with {error}; or train its last checkpoint in another run_dir"
+        raise recipe.error("engine", problem) from None
 
 
-def _started_with(run_dir: Path) -> engines.Name | None:
-    path = run_dir / PREPARED
+def _started_with(recipe: Recipe) -> engines.Name | None:
+    path = Path(recipe.run_dir) / PREPARED
     if not path.exists():
         return None
-    started = json.loads(path.read_text(encoding="utf-8")).get("engine", "nemo")  # the only one before there was a key
-    assert started in engines.KINDS, f"{path} names the engine {started}"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        started = found.get("engine", "nemo")  # the only one before there was a key
+    except (OSError, ValueError, RecursionError, AttributeError):
+        started = None
+    if started not in engines.KINDS:
+        raise recipe.error("run_dir", f"{path} names no engine; choose another, for example run_dir={recipe.run_dir}-2")
     return started
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from nemo_probsft import config
 from nemo_probsft.config.exactness import BRIDGE, MODEL_SETTINGS
 from nemo_probsft.run.model_files import EXPORT, check_model
 from tests.support.model_directories import huggingface, nemo
+from tests.unit.test_conversion_bridge_lora import save_lora
 from tests.unit.test_model_files import LLAMA, WRONG, Mark, in_both_spellings
 
 
@@ -91,6 +93,18 @@ def test_pickles_are_never_run():
     (iteration / ".metadata").write_bytes(pickle.dumps(Mark()))
     assert "damaged or foreign checkpoint index" in refusal()
     assert not Path("unpickled").exists()
+
+
+def test_adapters_without_their_base_are_refused():
+    """As a run with LoRA leaves them: the model's files and settings, and no weights but the adapters'."""
+    base = bridge()
+    adapters = iteration_directory(save_lora(Path("lora"), base))
+    shutil.copytree(base / "hf", adapters / "hf")
+    edit(adapters, yaml.safe_load((base / "run_config.yaml").read_text())["model"])
+    assert refusal("model.path=lora") == (
+        f"override model.path=lora: model.path: lora holds adapters (LoRA) of another checkpoint; {EXPORT}, which "
+        "merges them"
+    )
 
 
 def test_a_checkpoint_without_hugging_face_files_is_refused():

@@ -109,7 +109,8 @@ def test_a_run_whose_engine_is_gone_says_so(capsys, recipe, monkeypatch, tmp_pat
         patch.syspath_prepend(tmp_path / "site")
         prepared_with("engine=bridge")
     assert refused(capsys, recipe) == (
-        f"recipe.yaml:1: engine: run was started with bridge: megatron-bridge is not installed; {WHERE}"
+        f"recipe.yaml:1: engine: run was started with bridge: megatron-bridge is not installed; {WHERE}; or train its "
+        "last checkpoint in another run_dir"
     )
 
 
@@ -145,6 +146,24 @@ def test_versions_are_refused_and_warned_about(capsys, recipe, monkeypatch, tmp_
     _, found = prepared_with("engine=bridge")
     reason = next(decision.reason for decision in found if decision.key == "engine")
     assert reason == "the recipe asks for it; untested with Megatron-Bridge 0.7.0, tested with 0.6"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000, '{"engine": "other"}', '{"engine": null}'])
+def test_a_run_directory_of_something_else_is_one_line(capsys, recipe, content):
+    Path("run").mkdir()
+    Path("run/prepared.json").write_text(content)
+    assert refused(capsys, recipe) == (
+        "recipe.yaml:11: run_dir: run/prepared.json names no engine; choose another, for example run_dir=run-2"
+    )
+
+
+def test_a_run_that_goes_on_still_says_that_its_engine_is_untested(recipe, monkeypatch, tmp_path):
+    install_bridge(tmp_path / "site", "0.7.0")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    for reason in ("the recipe asks for it", "run was started with it"):
+        _, found = prepared_with("engine=bridge")
+        said = next(decision.reason for decision in found if decision.key == "engine")
+        assert said == f"{reason}; untested with Megatron-Bridge 0.7.0, tested with 0.6"
 
 
 def test_a_job_for_other_machines_needs_no_engine_here(recipe):
