@@ -20,7 +20,7 @@ from nemo_probsft.data import order
 from nemo_probsft.diagnosis.measures import CONFIDENT, measure
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.progress import Progress
-from nemo_probsft.run import decisions, prepare, ranks
+from nemo_probsft.run import decisions, engines, prepare, ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +64,7 @@ def _diagnose_rank(recipe: Recipe, work: Recipe) -> None:
     if leads:
         _prepare(work)
     prepared = prepare.wait_for(work)
-    from nemo_probsft.adapters.nemo import trainer as nemo
-
-    nemo.collect_logp(work, prepared, Path(work.run_dir) / "logp")
+    engines.trainer_of(prepared.engine).collect_logp(work, prepared, Path(work.run_dir) / "logp")
     if leads:
         _finish(recipe, prepared, Path(work.run_dir))
 

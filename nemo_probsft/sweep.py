@@ -1,7 +1,8 @@
 """`nemo-probsft sweep RECIPE --objectives a,b --seeds 0,1 --tasks t`: train, export, evaluate and compare every cell.
 
 A cell is one objective with one seed, a run of the recipe in `<run_dir>/<objective>-seed<seed>`; its export says that
-it is complete. The base weights are imported once, into `<run_dir>/base`, to which every cell has a link.
+it is complete. Where the engine needs an import of the base weights, it is one, into `<run_dir>/base`, to which every
+cell has a link.
 """
 
 from __future__ import annotations
@@ -219,27 +220,20 @@ def show_plan(planned: Sweep) -> None:
 
 
 def import_base(recipe: Recipe) -> Path:
-    """The NeMo checkpoint that all cells start from, imported if it is not there yet."""
-    import conversion
-    from conversion.checkpoint import is_nemo
-    from nemo_probsft.run.prepare import local_model
+    """What all cells start from, imported if their engine cannot start from the model itself."""
+    from nemo_probsft.run import prepare
 
-    source = local_model(recipe)
-    if is_nemo(source):
-        return source
-    base = Path(recipe.run_dir) / "base"
-    if not is_nemo(base):
-        base.parent.mkdir(parents=True, exist_ok=True)
-        conversion.import_hf(source, base, progress=True)
-    return base
+    engine = preflight.engine(recipe).name
+    output = Path(recipe.run_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    return prepare.import_base(prepare.local_model(recipe, engine), output, engine)
 
 
 def link_base(base: Path, run_dir: Path) -> None:
-    """Give a run the imported weights where `prepare` looks for its own; a run of a NeMo checkpoint needs no link."""
-    if base.parent == run_dir.parent:
-        run_dir.mkdir(exist_ok=True)
-        if not os.path.lexists(run_dir / "base"):
-            (run_dir / "base").symlink_to(Path("..") / base.name)
+    """Give a run the imported weights where `prepare` looks for its own; a base that is no import needs no link."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if base == run_dir.parent / "base" and not os.path.lexists(run_dir / "base"):
+        (run_dir / "base").symlink_to(Path("..") / base.name)
 
 
 def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from nemo_probsft import config
 from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
 from nemo_probsft.progress import Progress
-from nemo_probsft.run import decisions, log, prepare, ranks
+from nemo_probsft.run import decisions, engines, log, prepare, ranks
 from nemo_probsft.run.prepare import Prepared
 
 
@@ -94,10 +94,9 @@ def _train_rank(recipe: Recipe) -> None:
     prepared = prepare.wait_for(recipe)
     run_dir = Path(recipe.run_dir)
     with ranks.hold(run_dir) if os.environ["RANK"] == "0" else contextlib.nullcontext():
-        from nemo_probsft.adapters.nemo import trainer as nemo
         from nemo_probsft.run import audit
 
-        nemo.fit(recipe, prepared)
+        engines.trainer_of(prepared.engine).fit(recipe, prepared)
         if os.environ["RANK"] == "0":
             audit.check(run_dir, recipe.resolved)
             if recipe.export.at_end and not ranks.started_here():

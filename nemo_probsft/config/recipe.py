@@ -25,7 +25,7 @@ Percentile = Annotated[float, Bound("in (0, 100)", lambda x: 0 < x < 100)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    path: str = field(metadata={"give": "a Hugging Face directory or hub name, or a NeMo checkpoint"})
+    path: str = field(metadata={"give": "a Hugging Face directory or hub name, or a checkpoint of an engine"})
     revision: str | None = None  # of a hub name
     trust_remote_code: bool = False
 
@@ -169,6 +169,7 @@ class Recipe:
     data: DataConfig = field(metadata={"give": "data: {train: ...}"})
     objective: str | ObjectiveConfig = field(metadata={"give": "a key such as p, or {name: power, alpha: 10}"})
     run_dir: str = field(metadata={"give": "a directory"})  # `load` fills in runs/<name of the recipe file>
+    engine: Literal["auto", "nemo", "bridge"] = "auto"
     parallel: ParallelConfig = ParallelConfig()
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -16,7 +16,11 @@ from nemo_probsft.config.strictyaml import schema
 
 MEANINGS = {
     "run_dir": "Directory for everything that a run leaves behind. Never overwritten.",
-    "model.path": "Hugging Face directory or hub name, or a NeMo checkpoint.",
+    "engine": (
+        "What trains: NeMo 2 or Megatron-Bridge. `auto` takes the one that is installed; where both are, `nemo`. See "
+        "[engines](engines.md)."
+    ),
+    "model.path": "Hugging Face directory or hub name, or a checkpoint of NeMo 2 or Megatron-Bridge.",
     "model.revision": "Branch, tag or commit of the hub name.",
     "model.trust_remote_code": "Run code that the model's repository brings.",
     "data.train": "`.jsonl` or `.parquet` file, saved data set, or the name of a Hugging Face data set.",
@@ -83,7 +87,7 @@ MEANINGS = {
         "Leave the tokens of smallest weight out of the backward pass, up to this share of all weight. Not exact; "
         "logged as `skipped_weight`."
     ),
-    "peft.name": "NeMo's LoRA on the linear layers of attention and MLP. Without `peft` everything is trained.",
+    "peft.name": "LoRA on the linear layers of attention and MLP. Without `peft` everything is trained.",
     "peft.dim": "Rank of the adapters. A multiple of the tensor parallel size.",
     "peft.alpha": "The adapters' output is multiplied by alpha / dim.",
     "checkpoint.every_steps": "Steps between checkpoints.",
@@ -115,7 +119,7 @@ TAIL = """
 Start the same recipe again and the run continues from its last checkpoint. In between you may change the layout
 (`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `trainer.recompute`, `head.skip_rows`,
 `head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`, `diagnose`). Anything else makes it another run,
-which is refused: give it another `run_dir`.
+which is refused: give it another `run_dir`. A run goes on with the engine that it was started with.
 """
 
 

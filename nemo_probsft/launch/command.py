@@ -50,7 +50,7 @@ def _add_clusters(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--container-image",
         metavar="IMAGE",
-        help="run in this image, which has nemo-probsft, see Dockerfile (default on Slurm: no container)",
+        help="run in this image, which has nemo-probsft and an engine, see Dockerfile (default on Slurm: no container)",
     )
     group.add_argument(
         "--mount",

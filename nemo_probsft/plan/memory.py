@@ -1,8 +1,9 @@
 """What a rank of a recipe holds, in bytes: arithmetic on shapes, before any tensor exists.
 
-It counts what `adapters/nemo.py` configures: bf16 weights (fp32 at trainer.precision fp32), fp32 gradient buffers,
-Adam with fp32 master weights and moments, which Megatron's distributed optimizer divides over the data and context
-parallel ranks (on CUDA; on a CPU it is off), and activations of Transformer Engine's layers without dropout.
+It counts what `adapters/megatron/settings.py` configures for both engines: bf16 weights (fp32 at trainer.precision
+fp32), fp32 gradient buffers, Adam with fp32 master weights and moments, which Megatron's distributed optimizer divides
+over the data and context parallel ranks (on CUDA; on a CPU it is off), and activations of Transformer Engine's layers
+without dropout. It was compared with tensors that NeMo 2.7 made, tests/engines/test_plan_memory.py.
 
 Sources: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198 (sections
 4 and 5); Rajbhandari et al., "ZeRO", arXiv 1910.02054 (optimizer state); Megatron-Core 0.15: param_and_grad_buffer.py,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from conversion.families import ModelSpec
 
 FP32 = 4
-ADAPTED = ("linear_qkv.weight", "linear_proj.weight", "linear_fc1.weight", "linear_fc2.weight")  # NeMo's LoRA
+ADAPTED = ("linear_qkv.weight", "linear_proj.weight", "linear_fc1.weight", "linear_fc2.weight")  # by both engines' LoRA
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from nemo_probsft.data import order, rows, tokens
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.plan import memory
 from nemo_probsft.plan.memory import Rank, Setup
-from nemo_probsft.run import decisions, preflight, prepare
+from nemo_probsft.run import decisions, engines, preflight, prepare
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.model_files import model_shape
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from conversion.families import ModelSpec
 
 GPU_BYTES = 80 * 2**30  # of an A100 or H100
+CALIBRATED = Decision(
+    "measured on", "NeMo 2.7", "on Megatron-Core 0.15; Megatron-Bridge sets up the same and was not measured"
+)
 SHORTER = {
     "weights": "raise tensor or pipeline parallelism",
     "gradients": "raise tensor or pipeline parallelism, or train LoRA",
@@ -38,14 +41,14 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
     spec = model_shape(recipe)
     found, problems = _decide(recipe)
     dataset = _tokenize(recipe, problems)
-    found += _steps(recipe, dataset)
+    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset)]
     setup = _setup(recipe, dataset)
     ranks = memory.ranks(spec, setup)
     decisions.show(found)
     _show_stages(recipe, ranks)
     largest = max(ranks, key=lambda rank: rank.total)
     decisions.show(_parts(spec, setup, largest), title=f"Memory of the largest rank, stage {largest.stage}")
-    decisions.show([_fits(largest), _disk(recipe, spec, setup), _without_cuda(spec, setup)], title="In all")
+    decisions.show([_fits(largest), _disk(recipe, spec, setup), _without_cuda(spec, setup), CALIBRATED], title="In all")
     for problem in problems:
         print(f"train would stop here: {problem}")
 
@@ -62,12 +65,23 @@ def cost(recipe: Recipe) -> tuple[str, int, int]:
 def _decide(recipe: Recipe) -> tuple[list[Decision], list[str]]:
     """The decisions of `train`, and what it would refuse: files that are not on this machine, above all."""
     found, problems = [], []
-    for part in preflight.parts():
+    chosen = None if recipe.engine == engines.AUTO else recipe.engine
+    for part in preflight.parts(chosen):
         try:
             found += part(recipe)
         except ValueError as error:
             problems.append(str(error))
     return found, problems
+
+
+def _engine(recipe: Recipe, problems: list[str]) -> list[Decision]:
+    """That of this machine, which need not have one to plan."""
+    try:
+        found = preflight.engine(recipe)
+    except ValueError as error:
+        problems.append(str(error))
+        return []
+    return [Decision("engine", found.text, found.reason)]
 
 
 def _tokenize(recipe: Recipe, problems: list[str]) -> TokenizedDataset | None:

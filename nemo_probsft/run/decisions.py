@@ -11,7 +11,7 @@ from nemo_probsft import files
 from nemo_probsft.config import Recipe, dump
 
 LOG_WIDTH = 140  # columns, where the output is no terminal
-PACKAGES = ("torch", "nemo-toolkit", "megatron-core", "transformers", "datasets")
+PACKAGES = ("torch", "nemo-toolkit", "megatron-bridge", "megatron-core", "transformers", "datasets")
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def run_yaml(recipe: Recipe, source: Path) -> dict[str, Any]:
+def run_yaml(recipe: Recipe, source: Path, engine: str) -> dict[str, Any]:
     """The content of run.yaml: the resolved recipe, the objective it means, and what it ran on."""
     resolved = recipe.resolved
     objective = resolved.objective
     return {
         "recipe": dump(recipe),
+        "engine": engine,
         "objective": {"key": objective.key, "formula": objective.formula, "denominator": resolved.denominator},
         "model": {"path": str(source), "id": recipe.model.path, "revision": recipe.model.revision},
         "seed": recipe.trainer.seed,

@@ -1,4 +1,4 @@
-"""Which models are refused before anything starts: from their files alone, without loading weights or NeMo."""
+"""Which models are refused before anything starts: from their files alone, without loading weights or an engine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conversion.checkpoint import is_nemo, kind_of
-from conversion.nemo_context import read_context
+from conversion.bridge_config import read_run_config
+from conversion.checkpoint import is_checkpoint, kind_of, weights_directory
+from conversion.nemo_context import Context, read_context
 from nemo_probsft.config import Recipe
 from nemo_probsft.config.exactness import refused_setting
 from nemo_probsft.run.decisions import Decision
@@ -19,36 +20,44 @@ if TYPE_CHECKING:
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+KINDS = {
+    "huggingface": "Hugging Face directory",
+    "nemo": "NeMo checkpoint",
+    "bridge": "Megatron-Bridge checkpoint",
+}
 EXPORT = "export it with `nemo-probsft convert export` and train from that directory"
 
 
-def check_model(recipe: Recipe) -> list[Decision]:
-    """The directory that model.path names, or what a hub name will be downloaded as. Raises ValueError, one line."""
+def check_model(recipe: Recipe, engine: str | None = None) -> list[Decision]:
+    """The directory that model.path names, or what a hub name will be downloaded as. Raises ValueError, one line.
+
+    engine: nemo or bridge; None where that is not known yet, and only what both refuse is refused.
+    """
     name = recipe.model.path
     path = Path(name)
     if path.is_dir():
         if recipe.model.revision is not None:
             problem = f"{recipe.model.revision} has no effect, model.path {name} is a directory; remove it"
             raise recipe.error("model.revision", problem, "model.path")
-        return check_model_directory(recipe, path)
+        return check_model_directory(recipe, path, engine)
     # A hub name's first part is an organisation; a first part that is a directory here is a path with a typo.
     if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or Path(path.parts[0]).exists():
-        problem = f"{name} is not a directory; name a Hugging Face model, its directory, or a NeMo checkpoint"
+        problem = f"{name} is not a directory; name a Hugging Face model, its directory, or a checkpoint of an engine"
         raise recipe.error("model.path", problem)
     revision = recipe.model.revision or "the newest revision"
     return [Decision("model.path", name, f"no such directory, so {revision} of that model on the Hugging Face hub")]
 
 
-def check_model_directory(recipe: Recipe, path: Path) -> list[Decision]:
-    """A Hugging Face directory (also one just downloaded) or a NeMo checkpoint, and the layout against its shape."""
-    files, kind = _model_files(recipe, path)
-    spec, context_length = _model_spec(recipe, files)
+def check_model_directory(recipe: Recipe, path: Path, engine: str | None = None) -> list[Decision]:
+    """A Hugging Face directory (also one just downloaded) or a checkpoint, and the layout against its shape."""
+    files = _model_files(recipe, path)
+    spec, context_length = _model_spec(recipe, files, engine)
     _refuse_layout(recipe, spec, files / "config.json")
     if not any((files / name).is_file() for name in TOKENIZER_FILES):
         problem = f"{files} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save the model's tokenizer there"
         raise recipe.error("model.path", problem)
-    (_refuse_nemo if is_nemo(path) else _refuse_weights)(recipe, path, spec)
-    decisions = [Decision("model.path", str(path), kind)]
+    (_refuse_checkpoint if is_checkpoint(path) else _refuse_weights)(recipe, path, spec)
+    decisions = [Decision("model.path", str(path), KINDS[kind_of(path) or ""])]
     if 0 < context_length < recipe.data.max_length:
         source = files / "config.json"
         reason = f"longer than the {context_length} positions of {source}: positions beyond are untrained"
@@ -62,8 +71,8 @@ def model_shape(recipe: Recipe) -> ModelSpec:
     Raises ValueError, one line.
     """
     path = Path(recipe.model.path)
-    files = _model_files(recipe, path)[0] if path.is_dir() else _cached_config(recipe).parent
-    spec, _ = _model_spec(recipe, files)
+    files = _model_files(recipe, path) if path.is_dir() else _cached_config(recipe).parent
+    spec, _ = _model_spec(recipe, files, None)
     _refuse_layout(recipe, spec, files / "config.json")
     return spec
 
@@ -80,20 +89,19 @@ def _cached_config(recipe: Recipe) -> Path:
     return Path(found)
 
 
-def _model_files(recipe: Recipe, path: Path) -> tuple[Path, str]:
-    """Where a model directory keeps config.json, and what kind of directory it is."""
-    kind = kind_of(path)
-    if kind == "huggingface":
-        return path, "Hugging Face directory"
-    if kind == "nemo":
-        return _nemo_model_files(recipe, path), "NeMo checkpoint"
-    problem = f"{path} has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo); name a model"
-    raise recipe.error("model.path", problem)
+def _model_files(recipe: Recipe, path: Path) -> Path:
+    """Where a model directory keeps config.json."""
+    if kind_of(path) == "huggingface":
+        return path
+    if is_checkpoint(path):
+        return _files_of_checkpoint(recipe, path)
+    kinds = "config.json (Hugging Face) nor complete weights/ and context/ (NeMo) nor a complete iter_N (Bridge)"
+    raise recipe.error("model.path", f"{path} has neither {kinds}; name a model")
 
 
-def _model_spec(recipe: Recipe, files: Path) -> tuple[ModelSpec, int]:
+def _model_spec(recipe: Recipe, files: Path, engine: str | None) -> tuple[ModelSpec, int]:
     """What config.json says about the tensors, and its number of positions (0: not said)."""
-    from conversion.families import model_spec
+    from conversion.families import model_spec, parts_that_bridge_adds, rope_that_bridge_replaces
 
     source = files / "config.json"
     try:
@@ -110,21 +118,23 @@ def _model_spec(recipe: Recipe, files: Path) -> tuple[ModelSpec, int]:
     if unsupported:
         raise recipe.error("model.path", f"{source} sets {unsupported}; use another model")
     try:
-        return model_spec(config), context_length
+        spec, other = model_spec(config), rope_that_bridge_replaces(config) or parts_that_bridge_adds(config)
     except (ValueError, TypeError, AttributeError) as error:
         problem = f"{source}: {error}; use another model"
         raise recipe.error("model.path", problem) from None
+    if engine == "bridge" and other:
+        raise recipe.error("model.path", f"{source} sets {other}; use engine: nemo, or another model", "engine")
+    return spec, context_length
 
 
 def _unsupported(architecture: str, config: dict[str, Any]) -> str | None:
-    """A setting that changes the model's function or its loss, and that NeMo's importers (2.7) do not read."""
-    ignored = "which NeMo would ignore"
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default" and (architecture, kind) != ("LlamaForCausalLM", "llama3"):
-        return f"rope_scaling {kind}, {ignored}"
-    if "rope_parameters" in config and "rope_theta" not in config:
-        return f"rope_parameters without rope_theta (the format of transformers 5), {ignored}"
+    """A setting that changes the model's function or its loss, and that no conversion carries over."""
+    ignored = "which Megatron would ignore"
+    for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
+        scaling = config.get(key) or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind != "default" and (architecture, kind) != ("LlamaForCausalLM", "llama3"):
+            return f"{key} {kind}, {ignored}"
     if any(layer != "full_attention" for layer in config.get("layer_types") or []):
         return f"layer_types other than full_attention, {ignored}"
     if config.get("num_nextn_predict_layers"):
@@ -146,8 +156,8 @@ def _refuse_weights(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
         raise recipe.error("model.path", str(error)) from None
 
 
-def _nemo_model_files(recipe: Recipe, path: Path) -> Path:
-    """Where a NeMo checkpoint keeps config.json and tokenizer of the Hugging Face model that it was made from."""
+def _files_of_checkpoint(recipe: Recipe, path: Path) -> Path:
+    """Where a checkpoint keeps config.json and tokenizer of the Hugging Face model that it was made from."""
     from conversion.checkpoint import model_files_directory
 
     try:
@@ -160,25 +170,28 @@ def _nemo_model_files(recipe: Recipe, path: Path) -> Path:
         raise recipe.error("model.path", problem) from None
 
 
-def _refuse_nemo(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
-    """A NeMo checkpoint that would train something else than f(p) of this model, or run code when it is loaded."""
+def _refuse_checkpoint(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
+    """A checkpoint that would train something else than f(p) of this model, or run code when it is loaded."""
+    from conversion.lora import is_lora
     from conversion.torch_dist import TorchDistReader
     from conversion.weights import TorchDistWeights
 
+    directory = weights_directory(path)
     try:
-        context = read_context(path / "context")
-        weights = TorchDistReader(path / "weights")
+        context = _context(path, directory)
+        weights = TorchDistReader(directory)
         filled = weights.filled_extra_state()
-        if not context.adapters:
+        adapters = context.adapters or is_lora(weights)
+        if not adapters:
             TorchDistWeights(weights, spec)
     except ValueError as error:
         raise recipe.error("model.path", str(error)) from None
     except (AttributeError, TypeError, KeyError, IndexError, OverflowError) as error:  # the index of the weights
-        problem = f"{path}/weights is damaged ({type(error).__name__}: {error}); copy the checkpoint again"
+        problem = f"{directory} is damaged ({type(error).__name__}: {error}); copy the checkpoint again"
         raise recipe.error("model.path", problem.replace("\n", " ")) from None
     if reason := refused_setting(context.settings):
         raise recipe.error("model.path", f"{path} was made with {reason}; {EXPORT}")
-    if context.adapters:
+    if adapters:
         problem = f"{path} holds adapters (LoRA) of another checkpoint; {EXPORT}, which merges them"
         raise recipe.error("model.path", problem)
     if context.trust_remote_code and not recipe.model.trust_remote_code:
@@ -187,6 +200,13 @@ def _refuse_nemo(recipe: Recipe, path: Path, spec: ModelSpec) -> None:
     if filled:
         problem = f"{path} holds pickled state of Transformer Engine ({filled}), which can run code; {EXPORT}"
         raise recipe.error("model.path", problem)
+
+
+def _context(path: Path, directory: Path) -> Context:
+    """What the checkpoint's engine would build from it. Bridge takes the tokenizer from the recipe's own settings."""
+    if kind_of(path) == "nemo":
+        return read_context(path / "context")
+    return Context(read_run_config(directory), adapters=False, trust_remote_code=False)
 
 
 def _refuse_layout(recipe: Recipe, spec: ModelSpec, source: Path) -> None:

@@ -9,12 +9,15 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nemo_probsft.config import Recipe, dump, strictyaml
 from nemo_probsft.data.rows import FORMATS, HUB_NAME
+from nemo_probsft.run import engines
 from nemo_probsft.run.decisions import Decision
+from nemo_probsft.run.engines import Engine
 from nemo_probsft.run.model_files import check_model
 
 # Keys that do not change what is learnt: a run may be continued with others.
@@ -23,6 +26,7 @@ LAYOUT = (
     *("head.skip_rows", "head.chunk_tokens"),
 )
 REPORTING = ("checkpoint", "log", "export", "diagnose")
+PREPARED = "prepared.json"  # what the ranks need; in a run directory from the moment when a run starts
 
 
 def check(recipe: Recipe, here: bool = True) -> list[Decision]:
@@ -30,15 +34,49 @@ def check(recipe: Recipe, here: bool = True) -> list[Decision]:
 
     here: False for a run on other machines that share the files; this one's GPUs and packages say nothing about them.
     """
+    chosen: str | None = None if recipe.engine == engines.AUTO else recipe.engine
+    decisions = []
     if here:
         _refuse_missing_packages(recipe)
         _refuse_missing_gpus(recipe)
-    return [decision for part in parts() for decision in part(recipe)]
+        found = engine(recipe)
+        decisions, chosen = [Decision("engine", found.text, found.reason)], found.name
+    return decisions + [decision for part in parts(chosen) for decision in part(recipe)]
 
 
-def parts() -> list[Callable[[Recipe], list[Decision]]]:
-    """The checks of `check` that hold on any machine, one by one: `train --plan` goes on after one that fails."""
-    return [_objective, _head, _peft, _layout, check_model, _data, _run_dir]
+def parts(engine: str | None) -> list[Callable[[Recipe], list[Decision]]]:
+    """The checks of `check` that hold on any machine, one by one: `train --plan` goes on after one that fails.
+
+    engine: None if it is the one that another machine has.
+    """
+    return [_objective, _head, _peft, _layout, partial(check_model, engine=engine), _data, _run_dir]
+
+
+def engine(recipe: Recipe) -> Engine:
+    """The engine of this run: what `engine` means here, or the one that it was started with.
+
+    Raises ValueError if that is not installed, or not the one that the recipe asks for: checkpoints have another form.
+    """
+    started = _started_with(Path(recipe.run_dir))
+    if started is not None and recipe.engine not in (engines.AUTO, started):
+        problem = f"{recipe.engine}, but {recipe.run_dir} was started with {started}, whose checkpoints are of another "
+        problem += f"form; use engine: {started}, or another run_dir, for example run_dir={recipe.run_dir}-2"
+        raise recipe.error("engine", problem, "run_dir")
+    try:
+        found = engines.choose(started or recipe.engine)
+    except ValueError as error:
+        where = f"{recipe.run_dir} was started with " if started else ""
+        raise recipe.error("engine", f"{where}{error}") from None
+    return found if started is None else found._replace(reason=f"{recipe.run_dir} was started with it")
+
+
+def _started_with(run_dir: Path) -> engines.Name | None:
+    path = run_dir / PREPARED
+    if not path.exists():
+        return None
+    started = json.loads(path.read_text(encoding="utf-8")).get("engine", "nemo")  # the only one before there was a key
+    assert started in engines.KINDS, f"{path} names the engine {started}"
+    return started
 
 
 def _refuse_missing_packages(recipe: Recipe) -> None:
@@ -182,7 +220,7 @@ def resumable(run_dir: str | Path, recipe: Recipe) -> bool:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise recipe.error("run_dir", f"{run_dir} is not empty and holds no readable run.yaml; {remedy}") from None
     now = _flat(dump(recipe))
-    free = (*LAYOUT, *REPORTING, "run_dir")
+    free = (*LAYOUT, *REPORTING, "run_dir", "engine")  # `engine` looks after its own
     changed = [
         key
         for key in sorted(then.keys() | now.keys())

@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conversion.checkpoint import is_nemo, last_checkpoint
+from conversion.checkpoint import kind_of, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import order, tokens
 from nemo_probsft.files import first_line, write_atomically
-from nemo_probsft.run import decisions, model_files, preflight
+from nemo_probsft.run import decisions, engines, model_files, preflight
 from nemo_probsft.run.decisions import Decision
+from nemo_probsft.run.preflight import PREPARED
 
-PREPARED = "prepared.json"
 RUN = "run.yaml"
+STARTS_FROM = {"nemo": ("nemo",), "bridge": ("bridge", "huggingface")}  # kinds of directories that need no import
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Prepared:
     """Facts every rank needs; paths are strings, so that it is one JSON object."""
 
     fingerprint: str  # of the recipe it was prepared for
-    base: str  # NeMo checkpoint to start from
+    engine: engines.Name  # a run ends with the one that it was started with
+    base: str  # what that engine starts from: a checkpoint of its own, or with bridge a Hugging Face directory
     hf: str  # Hugging Face files without weights: config, tokenizer, generation settings
     examples: str  # tokenised training set
     vocab_size: int  # without padding
@@ -69,21 +71,24 @@ def _remove_new(run_dir: Path, before: set[Path], missing: list[Path]) -> None:
 class Model(NamedTuple):
     """What a run starts from."""
 
-    source: Path  # Hugging Face directory or NeMo checkpoint
+    source: Path  # Hugging Face directory, or a checkpoint of either engine
     hf: Path  # config.json, tokenizer, generation settings
     tokenizer: Any
     vocab_size: int  # without padding
 
 
 def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
-    model = _open_model(recipe)
+    engine = preflight.engine(recipe).name
+    model = _open_model(recipe, engine)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_run_yaml(recipe, model.source, run_dir / RUN)
+    _write_run_yaml(recipe, model.source, engine, run_dir / RUN)
     examples, dataset = _tokenize(recipe, model, run_dir)
     num_steps, per_epoch = _count_steps(recipe, len(dataset))
-    base, hf = _import_base(recipe, model, run_dir)
+    base = import_base(model.source, run_dir, engine)
+    hf = _with_chat_template(recipe, model.hf, base, engine)
     prepared = Prepared(
         fingerprint=_fingerprint(recipe),
+        engine=engine,
         base=str(base),
         hf=str(hf),
         examples=str(examples),
@@ -97,8 +102,8 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     return prepared, _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
 
 
-def _open_model(recipe: Recipe) -> Model:
-    source = local_model(recipe).absolute()
+def _open_model(recipe: Recipe, engine: str) -> Model:
+    source = local_model(recipe, engine).absolute()
     hf = hugging_face_files(source)
     vocab_size = json.loads((hf / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     tokenizer = load_tokenizer(recipe, hf)
@@ -138,14 +143,16 @@ def _count_steps(recipe: Recipe, num_examples: int) -> tuple[int, int]:
     return num_steps, per_epoch
 
 
-def _import_base(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, Path]:
-    """The checkpoint to start from, and the model's files with the recipe's chat template."""
+def import_base(source: Path, run_dir: Path, engine: engines.Name) -> Path:
+    """What `engine` starts from: `source` where it can, else `run_dir`/base, imported if it is not there yet."""
     import conversion
 
-    base = model.source if is_nemo(model.source) else run_dir / "base"
-    if not is_nemo(base):
-        conversion.import_hf(model.source, base, progress=True)
-    return base, _with_chat_template(recipe, model.hf, base)
+    if kind_of(source) in STARTS_FROM[engine]:
+        return source
+    base = run_dir / "base"
+    if kind_of(base) != engine:
+        conversion.import_hf(source, base, engine=engine, progress=True)
+    return base
 
 
 def _refuse_other_data(recipe: Recipe, dataset: tokens.TokenizedDataset, examples: Path, run_dir: Path) -> None:
@@ -176,7 +183,7 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     form = "the tokenizer's chat template" if has_template else "no chat template: prompt + response + end token"
     dropped = counts.num_examples - per_epoch * recipe.data.global_batch_size
     found = [
-        _engine(),
+        _device(),
         Decision("data", f"{size}; {cut}", form),
         Decision("example", tokens.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
         Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
@@ -188,12 +195,12 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     return found
 
 
-def _engine() -> Decision:
+def _device() -> Decision:
     import torch
 
     if torch.cuda.is_available():
         return Decision("device", torch.cuda.get_device_name(), "CUDA: NCCL, and the stock packages without a patch")
-    return Decision("device", "CPU", "no CUDA: gloo, and the patches that adapters/cpu.py lists")
+    return Decision("device", "CPU", "no CUDA: gloo, and the patches that cpu.py of each adapter lists")
 
 
 def wait_for(recipe: Recipe, seconds: float = 3600) -> Prepared:
@@ -215,11 +222,11 @@ def already(recipe: Recipe) -> Prepared | None:
     path = Path(recipe.run_dir) / PREPARED
     if not path.exists():
         return None
-    prepared = Prepared(**json.loads(path.read_text(encoding="utf-8")))
-    return prepared if prepared.fingerprint == _fingerprint(recipe) else None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Prepared(**found) if found["fingerprint"] == _fingerprint(recipe) else None
 
 
-def local_model(recipe: Recipe) -> Path:
+def local_model(recipe: Recipe, engine: str) -> Path:
     """The model's directory; a hub name is downloaded first, without weights in formats that can run code."""
     path = Path(recipe.model.path)
     if path.is_dir():
@@ -235,13 +242,13 @@ def local_model(recipe: Recipe) -> Path:
         raise ValueError(
             f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
         ) from error
-    model_files.check_model_directory(recipe, downloaded)
+    model_files.check_model_directory(recipe, downloaded, engine)
     return downloaded
 
 
 def hugging_face_files(source: Path) -> Path:
-    """Where config.json and the tokenizer of a model are; a NeMo checkpoint carries them in its context."""
-    if not is_nemo(source):
+    """Where config.json and the tokenizer of a model are; a checkpoint carries them."""
+    if kind_of(source) == "huggingface":
         return source
     from conversion.checkpoint import model_files_directory
 
@@ -264,23 +271,24 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
     return tokenizer
 
 
-def _with_chat_template(recipe: Recipe, hf: Path, base: Path) -> Path:
+def _with_chat_template(recipe: Recipe, hf: Path, base: Path, engine: str) -> Path:
     """The model's files with the recipe's template: an exported model must be asked in the form it was trained in."""
     if recipe.data.chat_template is None:
         return hf
     from conversion.hf_files import copy_model_files
 
     run_dir = Path(recipe.run_dir)
-    files = base / "hf" if base.parent == run_dir else run_dir / "hf"  # checkpoints copy those of an imported base
+    # NeMo's checkpoints copy the files of the base that they were imported into, Bridge's those of `Prepared.hf`.
+    files = base / "hf" if engine == "nemo" and base.parent == run_dir else run_dir / "hf"
     files.mkdir(exist_ok=True)
     copy_model_files(hf, files)
     (files / "chat_template.jinja").write_text(recipe.data.chat_template, encoding="utf-8")
     return files
 
 
-def _write_run_yaml(recipe: Recipe, source: Path, target: Path) -> None:
+def _write_run_yaml(recipe: Recipe, source: Path, engine: str, target: Path) -> None:
     if not target.exists():
-        write_atomically(target, strictyaml.dump(decisions.run_yaml(recipe, source)))
+        write_atomically(target, strictyaml.dump(decisions.run_yaml(recipe, source, engine)))
 
 
 def _fingerprint(recipe: Recipe) -> str:

@@ -3,24 +3,27 @@
 All layouts run with one import of NeMo (`tests/support/engine.py`). docs/parity.md lists what was found.
 """
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-import conversion
-from conversion.families import model_spec
 from nemo_probsft.adapters.megatron.statistics import loss_function
 from nemo_probsft.data.batches import collate
 from nemo_probsft.data.tokens import Example
 from nemo_probsft.objectives import parse_objective
-from tests.support.parity_cases import Case, case_rows, covering_cases, make_models, write_job
-from tests.support.parity_gradients import hugging_face_gradients, load_ranks, overall, relative_error, worst
-from tests.support.parity_lora import adapter_gradients, expected_gradients, merged_reference
+from tests.support.parity_cases import Case, covering_cases
+from tests.support.parity_checks import (
+    RTOL,
+    had_an_uneven_batch,
+    is_that_of_one_process_in_float64,
+    is_that_of_the_merged_model,
+    prepare,
+    shows_the_known_mistakes,
+    written,
+)
+from tests.support.parity_gradients import load_ranks, overall, relative_error
 from tests.support.parity_reference import Reference
 
-RTOL = 1e-5
 FURTHER = [
     Case(tp=2, sp=True, model="qwen3-tied", objective="GeneralFamily-10"),
     Case(tp=2, pp=2, model="llama-untied", objective="OnlyBottomP-0.5", denominator="kept"),
@@ -40,70 +43,33 @@ ALL = CASES | {case.name: case for case in [BF16, *LORA]}
 
 @pytest.fixture(scope="module")
 def launch(engine, tmp_path_factory):
-    """(folder, {model: reference}, {case name: rows}) after the first step of every case."""
+    """The first step of every case."""
     root = tmp_path_factory.mktemp("parity")
-    make_models(root)
-    references = {case.model: None for case in ALL.values()}
-    for model in references:
-        references[model] = Reference(root / "hf" / model)
-        conversion.import_hf(root / "hf" / model, root / "nemo" / model)
-    rows = {name: case_rows(references[case.model], case) for name, case in ALL.items()}
-    jobs = [write_job(root, case, rows[name]) for name, case in ALL.items()]
+    launch, jobs = prepare(root, "nemo", ALL)
     jobs += [write_context_job(root, name, objective) for name in CONTEXT_MASKS for objective in CONTEXT_OBJECTIVES]
     engine.run(jobs)
-    return root, references, rows
+    return launch
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_first_step_is_that_of_one_process_in_float64(launch, name, record_property):
-    case, reference, rows, ranks, gradients = first_step(launch, name)
-    found = written(ranks)
-    for metric, value in reference.metrics(rows, case.objective, case.denominator).items():
-        assert found[metric] == pytest.approx(value, rel=RTOL), metric
-    assert found["num_tokens"] == sum(len(row.targets) for row in rows)
-    truth = reference.gradients(reference.loss(rows, case.objective, case.denominator))
-    error, parameter = worst(gradients, truth)
-    record_property("worst_parameter", f"{error:.1e} {parameter}")
-    record_property("all_parameters", f"{overall(gradients, truth):.1e}")
-    assert error < RTOL, parameter
+    is_that_of_one_process_in_float64(launch, name, record_property)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_known_mistakes_would_have_been_seen(launch, name):
-    case, reference, rows, _, gradients = first_step(launch, name)
-    groups = {"mean of micro-batch means": case.micro_batches(rows)}
-    if case.dp > 1:
-        groups["local counts"] = [[row for i, row in enumerate(rows) if case.rank_of(i) == r] for r in range(case.dp)]
-    mistakes = {
-        name: reference.mean_of_means(parts, case.objective, case.denominator) for name, parts in groups.items()
-    }
-    if case.objective != "original":
-        mistakes["plain -log p"] = reference.loss(rows, "original", "target")
-    for mistake, loss in mistakes.items():
-        assert overall(gradients, reference.gradients(loss)) > 100 * RTOL, mistake
+    shows_the_known_mistakes(launch, name)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_batch_was_as_uneven_as_it_is_meant_to_be(launch, name):
-    case, reference, rows, ranks, _ = first_step(launch, name)
-    counts = [
-        [sum(len(row.targets) for row in batch) for batch in case.micro_batches(rows)[r :: case.dp]]
-        for r in range(case.dp)
-    ]
-    for rank in ranks:
-        if rank["pp"] == case.pp - 1:
-            assert sorted(rank["targets"]) == sorted(counts[rank["dp"]] * (case.vp or 1))
-    assert 0 in counts[0]
-    assert max(map(max, counts)) > 4 * min(count for part in counts for count in part if count)
-    if case.dp > 1 and case.objective.startswith("Only"):
-        starved = [row for position, row in enumerate(rows) if case.rank_of(position) == 1]
-        assert reference.metrics(starved, case.objective, "target")["kept_fraction"] == 0
+    had_an_uneven_batch(launch, name)
 
 
 def test_bf16_is_no_further_from_the_truth_than_transformers_in_bf16(launch):
     """Both round weights and activations to 8 bits, in other places: the errors are alike, at most twice as large."""
-    root, _, _ = launch
-    case, rounded, rows, ranks, gradients = first_step(launch, BF16.name, torch.bfloat16)
+    root = launch.root
+    case, rounded, rows, ranks, gradients = launch.first_step(BF16.name, torch.bfloat16)
     truth = rounded.gradients(rounded.loss(rows, case.objective, case.denominator))
     transformers = Reference(root / "hf" / case.model, torch.bfloat16, compute=torch.bfloat16)
     theirs = transformers.gradients(transformers.loss(rows, case.objective, case.denominator))
@@ -116,44 +82,7 @@ def test_bf16_is_no_further_from_the_truth_than_transformers_in_bf16(launch):
 
 @pytest.mark.parametrize("name", [case.name for case in LORA])
 def test_adapters_have_the_gradient_of_the_merged_model(launch, name, record_property):
-    root, _, rows = launch
-    case, rows = ALL[name], rows[name]
-    directory, ranks = root / "hf" / case.model, load_ranks(root / "runs" / name / "ranks", case.world_size)
-    reference = merged_reference(directory, ranks)
-    loss = reference.loss(rows, case.objective, case.denominator)
-    assert written(ranks)["objective"] == pytest.approx(loss.item(), rel=RTOL)
-    expected = expected_gradients(directory, ranks, reference.gradients(loss))
-    assert len(expected) == 2 * 4 * 4  # two factors on four weights of four layers, and nothing else is trained
-    gradients = adapter_gradients(ranks)
-    error, (stem, layer) = worst(gradients, expected)
-    record_property("worst_parameter", f"{error:.1e} layers.{layer}.{stem.removeprefix('decoder.layers.')}")
-    record_property("all_parameters", f"{overall(gradients, expected):.1e}")
-    assert error < RTOL, (stem, layer)
-    mistakes = {
-        "mean of micro-batch means": reference.mean_of_means(
-            case.micro_batches(rows), case.objective, case.denominator
-        ),
-        "plain -log p": reference.loss(rows, "original", "target"),
-    }
-    for mistake, wrong in mistakes.items():
-        other = expected_gradients(directory, ranks, reference.gradients(wrong))
-        assert overall(gradients, other) > 100 * RTOL, mistake
-
-
-def first_step(launch, name: str, dtype: torch.dtype = torch.float32):
-    """(case, its reference, its rows, what the ranks saved, the gradients under Hugging Face's names)."""
-    root, references, rows = launch
-    case = ALL[name]
-    ranks = load_ranks(root / "runs" / name / "ranks", case.world_size)
-    spec = model_spec(json.loads((root / "hf" / case.model / "config.json").read_text()))
-    reference = references[case.model] if dtype == torch.float32 else Reference(root / "hf" / case.model, dtype)
-    return case, reference, rows[name], ranks, hugging_face_gradients(ranks, spec)
-
-
-def written(ranks: list[dict]) -> dict:
-    """The metrics of the one rank that writes them."""
-    (found,) = [rank["metrics"] for rank in ranks if rank["writes"]]
-    return found
+    is_that_of_the_merged_model(launch, name, record_property)
 
 
 # Context parallelism needs Transformer Engine's attention. Its loss, counts and division of the gradient need none: a
@@ -188,8 +117,7 @@ def write_context_job(root, name: str, objective: str) -> dict:
 
 def context_result(launch, name: str, objective: str):
     """(what the two ranks saved, the batch, the table of logits and log p of every label, both fp64)."""
-    root, _, _ = launch
-    case, ranks = context_case(name), load_ranks(root / f"context-{name}-{objective}", 2)
+    case, ranks = context_case(name), load_ranks(launch.root / f"context-{name}-{objective}", 2)
     batch, table = case["batch"], case["table"].double().requires_grad_()
     logp = torch.log_softmax(table, -1)[batch["tokens"]].gather(-1, batch["labels"][..., None])[..., 0]
     return ranks, batch, table, logp

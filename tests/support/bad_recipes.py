@@ -61,12 +61,12 @@ BAD_RECIPES = {
         "r.yaml:4: optim._target_: recipes are data, they cannot name code to run; remove it"
     ),
     SMALLEST + "tree: {}\n": (
-        "r.yaml:4: tree: unknown key; choose from model, data, objective, run_dir, parallel, optim, trainer, "
+        "r.yaml:4: tree: unknown key; choose from model, data, objective, run_dir, engine, parallel, optim, trainer, "
         "head, peft, checkpoint, log, export, diagnose"
     ),
     "data: {train: t}\nobjective: p\n": "r.yaml:1: model: missing; give model: {path: ...}",
     "model: {}\ndata: {train: t}\nobjective: p\n": (
-        "r.yaml:1: model.path: missing; give a Hugging Face directory or hub name, or a NeMo checkpoint"
+        "r.yaml:1: model.path: missing; give a Hugging Face directory or hub name, or a checkpoint of an engine"
     ),
     "model: {path: a}\ndata: {}\nobjective: p\n": (
         "r.yaml:2: data.train: missing; give a .jsonl or .parquet file, or the name of a Hugging Face data set"

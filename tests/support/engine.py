@@ -94,7 +94,9 @@ def environment() -> dict[str, str]:
 
 
 def serve() -> None:
-    """Jobs, one a line, from stdin; "done" to stdout after each."""
+    """Jobs, one a line, from stdin; "done" to stdout after each. What the import of an engine says goes to stderr."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
     context.set_forkserver_preload(PRELOADED)
     for line in sys.stdin:
@@ -106,7 +108,7 @@ def serve() -> None:
             process.start()
         for process in ranks:
             process.join()
-        print("done", flush=True)
+        print("done", file=answers, flush=True)
 
 
 def _free_port() -> int:

@@ -84,9 +84,9 @@ def pairs(case: Case) -> set[tuple]:
 
 
 @cache
-def covering_cases() -> list[Case]:
+def covering_cases(tp: tuple[int, ...] = CHOICES["tp"]) -> list[Case]:
     """Few cases that have every pair of choices that a possible case has; greedy, and always the same."""
-    possible = [Case(*values) for values in itertools.product(*CHOICES.values())]
+    possible = [Case(*values) for values in itertools.product(*(CHOICES | {"tp": tp}).values())]
     possible = [case for case in possible if case.possible]
     missing = set().union(*map(pairs, possible))
     chosen = []
@@ -143,7 +143,7 @@ def _rows(reference: Reference) -> tuple[Row, ...]:
     return tuple(make_rows(reference, NUM_ROWS, VOCAB_SIZE, seed=1))
 
 
-def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
+def write_job(root: Path, case: Case, rows: list[Row], engine: str = "nemo") -> dict:
     """The case's recipe and tokenised rows, as `tests.support.engine` takes them."""
     run_dir = root / "runs" / case.name
     run_dir.mkdir(parents=True)
@@ -176,9 +176,11 @@ def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
     if case.lora:
         recipe["peft"] = {"name": "lora", "dim": LORA_DIM, "alpha": LORA_ALPHA}
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (run_dir / "run.yaml").write_text("seed: 0\n")
     prepared = Prepared(
+        engine=engine,
         fingerprint="",
-        base=str(root / "nemo" / case.model),
+        base=str(root / {"nemo": "nemo", "bridge": "hf"}[engine] / case.model),
         hf=str(root / "hf" / case.model),
         examples=str(examples),
         vocab_size=VOCAB_SIZE,
@@ -189,6 +191,7 @@ def write_job(root: Path, case: Case, rows: list[Row]) -> dict:
     )
     return {
         "task": "tests.support.parity_ranks:first_step",
+        "engine": engine,
         "recipe": str(run_dir / "recipe.yaml"),
         "prepared": dataclasses.asdict(prepared),
         "world_size": case.world_size,

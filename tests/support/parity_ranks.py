@@ -12,18 +12,20 @@ ADAPTER = ".adapter."
 
 
 def first_step(job: dict, output: Path) -> None:
-    """The trainer's first step on the job's recipe and tokenised rows."""
+    """The first step of the trainer of the job's engine on its recipe and tokenised rows."""
+    import importlib
+
     import torch
 
     from nemo_probsft import config
-    from nemo_probsft.adapters.nemo import trainer as nemo
     from nemo_probsft.run.prepare import Prepared
 
     torch.set_num_threads(1)
     recipe = config.load(job["recipe"])
-    probe = _probe(output)
+    trainer = importlib.import_module(f"nemo_probsft.adapters.{job['engine']}.trainer")
+    probe = {"nemo": _probe, "bridge": _bridge_probe}[job["engine"]](output)
     try:
-        nemo.fit(recipe, Prepared(**job["prepared"]), callbacks=[probe])
+        trainer.fit(recipe, Prepared(**job["prepared"]), callbacks=[probe])
     except _FirstStepDoneError:
         return
     raise AssertionError("training ended without a step")
@@ -106,12 +108,9 @@ class _FirstStepDoneError(Exception):
 
 def _probe(output: Path):
     import lightning.pytorch as pl
-    import torch
     from megatron.core import parallel_state
 
     from nemo_probsft.adapters.megatron.hook import unwrap
-    from nemo_probsft.adapters.megatron.layout import holds_the_loss
-    from nemo_probsft.adapters.megatron.statistics import summarise
 
     class Probe(pl.Callback):
         """Keeps the targets of each micro-batch, and after the first step the gradients before they are clipped."""
@@ -129,31 +128,76 @@ def _probe(output: Path):
             self.reduction = forward_callback
 
         def on_megatron_step_end(self, step, microbatch_outputs, reduced):
-            chunks = list(step.pipeline)
-            result = {
-                "tp": parallel_state.get_tensor_model_parallel_rank(),
-                "pp": parallel_state.get_pipeline_model_parallel_rank(),
-                "dp": parallel_state.get_data_parallel_rank(with_context_parallel=True),
-                "writes": holds_the_loss(),
-                "targets": self.targets,
-                "metrics": summarise(self.reduction.step.statistics) if microbatch_outputs else None,
-                "parameters": [
-                    (name, layer, dim, parameter.main_grad.clone())
-                    for chunk in chunks
-                    for name, layer, dim, parameter in _trained(unwrap(chunk))
-                ],
-                "adapters": [
-                    (name, layer, dim, parameter.detach().clone())
-                    for chunk in chunks
-                    for name, layer, dim, parameter in _trained(unwrap(chunk))
-                    if ADAPTER in name
-                ],
-            }
-            torch.save(result, output)
-            torch.distributed.barrier()
+            training = self.reduction.step if microbatch_outputs else None
+            _save(output, _kept([unwrap(chunk) for chunk in step.pipeline]), self.targets, training)
             raise _FirstStepDoneError
 
     return Probe()
+
+
+def _bridge_probe(output: Path):
+    from megatron.bridge.training.callbacks import Callback
+    from megatron.core import parallel_state
+    from megatron.core.utils import get_model_config
+
+    from nemo_probsft.adapters.bridge.step import OBJECTIVE
+    from nemo_probsft.adapters.megatron.hook import unwrap
+
+    class Probe(Callback):
+        """The same. Bridge has no event between the division of the gradients and the optimizer's step, which clips
+        them: Megatron calls `finalize_model_grads_func` there."""
+
+        def on_train_start(self, context):
+            self.chunks = [unwrap(chunk) for chunk in context.model]
+            for chunk in self.chunks:
+                _fill_adapters(chunk, parallel_state.get_tensor_model_parallel_rank())
+            self.finalize = get_model_config(context.model[0]).finalize_model_grads_func
+            for chunk in context.model:
+                get_model_config(chunk).finalize_model_grads_func = self.finalize_and_keep
+
+        def finalize_and_keep(self, *arguments, **keywords):
+            self.finalize(*arguments, **keywords)
+            self.kept = _kept(self.chunks)
+
+        def on_train_step_end(self, context):
+            training = context.user_state[OBJECTIVE]
+            counts = [int(statistics[3]) for statistics in training.micro_batches]
+            last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+            _save(output, self.kept, counts, training if last else None)
+            raise _FirstStepDoneError
+
+    return Probe()
+
+
+def _kept(chunks: list) -> dict:
+    """Gradients of all that is trained in the pipeline stages' `chunks`, and the values of adapters."""
+    trained = [found for chunk in chunks for found in _trained(chunk)]
+    return {
+        "parameters": [(name, layer, dim, parameter.main_grad.clone()) for name, layer, dim, parameter in trained],
+        "adapters": [
+            (name, layer, dim, parameter.detach().clone()) for name, layer, dim, parameter in trained if ADAPTER in name
+        ],
+    }
+
+
+def _save(output: Path, kept: dict, targets: list[int], training) -> None:
+    """What `tests.support.parity_gradients` reads: what was `_kept`, and the statistics of `training`."""
+    import torch
+    from megatron.core import parallel_state
+
+    from nemo_probsft.adapters.megatron.layout import holds_the_loss
+    from nemo_probsft.adapters.megatron.statistics import summarise
+
+    result = {
+        "tp": parallel_state.get_tensor_model_parallel_rank(),
+        "pp": parallel_state.get_pipeline_model_parallel_rank(),
+        "dp": parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        "writes": holds_the_loss(),
+        "targets": targets,
+        "metrics": None if training is None else summarise(training.statistics),
+    }
+    torch.save(result | kept, output)
+    torch.distributed.barrier()
 
 
 def _trained(model):

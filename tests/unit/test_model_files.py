@@ -59,7 +59,7 @@ BAD_CONFIGS = [
     ),
     (
         {"rope_scaling": {"rope_type": "yarn", "factor": 4}},
-        "m/config.json sets rope_scaling yarn, which NeMo would ignore; use another model",
+        "m/config.json sets rope_scaling yarn, which Megatron would ignore; use another model",
     ),
     (
         {"rope_scaling": "yarn"},
@@ -68,24 +68,28 @@ BAD_CONFIGS = [
     ),
     (
         {"use_sliding_window": True},
-        "m/config.json sets use_sliding_window: true, which NeMo would ignore; use another model",
+        "m/config.json sets use_sliding_window: true, which Megatron would ignore; use another model",
     ),
     (
         {"layer_types": ["full_attention", "sliding_attention"]},
-        "m/config.json sets layer_types other than full_attention, which NeMo would ignore; use another model",
+        "m/config.json sets layer_types other than full_attention, which Megatron would ignore; use another model",
     ),
     (
-        {"rope_parameters": {"rope_theta": 1e6}},
-        "m/config.json sets rope_parameters without rope_theta (the format of transformers 5), which NeMo would "
-        "ignore; use another model",
+        {"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4}},
+        "m/config.json sets rope_parameters yarn, which Megatron would ignore; use another model",
+    ),
+    (
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+        "m/config.json: rope_parameters {'full_attention': {'rope_theta': 1000000.0}} has no rope_theta; only one set "
+        "for all layers is supported; use another model",
     ),
     (
         {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": True},
-        "m/config.json sets attention_bias: true, which NeMo would ignore; use another model",
+        "m/config.json sets attention_bias: true, which Megatron would ignore; use another model",
     ),
     (
         {"attention_dropout": 0.1},
-        "m/config.json sets attention_dropout: 0.1, which NeMo would ignore; use another model",
+        "m/config.json sets attention_dropout: 0.1, which Megatron would ignore; use another model",
     ),
     (
         {"num_nextn_predict_layers": 1},
@@ -109,9 +113,24 @@ def test_model_that_would_be_loaded_wrongly_is_refused(changes, message):
     assert refusal() == MODEL + message
 
 
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+
+
+def in_both_spellings(**changes):
+    """The key and config.json of transformers 4, and those of 5."""
+    rope = {"rope_type": "llama3", **LLAMA3, **changes}
+    return [
+        ("rope_scaling", {"rope_scaling": rope}),
+        ("rope_parameters", {"rope_parameters": rope | {"rope_theta": 1e6}}),
+    ]
+
+
 def test_settings_that_nemo_reads_pass():
-    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    huggingface(architectures=["LlamaForCausalLM"], model_type="llama", rope_scaling={"rope_type": "llama3", **llama3})
+    for _, spelling in in_both_spellings():
+        huggingface(**LLAMA, **spelling)
+        assert reason() == "Hugging Face directory"
+    huggingface(rope_parameters={"rope_theta": 1e6, "rope_type": "default"})
     assert reason() == "Hugging Face directory"
     huggingface(rope_theta=1e6, use_sliding_window=False, attention_dropout=0.0, num_nextn_predict_layers=0)
     assert reason() == "Hugging Face directory"
@@ -149,7 +168,10 @@ def test_incomplete_model_directories_are_refused():
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert "damaged" in refusal("model.path=damaged")
     (nemo("unfinished") / "weights" / "metadata.json").unlink()
-    assert "has neither config.json (Hugging Face) nor complete weights/" in refusal("model.path=unfinished")
+    assert refusal("model.path=unfinished").endswith(
+        "unfinished has neither config.json (Hugging Face) nor complete weights/ and context/ (NeMo) nor a complete "
+        "iter_N (Bridge); name a model"
+    )
 
 
 def test_nemo_checkpoint_and_its_shape():
@@ -181,7 +203,22 @@ WRONG = {
     "attention_dropout": 0.1,
     "fp8": "hybrid",
     "fp4": "e2m1",
+    "fp8_output_proj": True,
+    "quant_recipe": "x",
+    "use_kitchen": True,
+    "restore_modelopt_state": True,
     "fp16_lm_cross_entropy": True,
+    "use_mup": True,
+    "final_logit_softcapping": 30.0,
+    "seq_len_interpolation_factor": 2.0,
+    "experimental_attention_variant": "dsa",
+    "is_hybrid_model": True,
+    "delay_wgrad_compute": True,
+    "overlap_moe_expert_parallel_comm": True,
+    "cuda_graph_impl": "local",
+    "hybrid_context_parallel": True,
+    "gtp_weight_remat_size": 2,
+    "tensor_parallel_num_weight_shards": 2,
     "defer_embedding_wgrad_compute": True,
     "forward_step_fn": name("nemo.collections.llm.gpt.model.hf_llama_embedding", "forward_step"),
     "data_step_fn": name("nemo.collections.llm.gpt.model.base", "other_data_step"),

@@ -113,7 +113,7 @@ def test_layouts_that_divide_pass():
 @pytest.mark.parametrize("name", ["missing", "./a/b", "/no/such", "a/b/c", "m/typo", "t.jsonl", "../up"])
 def test_path_without_a_model_is_refused(name):
     assert refusal(f"model.path={name}").endswith(
-        f"model.path: {name} is not a directory; name a Hugging Face model, its directory, or a NeMo checkpoint"
+        f"model.path: {name} is not a directory; name a Hugging Face model, its directory, or a checkpoint of an engine"
     )
 
 

@@ -9,8 +9,10 @@ It assumes a GPU in places that have nothing to do with the arithmetic: `device=
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -157,7 +159,7 @@ PATCHES = (
     Patch(
         name="devices",
         package="megatron-core",
-        versions=">=0.15,<0.16",
+        versions=">=0.15,<0.20",
         upstream='device="cuda", pin_memory=True and Tensor.type() checks in schedules, optimizer and NeMo\'s logging',
         reason="the device is written into the calls, and the optimizer takes gradients of type torch.cuda.* only",
         apply=_patch_devices,
@@ -166,7 +168,7 @@ PATCHES = (
     Patch(
         name="rng_tracker",
         package="megatron-core",
-        versions=">=0.15,<0.16",
+        versions=">=0.15,<0.20",
         upstream="megatron.core.tensor_parallel.random._set_cuda_rng_state",
         reason="forks the generator of a CUDA device around dropout and initialisation",
         apply=_patch_rng_tracker,
@@ -175,13 +177,35 @@ PATCHES = (
     Patch(
         name="norm",
         package="megatron-core",
-        versions=">=0.15,<0.16",
+        versions=">=0.15,<0.20",
         upstream="megatron.core.transformer.torch_norm.WrappedTorchNorm",
         reason="refuses sequence parallelism; the same torch norm, its parameters marked for the all-reduce, is exact",
         apply=_patch_norm,
         probe=_probe_norm,
     ),
 )
+
+
+class _Nothing(type):
+    """A class whose every attribute is such a class: others may inherit from it and annotate with it."""
+
+    def __getattr__(cls, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing(name, (), {})
+
+
+@contextlib.contextmanager
+def stand_in(package: str, module: str) -> Iterator[None]:
+    """While what imports `package`.`module` for the names in it is imported, where the package is not installed."""
+    outer, inner = ModuleType(package), ModuleType(f"{package}.{module}")
+    vars(outer).update({"__version__": "0", "__path__": [], module: inner})
+    vars(inner)["__getattr__"] = lambda name: getattr(_Nothing(module, (), {}), name)
+    sys.modules.update({package: outer, inner.__name__: inner})
+    try:
+        yield
+    finally:
+        del sys.modules[package], sys.modules[inner.__name__]
 
 
 def install(patches: Sequence[Patch] = PATCHES) -> None:

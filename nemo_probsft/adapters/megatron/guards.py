@@ -40,7 +40,7 @@ def finite(loss_sum: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor) -
     return bool(torch.isfinite(loss_sum.detach()) & torch.isfinite(nll.detach()[loss_mask != 0]).all())
 
 
-def describe(loss_sum: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor, examples: Sequence[int]) -> str:
+def describe(loss_sum: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor, examples: Sequence[object]) -> str:
     """The statistics of the tokens of a micro-batch that is not `finite`; examples [b]: its rows in the data."""
     target = loss_mask != 0
     logp = -nll.detach()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.utils import get_batch_on_this_cp_rank
@@ -9,14 +11,25 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 
 def holds_the_loss() -> bool:
     """True on the one rank that writes: last pipeline stage, first of its tensor, data and context parallel groups."""
+    return first_of_last_stage() and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+
+
+def first_of_last_stage() -> bool:
+    """True on the ranks that have log p of their data-parallel share, once: tensor parallel ranks have the same."""
     return (
         parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         and parallel_state.get_tensor_model_parallel_rank() == 0
-        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
     )
+
+
+def data_parallel() -> tuple[int, int]:
+    """This rank among those that get different examples, and how many they are."""
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
 def columns(num_columns: int) -> torch.Tensor:
     """[num_columns] int64: where in the sequence this rank's columns lie, which context parallelism divides."""
     whole = torch.arange(num_columns * parallel_state.get_context_parallel_world_size())
-    return get_batch_on_this_cp_rank({"columns": whole[None]})["columns"][0]
+    # Megatron-Core 0.18 and newer want to be told that the chunks are not the packed form's.
+    packed = {"is_hybrid_cp": False} if "is_hybrid_cp" in signature(get_batch_on_this_cp_rank).parameters else {}
+    return get_batch_on_this_cp_rank({"columns": whole[None]}, **packed)["columns"][0]

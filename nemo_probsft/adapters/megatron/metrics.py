@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from nemo_probsft.adapters.megatron.layout import holds_the_loss
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import Recipe
 from nemo_probsft.run import audit
@@ -12,13 +13,13 @@ from nemo_probsft.run.log import RunLog
 
 
 class MetricsWriter:
-    """Made on the rank that `layout.holds_the_loss`, when training starts after `start_step` steps."""
+    """Made on every rank when training starts after `start_step` steps; the one that `holds_the_loss` writes."""
 
     def __init__(self, recipe: Recipe, step: TrainingStep, start_step: int) -> None:
         wandb = recipe.log.wandb
         settings = None if wandb is None else {"project": wandb.project, "name": wandb.name}
         self.run_dir, self.recipe, self.step = Path(recipe.run_dir), recipe, step
-        self.runlog = RunLog(self.run_dir, start_step, settings)
+        self.runlog = RunLog(self.run_dir, start_step, settings) if holds_the_loss() else None
         self.audited = False
 
     def write(self, *, lr: float, grad_norm: Callable[[], float]) -> None:
@@ -26,6 +27,8 @@ class MetricsWriter:
 
         grad_norm: before clipping; called only where a row is written, since it waits for the device.
         """
+        if self.runlog is None:
+            return
         number, last = self.step.number, self.step.number == self.step.num_steps
         seen, expected = len(self.step.micro_batches), self.recipe.num_micro_batches
         assert seen == expected, f"{seen} of {expected} micro-batches went through the objective"
@@ -37,4 +40,5 @@ class MetricsWriter:
             self.runlog.write({"step": number, **self.step.metrics(), "grad_norm": grad_norm(), "lr": lr})
 
     def close(self) -> None:
-        self.runlog.close()
+        if self.runlog is not None:
+            self.runlog.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from megatron.core.optimizer import OptimizerConfig
 
 from nemo_probsft.adapters.megatron.micro_batches import round_up
 from nemo_probsft.config import Recipe
@@ -19,6 +19,12 @@ FUSIONS_THAT_NEED_CUDA = (
     "persist_layer_norm",
 )
 """Settings of a Megatron configuration whose kernels need CUDA, Apex or TE; unfused computes the same."""
+WITHOUT_CUDA = {
+    **dict.fromkeys(FUSIONS_THAT_NEED_CUDA, False),
+    # Megatron frees an output once its sending has begun. A CUDA stream keeps the memory until it has been sent;
+    # gloo would send what comes to lie there next.
+    "deallocate_pipeline_outputs": False,
+}
 
 
 def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
@@ -44,11 +50,25 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     if recipe.trainer.recompute == "full":
         settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
     if not torch.cuda.is_available():
-        settings |= dict.fromkeys(FUSIONS_THAT_NEED_CUDA, False)
-        # Megatron frees an output once its sending has begun. A CUDA stream keeps the memory until it has been sent;
-        # gloo would send what comes to lie there next.
-        settings["deallocate_pipeline_outputs"] = False
+        settings |= WITHOUT_CUDA
     return settings
+
+
+def parallel_settings(recipe: Recipe) -> dict[str, Any]:
+    """How the ranks divide the model, and the dtype of what pipeline stages send: fields that both engines have."""
+    parallel, dtype = recipe.parallel, parameter_dtype(recipe)
+    return {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": parallel.context_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
+        "pipeline_dtype": dtype if parallel.pipeline_model_parallel_size > 1 else None,
+    }
+
+
+def parameter_dtype(recipe: Recipe) -> torch.dtype:
+    return torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
 
 
 def ddp_settings() -> dict[str, Any]:
@@ -61,23 +81,40 @@ def ddp_settings() -> dict[str, Any]:
     }
 
 
-def optimizer_config(recipe: Recipe) -> OptimizerConfig:
-    """Adam as the recipe has it."""
+def optimizer_settings(recipe: Recipe) -> dict[str, Any]:
+    """Fields of an OptimizerConfig: Adam as the recipe has it."""
     optim = recipe.optim
-    return OptimizerConfig(
-        optimizer="adam",
-        lr=optim.lr,
-        min_lr=optim.min_lr,
-        weight_decay=optim.weight_decay,
-        adam_beta1=optim.betas[0],
-        adam_beta2=optim.betas[1],
-        adam_eps=optim.eps,
-        clip_grad=optim.clip_grad,
-        bf16=recipe.trainer.precision == "bf16",
-        use_distributed_optimizer=torch.cuda.is_available(),
-    )
+    return {
+        "optimizer": "adam",
+        "lr": optim.lr,
+        "min_lr": optim.min_lr,
+        "weight_decay": optim.weight_decay,
+        "adam_beta1": optim.betas[0],
+        "adam_beta2": optim.betas[1],
+        "adam_eps": optim.eps,
+        "clip_grad": optim.clip_grad,
+        "bf16": recipe.trainer.precision == "bf16",
+        "use_distributed_optimizer": torch.cuda.is_available(),
+    }
 
 
 def warmup_steps(recipe: Recipe, num_steps: int) -> int:
     """Of `num_steps` optimizer steps."""
     return round(recipe.optim.warmup_ratio * num_steps)
+
+
+def learning_rate(recipe: Recipe, step: int, num_steps: int) -> float:
+    """That of optimizer step `step`, from 0: warmup from lr / (warmup + 1), then the recipe's schedule to min_lr.
+
+    Bit for bit the numbers of nemo.core.optim.lr_scheduler (WarmupPolicy, CosineAnnealing, WarmupAnnealing) in
+    nemo-toolkit 2.7, which the NeMo engine uses itself.
+    """
+    optim, warmup = recipe.optim, warmup_steps(recipe, num_steps)
+    if step <= warmup and warmup > 0:
+        return optim.lr * ((step + 1) / (warmup + 1))
+    if optim.schedule == "constant":
+        return optim.lr
+    if optim.schedule == "linear":
+        return optim.min_lr + (1 - (step - warmup) / (num_steps - warmup)) * (optim.lr - optim.min_lr)
+    mult = 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+    return (optim.lr - optim.min_lr) * mult + optim.min_lr

@@ -9,7 +9,7 @@ import torch
 
 from nemo_probsft.adapters.megatron.quantiles import NUM_BINS, QUANTILES, logit_counts, quantile
 from nemo_probsft.loss import token_loss
-from nemo_probsft.objectives import Objective
+from nemo_probsft.objectives import Objective, parse_objective
 from nemo_probsft.ops import HeadReport
 
 REPORT = ("objective", "nll", "p", "kept_fraction")
@@ -30,6 +30,21 @@ def loss_function(
     weights = logp.new_zeros(2)  # known after the backward pass: see `add_weights`
     statistics = torch.cat([*(report[name] for name in REPORT), logit_counts(logp, loss_mask), weights])
     return loss_sum, num_tokens.to(torch.int32), statistics
+
+
+def plain_loss(
+    nll: torch.Tensor, loss_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """-log p of a micro-batch that is only looked at: Megatron's 3-tuple with nll and p as pairs."""
+    plain = parse_objective("original")
+    assert isinstance(plain, Objective)
+    loss_sum, num_tokens, statistics = loss_function(plain, "target", nll, loss_mask)
+    return loss_sum, num_tokens, {name: pair for name, pair in pairs(statistics).items() if name in ("nll", "p")}
+
+
+def pairs(statistics: torch.Tensor) -> dict[str, torch.Tensor]:
+    """[sum, count] of each of REPORT: what an engine may sum over micro-batches and ranks, and divide once."""
+    return {name: statistics[2 * i : 2 * i + 2].clone() for i, name in enumerate(REPORT)}
 
 
 def add_weights(statistics: torch.Tensor, report: HeadReport) -> None:

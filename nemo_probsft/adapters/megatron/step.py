@@ -5,7 +5,7 @@ A step is `begin`, `loss` once a micro-batch, `reduce` on the last pipeline stag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class TrainingStep:
     """Holds what an objective needs to know of training: where it stands, and the running means of p.
 
     num_labels: the size of the vocabulary, without padding. examples(step, micro_batch): the rows of the training set
-    in this rank's micro-batch, int64 [b], both counted from 0; asked only to name them in an error.
+    in this rank's micro-batch, int64 [b], both counted from 0; asked only to name them in an error, if it is given.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TrainingStep:
         *,
         num_steps: int,
         num_labels: int,
-        examples: Callable[[int, int], np.ndarray],
+        examples: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
         self.objective, self.denominator = resolved.objective, resolved.denominator
         self.num_steps, self.examples = num_steps, examples
@@ -76,7 +76,9 @@ class TrainingStep:
         if guards.finite(loss_sum, nll, loss_mask):
             return
         micro_batch = len(self.micro_batches)
-        examples = self.examples(self.number - 1, micro_batch - 1).tolist()
+        examples: Sequence[object] = [f"row {i} of the micro-batch" for i in range(len(nll))]
+        if self.examples is not None:
+            examples = self.examples(self.number - 1, micro_batch - 1).tolist()
         place = f"step {self.number}, rank {torch.distributed.get_rank()}, micro-batch {micro_batch}"
         raise FloatingPointError(f"{place}: {guards.describe(loss_sum, nll, loss_mask, examples)}")
 

@@ -59,8 +59,7 @@ class WriteMetrics(pl.Callback):
         self.lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if holds_the_loss():
-            self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step)
+        self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -72,12 +71,12 @@ class WriteMetrics(pl.Callback):
     ) -> None:
         # Checkpoints are named by this number; NeMo's own "step" is one behind.
         pl_module.log("trained_steps", float(trainer.global_step))
-        if self.writer is not None:
-            self.writer.write(lr=self.lr, grad_norm=lambda: float(trainer.callback_metrics["grad_norm"]))
+        assert self.writer is not None
+        self.writer.write(lr=self.lr, grad_norm=lambda: float(trainer.callback_metrics["grad_norm"]))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        assert self.writer is not None
+        self.writer.close()
 
 
 class MoveObjective(pl.Callback):

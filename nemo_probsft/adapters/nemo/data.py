@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 
 import lightning.pytorch as pl
 import numpy as np
-from megatron.core import parallel_state
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader
 
+from nemo_probsft.adapters.megatron.layout import data_parallel
 from nemo_probsft.adapters.megatron.micro_batches import MicroBatches
 
 
@@ -29,7 +29,7 @@ class SFTData(pl.LightningDataModule):
 
     def examples(self, step: int, micro_batch: int) -> np.ndarray:
         """[b] of the data set: this data-parallel rank's micro-batch of a step; both count from 0."""
-        return self.micro_batches.of_step(step, *_data_parallel())[micro_batch]
+        return self.micro_batches.of_step(step, *data_parallel())[micro_batch]
 
     def setup(self, stage: str) -> None:
         # NeMo's count of consumed samples, and Megatron's micro-batch calculator, continue from the resumed step.
@@ -53,7 +53,7 @@ class _Sampler(MegatronDataSampler):
         self.source = micro_batches
 
     def transform_dataloader(self, dataloader: DataLoader, consumed_samples: int = 0) -> DataLoader:
-        rank, size = _data_parallel()
+        rank, size = data_parallel()
         num_batches = self.source.num_steps * self.source.global_batch_size // (self.source.micro_batch_size * size)
         batches = _BatchSampler(self.source.from_step(self.trainer.global_step, rank, size), num_batches)
         return DataLoader(dataloader.dataset, batch_sampler=batches, collate_fn=dataloader.collate_fn)
@@ -70,7 +70,3 @@ class _BatchSampler:
 
     def __len__(self) -> int:
         return self.num_batches
-
-
-def _data_parallel() -> tuple[int, int]:
-    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -24,13 +24,21 @@ import fiddle
 import lightning.pytorch as pl
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning import io
 
 from conversion.checkpoint import last_checkpoint
 from nemo_probsft.adapters.megatron import micro_batches
-from nemo_probsft.adapters.megatron.settings import ddp_settings, model_settings, optimizer_config, warmup_steps
+from nemo_probsft.adapters.megatron.layout import first_of_last_stage
+from nemo_probsft.adapters.megatron.settings import (
+    ddp_settings,
+    model_settings,
+    optimizer_settings,
+    parallel_settings,
+    warmup_steps,
+)
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.adapters.nemo.callbacks import InstallObjective, KeepBaseOfAdapters, MoveObjective, WriteMetrics
 from nemo_probsft.adapters.nemo.data import SFTData
@@ -96,8 +104,7 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     trainer.callbacks.append(InstallObjective(reduction, collected.head, recipe.head, prepared.vocab_size))
     weights_of(prepared.base).setup(trainer, model)
     trainer.validate(model, data, verbose=False)
-    first_of_tensor_parallel = parallel_state.get_tensor_model_parallel_rank() == 0
-    if parallel_state.is_pipeline_last_stage(ignore_virtual=True) and first_of_tensor_parallel:
+    if first_of_last_stage():
         collected.save(output / f"{parallel_state.get_data_parallel_rank(with_context_parallel=True)}.npz")
     torch.distributed.barrier()  # when it returns, all are written
 
@@ -120,15 +127,8 @@ def load_model(recipe: Recipe, prepared: Prepared) -> llm.GPTModel:
 def make_trainer(recipe: Recipe, max_steps: int, *, forward_only: bool = False) -> nl.Trainer:
     """NeMo's trainer on the recipe's layout; gloo on a CPU, NCCL and the distributed optimizer on CUDA."""
     cuda = torch.cuda.is_available()
-    parallel = recipe.parallel
-    dtype = torch.bfloat16 if recipe.trainer.precision == "bf16" else torch.float32
     strategy = nl.MegatronStrategy(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
-        sequence_parallel=parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
-        pipeline_dtype=dtype if parallel.pipeline_model_parallel_size > 1 else None,
+        **parallel_settings(recipe),
         ddp=DistributedDataParallelConfig(**ddp_settings()),
         ckpt_async_save=False,
         ckpt_optim_fully_reshardable=True,
@@ -160,7 +160,8 @@ def optimizer(recipe: Recipe, num_steps: int) -> nl.MegatronOptimizerModule:
         "linear": lambda: nl.lr_scheduler.WarmupAnnealingScheduler(**steps),
         "constant": lambda: nl.lr_scheduler.WarmupPolicyScheduler(**steps),
     }
-    return nl.MegatronOptimizerModule(optimizer_config(recipe), lr_scheduler=schedules[recipe.optim.schedule]())
+    config = OptimizerConfig(**optimizer_settings(recipe))
+    return nl.MegatronOptimizerModule(config, lr_scheduler=schedules[recipe.optim.schedule]())
 
 
 def _checkpoint(directory: Path, every: int, keep: int) -> nl.ModelCheckpoint:
