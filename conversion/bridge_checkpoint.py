@@ -27,16 +27,16 @@ def refuse_what_bridge_changes(config: dict, file: Path) -> None:
         raise ValueError(f"{file}: {problem}; use another model, or NeMo 2 (--engine nemo)")
 
 
-def write_state(root: Path, spec: ModelSpec, dtype: str, files: Path | None) -> None:
-    """Everything but the tensors, into `root` and its iteration.
+def write_state(root: Path, spec: ModelSpec, dtype: str) -> None:
+    """Everything but the tensors, into `root` and its iteration. dtype: torch name of the weights.
 
-    dtype: torch name of the weights. files: where config.json and the tokenizer will lie, None without a tokenizer.
+    No path is written, which would be wrong as soon as the checkpoint moves to another machine.
     """
     iteration = root / ITERATION
     for file in (iteration / "train_state.pt", root / "latest_train_state.pt"):
         with file.open("wb") as stream:
             save(_train_state(), stream)
-    text = yaml.safe_dump(_run_config(spec, dtype, files))
+    text = yaml.safe_dump(_run_config(spec, dtype))
     (iteration / RUN_CONFIG).write_text(text, encoding="utf-8")
     (root / TRACKER).write_text("0", encoding="utf-8")
 
@@ -60,27 +60,19 @@ def _train_state() -> dict[str, torch.Tensor]:
     }
 
 
-def _run_config(spec: ModelSpec, dtype: str, files: Path | None) -> dict[str, Any]:
-    training = "megatron.bridge.training"
-    tokenizer = None
-    if files is not None:
-        tokenizer = {
-            "_target_": f"{training}.tokenizers.config.TokenizerConfig",
-            "tokenizer_type": "HuggingFaceTokenizer",
-            "tokenizer_model": str(files),
-        }
+def _run_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     return {
-        "_target_": f"{training}.config.ConfigContainer",
+        "_target_": "megatron.bridge.training.config.ConfigContainer",
         "checkpoint": {
-            "_target_": f"{training}.config.CheckpointConfig",
+            "_target_": "megatron.bridge.training.config.CheckpointConfig",
             "ckpt_format": "torch_dist",
             "fully_parallel_save": True,
             "save_optim": False,
             "save_rng": False,
         },
-        "model": _model(spec, dtype) | ({} if files is None else {"hf_model_id": str(files)}),
+        "model": _model(spec, dtype),
         "peft": None,
-        "tokenizer": tokenizer,
+        "tokenizer": None,
         "train": None,
     }
 

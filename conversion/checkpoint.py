@@ -123,7 +123,8 @@ def _tracked(directory: Path) -> Path | None:
     except (OSError, ValueError):  # no tracker, or "release" (Megatron-LM)
         return None
     found = [path for path in directory.glob(f"{_ITERATION}*") if path.name.removeprefix(_ITERATION).isdecimal()]
-    return max((path for path in found if step_of(path) <= last and _is_complete(path)), key=step_of, default=None)
+    latest_first = sorted((path for path in found if step_of(path) <= last), key=step_of, reverse=True)
+    return next(filter(_is_complete, latest_first), None)
 
 
 def _is_complete(iteration: Path) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from conversion import layout
 from conversion.bridge_checkpoint import COMMON_STATE, ITERATION, common_state, refuse_what_bridge_changes, write_state
-from conversion.checkpoint import HF_FILES, is_bridge, iteration_directory, weights_directory
+from conversion.checkpoint import HF_FILES, is_bridge, iteration_directory
 from conversion.dtypes import Tensors, cast, dtype_name, parse_dtype
 from conversion.families import ModelSpec, extra_state_keys, mappings, mappings_by_layer
 from conversion.hf_files import copy_model_files, set_config_dtype
@@ -41,7 +41,6 @@ _LAYOUTS = {
     "nemo": _Layout("weights", HF_FILES, "module."),
     "bridge": _Layout(ITERATION, f"{ITERATION}/{HF_FILES}", ""),
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 _SILENT_SECONDS = 1.0  # a short conversion shows no progress
 
 
@@ -66,7 +65,7 @@ def import_hf(
     if engine not in _LAYOUTS:
         raise ValueError(f"engine {engine!r} is not supported; choose one of {', '.join(_LAYOUTS)}")
     source, target, dtype = existing_directory(source), Path(target).absolute(), parse_dtype(dtype)
-    before = Snapshot(weights_directory(source))
+    before = Snapshot(source)
     model = open_model(source, base)
     snapshot, spec, place = Snapshot(*model.directories), model.spec, _LAYOUTS[engine]
     if engine == "bridge":
@@ -87,13 +86,10 @@ def import_hf(
         writer.close(common)
         copy_model_files(model.files, partial / place.files)
         weights_dtype = max({own for own, _ in outputs.values()}, key=lambda kind: (kind.itemsize, str(kind)))
-        has_tokenizer = any((partial / place.files / name).exists() for name in _TOKENIZER_FILES)
         if engine == "nemo":
-            tokenizer = f"../{HF_FILES}" if has_tokenizer else None
-            write_context(partial / "context", spec, dtype_name(weights_dtype), tokenizer)
+            write_context(partial / "context", spec, dtype_name(weights_dtype), _tokenizer_path(partial))
         else:
-            files = target / place.files if has_tokenizer else None
-            write_state(partial, spec, dtype_name(weights_dtype), files)
+            write_state(partial, spec, dtype_name(weights_dtype))
         before.check()
         snapshot.check()
 
@@ -227,6 +223,12 @@ def _check_one_dtype(tensors: Tensors, spec: ModelSpec) -> None:
                     f"{name} is {own}, {first} is {other}, but Megatron stores them as one tensor; choose a dtype "
                     "(--dtype)"
                 )
+
+
+def _tokenizer_path(checkpoint: Path) -> str | None:
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    has_tokenizer = any((checkpoint / HF_FILES / name).exists() for name in names)
+    return f"../{HF_FILES}" if has_tokenizer else None
 
 
 def _nemo_common_state() -> dict:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from tests.support.conversion_models import make_hf
 
 FORKS = multiprocessing.get_context("forkserver")  # a fork of this process would hang where torch has started threads
 PRELOADED = ("tests.engines.test_conversion_interrupted", "conversion.convert", "torch._dynamo", "torch.distributed")
-DIRECTIONS = {"import": import_hf, "export": export_hf}
+DIRECTIONS = {"import": import_hf, "export": export_hf, "to Bridge": partial(import_hf, engine="bridge")}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sources")
     make_hf(folder / "hf", "qwen2-tied-301")
     import_hf(folder / "hf", folder / "nemo")
-    return {"import": folder / "hf", "export": folder / "nemo"}
+    return {"import": folder / "hf", "export": folder / "nemo", "to Bridge": folder / "nemo"}
 
 
 def tree(directory: Path) -> dict[str, bytes]:

@@ -74,7 +74,8 @@ def test_the_description_of_the_model_is_read_as_data(tmp_path):
     assert (settings["num_layers"], settings["vocab_size"], settings["make_vocab_size_divisible_by"]) == (4, 301, 1)
     assert (settings["params_dtype"], settings["bf16"]) == ("torch.bfloat16", True)
     assert settings["activation_func"] == "torch.nn.functional.silu"
-    assert settings["hf_model_id"] == str(tmp_path / "bridge" / "iter_0000000" / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "elsewhere", engine="bridge")
+    assert files(tmp_path / "elsewhere") == files(tmp_path / "bridge")
 
 
 def test_a_cast_reaches_the_weights_and_both_descriptions(tmp_path):
