@@ -1,14 +1,16 @@
-"""`python -m tests.support.crash_campaign FOLDER --kills 20`: a run killed again and again, against one that is not.
+"""`python -m tests.support.crash_campaign FOLDER --kills 20 [--engine bridge]`: a run killed again and again, against
+one that is not.
 
 `kill -9` hits the launcher or one rank: at a random time of the start, at a random step, or while a checkpoint is being
 written or removed. After every kill no process is left, and the last checkpoint that counts as complete is readable to
 its last tensor. The killed run ends with the same metrics.jsonl, byte for byte. docs/parity.md has a campaign's
-result, `tests/engines/test_crash.py` runs a short one.
+result, `tests/engines/test_crash.py` and `test_bridge_crash.py` run short ones.
 """
 
 import argparse
 import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -18,16 +20,17 @@ from pathlib import Path
 import psutil
 import yaml
 
-from conversion.checkpoint import last_checkpoint
+from conversion.checkpoint import is_nemo, kind_of, last_checkpoint, step_of, weights_directory
 from conversion.torch_dist import TorchDistReader
 from nemo_probsft.demo_data import VOCAB_SIZE, write_tokenizer
 from nemo_probsft.run.log import read_metrics
+from tests.support.engine import BRIDGE_PYTHON, environment
 
 MOMENTS = ("start", "step", "checkpoint")
 PATIENCE_S = 600
 
 
-def write_recipe(folder: Path, name: str, num_steps: int, **changes) -> Path:
+def write_recipe(folder: Path, name: str, num_steps: int, engine: str = "nemo", **changes) -> Path:
     """A run of two ranks on a tiny model; the last checkpoint does not fall on `every_steps`."""
     if not (folder / "model").exists():
         write_tokenizer(folder / "model")
@@ -37,6 +40,7 @@ def write_recipe(folder: Path, name: str, num_steps: int, **changes) -> Path:
         ]
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = {
+        "engine": engine,
         "run_dir": str(folder / name),
         "model": {"path": str(folder / "model")},
         "data": {
@@ -69,10 +73,16 @@ def _write_model(directory: Path) -> None:
 
 
 def start(recipe: Path, *overrides: str, command: str = "train") -> subprocess.Popen:
-    """Its output goes to a file: a pipe would stay open as long as any process that inherited it."""
-    line = [sys.executable, "-m", "nemo_probsft", command, str(recipe), *overrides]
+    """In the environment of the recipe's engine. Its output goes to a file: a pipe would stay open as long as any
+    process that inherited it."""
+    engine = yaml.safe_load(recipe.read_text(encoding="utf-8"))["engine"]
+    python = {"nemo": sys.executable, "bridge": BRIDGE_PYTHON}[engine]
+    # The launcher's own number of threads, unless the tests have set one: another may change the last bit of a sum.
+    surroundings = environment(python) | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}
+    surroundings = {name: value for name, value in surroundings.items() if value}
+    line = [python, "-m", "nemo_probsft", command, str(recipe), *overrides]
     with recipe.with_suffix(".out").open("w") as output:
-        return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT, env=surroundings)
 
 
 def finish(recipe: Path, *overrides: str, code: int = 0, command: str = "train") -> str:
@@ -128,11 +138,12 @@ def check_directory(run_dir: Path) -> int:
     last = last_checkpoint(run_dir / "checkpoints")
     if last is None:
         return 0
-    reader = TorchDistReader(last / "weights")
+    reader = TorchDistReader(weights_directory(last))
     for key in reader:
         reader.read(key, None, 0, reader.shape(key)[0])
-    assert (last / "context" / "model.yaml").stat().st_size
-    return int(last.name.removeprefix("step="))
+    described = "context/model.yaml" if is_nemo(last) else "hf/config.json"
+    assert (last / described).stat().st_size
+    return step_of(last)
 
 
 def _wait_for(moment: str, run_dir: Path, process: subprocess.Popen, chance: random.Random) -> bool:
@@ -146,11 +157,17 @@ def _wait_for(moment: str, run_dir: Path, process: subprocess.Popen, chance: ran
             return True
         if moment == "step" and len(read_metrics(run_dir)) >= until_step:
             return True
-        if moment == "checkpoint" and list(run_dir.glob("checkpoints/*-unfinished")):
+        if moment == "checkpoint" and _saves(run_dir / "checkpoints"):
             time.sleep(chance.uniform(0, 0.3))
             return process.poll() is None
         time.sleep(0.005)
     return False
+
+
+def _saves(directory: Path) -> bool:
+    """NeMo marks what it writes or removes; of Bridge's, one that is not complete is being written."""
+    marked = list(directory.glob("*-unfinished"))
+    return bool(marked or [path for path in directory.glob("iter_*") if kind_of(path) is None])
 
 
 def _cmdline(process: psutil.Process) -> list[str]:
@@ -183,10 +200,10 @@ def _trains(process: psutil.Process | None) -> bool:
         return False
 
 
-def campaign(folder: Path, kills: int, num_steps: int, seed: int) -> list[dict]:
+def campaign(folder: Path, kills: int, num_steps: int, seed: int, engine: str) -> list[dict]:
     """Raises AssertionError when anything was lost. Returns what was done: one entry a kill."""
     chance = random.Random(seed)
-    killed = write_recipe(folder, "killed", num_steps)
+    killed = write_recipe(folder, "killed", num_steps, engine)
     done = []
     moments = [MOMENTS[i % len(MOMENTS)] for i in range(kills)]
     chance.shuffle(moments)
@@ -211,10 +228,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["nemo", "bridge"], default="nemo")
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
-    finish(write_recipe(options.folder, "whole", options.steps))
-    done = campaign(options.folder, options.kills, options.steps, options.seed)
+    finish(write_recipe(options.folder, "whole", options.steps, options.engine))
+    done = campaign(options.folder, options.kills, options.steps, options.seed, options.engine)
     print(
         f"{len(done)} kills, {options.steps} steps, seed {options.seed}: metrics.jsonl is that of the uninterrupted run"
     )
