@@ -30,6 +30,7 @@ def data_parallel() -> tuple[int, int]:
 def columns(num_columns: int) -> torch.Tensor:
     """[num_columns] int64: where in the sequence this rank's columns lie, which context parallelism divides."""
     whole = torch.arange(num_columns * parallel_state.get_context_parallel_world_size())
-    # Megatron-Core 0.18 and newer want to be told that the chunks are not the packed form's.
-    packed = {"is_hybrid_cp": False} if "is_hybrid_cp" in signature(get_batch_on_this_cp_rank).parameters else {}
-    return get_batch_on_this_cp_rank({"columns": whole[None]}, **packed)["columns"][0]
+    # Megatron-Core 0.15 asks its parallel state for the group; newer ones would take all ranks where none is named.
+    known = {"cp_group": parallel_state.get_context_parallel_group, "is_hybrid_cp": lambda: False}
+    arguments = {name: known[name]() for name in signature(get_batch_on_this_cp_rank).parameters.keys() & known.keys()}
+    return get_batch_on_this_cp_rank({"columns": whole[None]}, **arguments)["columns"][0]
