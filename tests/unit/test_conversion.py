@@ -189,7 +189,7 @@ def test_export_of_a_run_names_the_origin(tmp_path):
         "objective": {"name": "power", "alpha": 10, "denominator": "kept", "keep": {"min_p": 0.2}},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    record = decisions.run_yaml(config.load(str(tmp_path / "recipe.yaml"), []), tmp_path / "hf")
+    record = decisions.run_yaml(config.load(str(tmp_path / "recipe.yaml"), []), tmp_path / "hf", "nemo")
     import_hf(make_hf(tmp_path / "hf", "qwen2-tied-301"), tmp_path / "run" / "checkpoints" / "step=7")
     (tmp_path / "run" / "run.yaml").write_text(yaml.safe_dump(record))
     export_hf(tmp_path / "run" / "checkpoints" / "step=7", tmp_path / "back")
