@@ -10,6 +10,7 @@ megatron/bridge/training/checkpointing.py), so neither the tracker nor the weigh
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,13 @@ def last_checkpoint(directory: Path) -> Path | None:
     ]
     iteration = _tracked(directory)
     return max([*complete, *([] if iteration is None else [iteration])], key=step_of, default=None)
+
+
+def remove_incomplete(directory: Path) -> None:
+    """Removes each `iter_N` whose save was killed."""
+    for path in directory.glob(f"{_ITERATION}*"):
+        if not _is_complete(path):
+            shutil.rmtree(path)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -16,7 +16,8 @@ from nemo_probsft import config
 from nemo_probsft.adapters.megatron.settings import learning_rate, warmup_steps
 from nemo_probsft.data import order
 from nemo_probsft.run.log import read_metrics
-from tests.support.engine import BRIDGE_PYTHON, ROOT, environment
+from tests.support.bridge_refusals import CHANGES
+from tests.support.engine import BRIDGE_PYTHON, ROOT, environment, first_error
 from tests.support.first_step import RTOL, check_first_step, recipe, reference_logp, write_workspace
 
 CLOSE = (
@@ -94,10 +95,12 @@ def test_adapters_are_trained_and_exported(bridge, workspace):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_learning_rate_is_that_of_nemo_bit_for_bit(engine, workspace, schedule):
-    optim = {"lr": 3e-4, "min_lr": 1e-5, "warmup_ratio": 0.15, "schedule": schedule}
+    optim = {"lr": 3e-4, "min_lr": 0.0 if schedule == "constant" else 1e-5, "warmup_ratio": 0.15, "schedule": schedule}
     path = recipe(workspace, schedule, optim=optim)
     output = workspace / f"{schedule}-ranks"
-    engine.run([{"task": f"{__name__}:nemo_rates", "world_size": 1, "output": str(output), "recipe": str(path)}])
+    job = {"task": f"{__name__}:nemo_rates", "world_size": 1, "output": str(output), "recipe": str(path)}
+    engine.run([job])
+    assert not (error := first_error([job])), error
     theirs = torch.load(output / "rank-0.pt", weights_only=True)
     assert [learning_rate(config.load(path), step, 40) for step in range(40)] == theirs
 
@@ -140,28 +143,21 @@ def test_f_of_p_in_a_bridge_recipe_of_ones_own(tmp_path):
         "scheduler.lr_warmup_iters=1",
         "optimizer.lr=1e-3",
         "mixed_precision=null",
+        "optimizer.bf16=false",
         "logger.tensorboard_dir=null",
     ]
     for iterations in (2, 4):  # the second goes on from the first
-        command = [*torchrun(2), "examples/bridge_recipe.py", "adaptive-0.002-0.01-0.5", *overrides]
-        command += [
-            f"train.train_iters={iterations}",
-            "scheduler.lr_decay_iters=4",
-            "model.tensor_model_parallel_size=2",
-        ]
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "kept_fraction: 1.000000E+00" in done.stdout
-    assert "iteration        4/       4" in done.stdout
-    assert torch.load(last_checkpoint(tmp_path / "checkpoints") / "objective.pt")["weight"] == 1 - 0.5**4
-    refused = subprocess.run(
-        [*torchrun(1), "examples/bridge_recipe.py", "p", *overrides, "model.calculate_per_token_loss=false"],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-    )
-    assert "ValueError: the Bridge configuration has model.calculate_per_token_loss False" in refused.stderr
+        command = [*torchrun(2), "examples/bridge_recipe.py", "objective=adaptive-0.002-0.01-0.5", *overrides]
+        command += ["model.tensor_model_parallel_size=2", "scheduler.lr_decay_iters=4"]
+        command += [f"train.train_iters={iterations}"]
+        with (tmp_path / "said").open("w") as said:  # no pipe: Megatron's checkpoint writer keeps its end open
+            done = subprocess.run(command, cwd=ROOT, env=environ, stdout=said, stderr=subprocess.STDOUT, timeout=300)
+        assert done.returncode == 0, (tmp_path / "said").read_text()[-3000:]
+    said = (tmp_path / "said").read_text()
+    assert "kept_fraction: 1.000000E+00" in said
+    assert "iteration        4/       4" in said
+    state = torch.load(last_checkpoint(tmp_path / "checkpoints") / "objective.pt", weights_only=True)
+    assert state["weight"] == 1 - 0.5**4
 
 
 def torchrun(num_ranks: int) -> list[str]:
@@ -185,3 +181,16 @@ def llama_in_a_hub_cache(root: Path) -> tuple[Path, dict[str, str]]:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 1, "bos_token_id": None}
     LlamaForCausalLM(LlamaConfig(**shape, **heads, tie_word_embeddings=True)).float().save_pretrained(model)
     return model, environment(BRIDGE_PYTHON) | {"HF_HUB_CACHE": str(root / "hub"), "HF_HUB_OFFLINE": "1"}
+
+
+def test_what_would_train_another_objective_is_refused(bridge, tmp_path):
+    job = {"task": "tests.support.bridge_refusals:ask_all", "world_size": 1, "output": str(tmp_path / "ranks")}
+    bridge.run([job])
+    assert not (error := first_error([job])), error
+    said = json.loads((tmp_path / "ranks" / "rank-0.json").read_text())
+    for name in CHANGES:
+        assert said[name].startswith("the Bridge configuration has ")
+        assert name in said[name]
+    assert "no objective is named" in said["none"]
+    assert "hidden" in said["dropped"]
+    assert not said["named"]

@@ -36,7 +36,7 @@ ARROWS = {
     "launch": ("command_line", "config", "objectives", "run"),
     "adapters": (),
     "adapters/megatron": ("config", "data", "loss", "objectives", "ops", "run"),
-    "adapters/bridge": ("adapters/megatron", "config", "conversion", "data", "objectives", "run"),
+    "adapters/bridge": ("adapters/megatron", "config", "conversion", "data", "files", "objectives", "run"),
     "adapters/nemo": ("adapters/megatron", "config", "conversion", "ops", "run"),
     "commands": (
         *("command_line", "config", "conversion", "data", "diagnosis", "files", "objectives", "plan", "progress"),

@@ -3,15 +3,15 @@
 Import this before `megatron.bridge` on a machine without CUDA: it patches what Bridge needs there.
 """
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["ObjectiveStep"]
+_HOMES = {"ObjectiveStep": "step", "with_objective": "overrides"}
+__all__ = ["ObjectiveStep", "with_objective"]
 
 
 def __getattr__(name: str) -> Any:
-    """`ObjectiveStep` brings Bridge with it; the list of patches must be readable without."""
-    if name not in __all__:
+    """These bring Bridge with them; the list of patches must be readable without."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nemo_probsft.adapters.bridge.step import ObjectiveStep
-
-    return ObjectiveStep
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

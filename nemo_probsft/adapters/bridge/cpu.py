@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,30 +33,15 @@ def _patch_cuda_assertion() -> None:
     setup.initialize_megatron = functools.partial(initialize_megatron, allow_no_cuda=True)
 
 
-def _patch_compile_helpers() -> None:
-    from megatron.bridge.training import initialize
-
-    initialize.compile_helpers = lambda: None
-
-
-def _patch_lora_layers() -> None:
-    from megatron.bridge.peft import utils
-
-    utils.HAVE_TE = False
+def _replace(module: str, name: str, value: object) -> Callable[[], None]:
+    return lambda: setattr(importlib.import_module(module), name, value)
 
 
 def _probe_cuda_assertion() -> None:
     from megatron.bridge.training import setup
 
-    initialize = setup.initialize_megatron
-    if not isinstance(initialize, functools.partial):
-        initialize(cfg=None)
-
-
-def _probe_compile_helpers() -> None:
-    from megatron.bridge.training import initialize
-
-    initialize.compile_helpers()
+    if not isinstance(setup.initialize_megatron, functools.partial):
+        setup.initialize_megatron(cfg=None)
 
 
 def _probe_lora_layers() -> object:
@@ -64,6 +50,7 @@ def _probe_lora_layers() -> object:
     return utils.HAVE_TE and isinstance(torch.nn.Module(), utils.TEColumnParallelLinear)
 
 
+_INITIALIZE = "megatron.bridge.training.initialize"
 _patch = functools.partial(Patch, package="megatron-bridge", versions=">=0.5,<0.7")
 PATCHES = (
     *cpu.PATCHES,
@@ -76,7 +63,7 @@ PATCHES = (
     ),
     _patch(
         name="cuda_assertion",
-        upstream="megatron.bridge.training.initialize.initialize_megatron",
+        upstream=f"{_INITIALIZE}.initialize_megatron",
         reason="asserts that there is CUDA; its argument allow_no_cuda is never passed by `setup`",
         apply=_patch_cuda_assertion,
         probe=_probe_cuda_assertion,
@@ -85,14 +72,14 @@ PATCHES = (
         name="compile_helpers",
         upstream="megatron.core.datasets.utils.compile_helpers",
         reason="runs `make` on a Makefile that megatron-core's wheel lacks, and exits; the wheel has the result",
-        apply=_patch_compile_helpers,
-        probe=_probe_compile_helpers,
+        apply=_replace(_INITIALIZE, "compile_helpers", lambda: None),
+        probe=lambda: importlib.import_module(_INITIALIZE).compile_helpers(),
     ),
     _patch(
         name="bridge_lora_layers",
         upstream="megatron.bridge.peft.utils.HAVE_TE",
         reason="True without Transformer Engine: Megatron's module for it can be imported, its classes are mocks",
-        apply=_patch_lora_layers,
+        apply=_replace("megatron.bridge.peft.utils", "HAVE_TE", False),
         probe=_probe_lora_layers,
     ),
 )

@@ -21,6 +21,7 @@ if not torch.cuda.is_available():  # before Bridge, which cannot be imported the
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.config import ConfigContainer
 from megatron.bridge.training.gpt_step import get_batch
+from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 from megatron.bridge.training.state import GlobalState
 from megatron.bridge.training.utils.checkpoint_utils import get_checkpoint_name
 from megatron.bridge.training.utils.pg_utils import get_pg_collection
@@ -59,6 +60,8 @@ class ObjectiveStep(Callback):
         vocab_size: int | None = None,
         **names: Any,  # `examples` of TrainingStep
     ) -> None:
+        if isinstance(cfg.mixed_precision, str):  # a name says nothing to the check
+            cfg.mixed_precision = get_mixed_precision_config(cfg.mixed_precision)
         if reason := refused_setting(bridge_values(cfg), BRIDGE_SETTINGS):
             raise ValueError(f"the Bridge configuration has {reason}; docs/exactness.md lists what is exact")
         self.cfg, self.head, self.installed = cfg, head, False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from megatron.bridge.training.config import CheckpointConfig
 from megatron.bridge.training.finetune import finetune
 from megatron.core import parallel_state
 
-from conversion.checkpoint import HF_FILES, kind_of, last_checkpoint, step_of
+from conversion.checkpoint import HF_FILES, last_checkpoint, remove_incomplete, step_of
 from conversion.hf_files import copy_model_files
 from nemo_probsft.adapters.bridge import config
 from nemo_probsft.adapters.bridge.data import SFTData
@@ -36,7 +35,7 @@ def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[Callback] = ()) 
     last = last_checkpoint(directory)
     data = SFTData(micro_batches.training(recipe, prepared), 0 if last is None else step_of(last))
     if os.environ["RANK"] == "0":
-        _remove_incomplete(directory)
+        remove_incomplete(directory)  # Bridge would keep them, as the newest, and remove complete ones
     step = RecipeStep(recipe, prepared, data, last, directory)
     finetune(step.cfg, step, callbacks=[step, *callbacks])
 
@@ -47,11 +46,8 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     Writes to `output`/<data-parallel rank>.npz what `CollectedLogp.save` says.
     """
     _quiet()
-    step = CollectStep(recipe, prepared, SFTData(micro_batches.forward_only(recipe, prepared)))
+    step = CollectStep(recipe, prepared, SFTData(micro_batches.forward_only(recipe, prepared)), output)
     finetune(step.cfg, step, callbacks=[step])
-    if layout.first_of_last_stage():
-        step.collected.save(output / f"{parallel_state.get_data_parallel_rank(with_context_parallel=True)}.npz")
-    torch.distributed.barrier()  # when it returns, all are written
 
 
 class RecipeStep(ObjectiveStep):
@@ -102,12 +98,12 @@ class RecipeStep(ObjectiveStep):
 class CollectStep(ObjectiveStep):
     """Keeps log p of every target that an evaluation sees."""
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, data: SFTData) -> None:
+    def __init__(self, recipe: Recipe, prepared: Prepared, data: SFTData, output: Path) -> None:
         checkpoint = CheckpointConfig(pretrained_checkpoint=prepared.base, hf_source_path=prepared.hf)
         cfg = config.container(recipe, prepared, data, checkpoint)
         cfg.validation.skip_train, cfg.validation.eval_iters = True, data.micro_batches.num_steps
         super().__init__(cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size)
-        self.data, self.num_micro_batches = data, recipe.num_micro_batches
+        self.data, self.num_micro_batches, self.output = data, recipe.num_micro_batches, output
         self.collected = CollectedLogp()
 
     def evaluation_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
@@ -115,12 +111,11 @@ class CollectStep(ObjectiveStep):
         self.collected.see(nll, labels, loss_mask, examples, layout.columns(loss_mask.shape[1]))
         return nll.sum() * 0, (loss_mask > 0).sum().int(), {}
 
-
-def _remove_incomplete(directory: Path) -> None:
-    """What a killed save left would count among the newest, which Bridge keeps, and push complete ones out."""
-    for path in directory.glob("iter_*"):
-        if kind_of(path) is None:
-            shutil.rmtree(path)
+    def on_eval_end(self, context: CallbackContext) -> None:
+        if layout.first_of_last_stage():
+            rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+            self.collected.save(self.output / f"{rank}.npz")
+        torch.distributed.barrier()  # when it returns, all are written
 
 
 def _quiet() -> None:

@@ -1,0 +1,73 @@
+"""Every patch for Bridge without CUDA is still needed: in its own process, with all the others, its probe fails."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+
+from nemo_probsft.adapters.bridge import cpu
+from tests.support.engine import BRIDGE_PYTHON, Engine, environment, first_error
+
+if torch.cuda.is_available():
+    pytest.skip("the CPU adapter refuses to run where CUDA is", allow_module_level=True)
+
+NAMES = [patch.name for patch in cpu.PATCHES]
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """{the patch that was left out, "" for none: what was raised, as a line}."""
+    jobs = [
+        {
+            "task": f"{__name__}:probe_without",
+            "world_size": 1,
+            "output": str(tmp_path_factory.mktemp("p") / name),
+            "name": name,
+        }
+        for name in ["none", *NAMES]
+    ]
+    with Engine(BRIDGE_PYTHON, ("torch._dynamo",)) as unpatched:
+        unpatched.run(jobs)
+    assert not (error := first_error(jobs)), error
+    return {job["name"]: torch.load(f"{job['output']}/rank-0.pt", weights_only=True) for job in jobs}
+
+
+def probe_without(job, output):
+    """Bridge's own patches build on Megatron's: without one of those only its own probe is asked."""
+    left_out = [patch for patch in cpu.PATCHES if patch.name == job["name"]]
+    of_megatron = bool(left_out) and left_out[0].package != "megatron-bridge"
+    applied = [patch for patch in cpu.PATCHES if patch not in left_out and not of_megatron]
+    for patch in applied:
+        patch.apply()
+    raised = ""
+    try:
+        for patch in left_out or cpu.PATCHES:
+            patch.probe()
+    except (Exception, SystemExit) as error:
+        raised = f"{type(error).__name__}: {error}"
+    torch.save(raised, output)
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("name", NAMES)
+def test_upstream_still_fails_without_the_patch(said, name):
+    """When this fails, upstream works on a CPU by itself: delete the patch."""
+    assert said[name]
+
+
+@pytest.mark.bridge
+def test_all_patches_together_make_the_probes_pass(said):
+    assert not said["none"]
+
+
+@pytest.mark.bridge
+@pytest.mark.parametrize("patch", cpu.PATCHES, ids=lambda patch: patch.name)
+def test_the_installed_package_is_in_the_patch_s_range(patch):
+    check = (
+        "import sys, importlib.metadata, packaging.specifiers as s; "
+        "sys.exit(not s.SpecifierSet(sys.argv[2]).contains(importlib.metadata.version(sys.argv[1]), prereleases=True))"
+    )
+    line = [BRIDGE_PYTHON, "-c", check, patch.package, patch.versions]
+    assert subprocess.run(line, env=environment(BRIDGE_PYTHON)).returncode == 0
