@@ -36,7 +36,10 @@ TOGETHER = dict.fromkeys(("test_evaluation", "test_evaluation_tasks"), "vllm")  
 LONGEST_FIRST = (
     "test_crash",
     "vllm",
+    "test_bridge_crash",
     "test_sweep",
+    "test_bridge_parity",
+    "test_bridge_training",
     "test_training",
     "test_submit",
     "test_parity",

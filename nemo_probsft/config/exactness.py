@@ -249,7 +249,7 @@ EXACT = (
         PARITY,
         BRIDGE_PARITY,
     ),
-    Exact("trainer.recompute `selective`", "the same", PARITY, "not shown: Megatron's own, as under NeMo 2"),
+    Exact("trainer.recompute `selective`", "the same", PARITY, BRIDGE_PARITY),
     Exact(
         "peft `lora`: the engine's own adapters, everything else frozen",
         "the loss is that of the merged model; the adapters' gradients go through the same division",

@@ -63,6 +63,26 @@ def test_it_goes_on_at_another_layout(bridge, folder):
     assert state["by_label"][1].sum() == pytest.approx(seen, rel=1e-6)
 
 
+def test_adapters_killed_go_on_bit_for_bit_and_are_exported(bridge, tmp_path):
+    adapters = {
+        "peft": {"name": "lora", "dim": 4, "alpha": 8},
+        "parallel": {"tensor_model_parallel_size": 1},
+        "trainer": {"devices": 1, "max_steps": 12, "precision": "fp32"},
+        "checkpoint": {"every_steps": 2},
+        "export": {"at_end": True},
+    }
+    whole, killed = (write_recipe(tmp_path, name, 12, "bridge", **adapters) for name in ("whole", "killed"))
+    bridge.command("train", whole, world_size=1, output=tmp_path / "whole-ranks")
+    assert run_and_kill(killed, tmp_path / "killed", "checkpoint", random.Random(1)), "the run ended before"
+    assert check_directory(tmp_path / "killed") < 12
+    finish(killed)
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    first, second = ((run / "metrics.jsonl").read_bytes() for run in runs)
+    assert first == second
+    first, second = ([path.read_bytes() for path in (run / "export").glob("*.safetensors")] for run in runs)
+    assert first == second != []
+
+
 def test_a_run_of_the_other_engine_is_refused(folder):
     done = finish(folder / "whole.yaml", "engine=nemo", code=2)
     assert "bridge" in done.splitlines()[-1]

@@ -15,6 +15,7 @@ FURTHER = [
     Case(tp=2, sp=True, model="qwen3-tied", objective="GeneralFamily-10"),
     Case(tp=2, pp=2, model="llama-untied", objective="OnlyBottomP-0.5", denominator="kept"),
     Case(tp=2, sp=True, pp=2, vp=2, objective="OnlyTopLogP-0.2", denominator="kept", recompute="full"),
+    Case(tp=2, sp=True, dp=2, model="qwen2-tied", objective="p", recompute="selective"),
 ]
 LORA = [
     Case(lora=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2"),
