@@ -33,7 +33,7 @@ find_python() {
 
 # Bridge imports nvidia-resiliency-ext, whose wheels are for glibc 2.39 and newer. What Bridge uses of it is Python and runs on any; only
 # its profiler's library, which is loaded on request, needs that glibc. Files: https://pypi.org/project/nvidia-resiliency-ext/0.6.0/#files
-NEWER_GLIBC='^nvidia-resiliency-ext=='
+NEWER_GLIBC='^nvidia-resiliency-ext==0\.[6-9]'  # train.lock has an older one, with wheels for older glibcs
 NEWER_GLIBC_VERSION=2.39
 
 is_older_glibc() {
