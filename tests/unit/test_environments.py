@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,14 @@ def test_a_missing_python_is_one_line_with_its_version_its_use_and_the_remedy(se
         f"and python{version} does not run or is another; "
         f"install it (pyenv install {version}) or name it: make {variable}=/path/to/python{version} ...\n"
     )
+
+
+def test_one_pin_of_one_lock_is_taken_with_another_platform_s_tag():
+    """An older one of the same package, in another lock, has no wheel with that tag: pip would find none."""
+    script = (ROOT / "requirements" / "venv.sh").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"^NEWER_GLIBC='(.*?)'", script, re.MULTILINE)
+    pins = [line for lock in (ROOT / "requirements").glob("*.lock") for line in lock.read_text().splitlines()]
+    assert [pin for pin in pins if re.search(pattern, pin)] == ["nvidia-resiliency-ext==0.6.0"]
 
 
 def test_a_python_that_is_named_is_not_replaced_by_another(set_up):
