@@ -75,7 +75,7 @@ def _write_model(directory: Path) -> None:
 def start(recipe: Path, *overrides: str, command: str = "train") -> subprocess.Popen:
     """In the environment of the recipe's engine. Its output goes to a file: a pipe would stay open as long as any
     process that inherited it."""
-    engine = yaml.safe_load(recipe.read_text(encoding="utf-8"))["engine"]
+    engine = yaml.safe_load(recipe.read_text(encoding="utf-8")).get("engine", "nemo")
     python = {"nemo": sys.executable, "bridge": BRIDGE_PYTHON}[engine]
     # The launcher's own number of threads, unless the tests have set one: another may change the last bit of a sum.
     surroundings = environment(python) | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")}

@@ -18,7 +18,9 @@ def site(tmp_path, monkeypatch):
     """A site directory that holds nothing yet, instead of the one that the tests run from."""
     paths = sysconfig.get_paths()
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), paths["stdlib"], paths["platstdlib"]])
-    finders = [finder for finder in sys.meta_path if getattr(finder, "__module__", "").startswith("_frozen_importlib")]
+    # Where another test has imported the package importlib_metadata, its finder does what Python's own did.
+    known = ("_frozen_importlib", "importlib_metadata")
+    finders = [finder for finder in sys.meta_path if getattr(finder, "__module__", "").startswith(known)]
     monkeypatch.setattr(sys, "meta_path", finders)
     for name in ("nemo", "megatron"):
         monkeypatch.delitem(sys.modules, name, raising=False)
