@@ -6,11 +6,12 @@ megatron-bridge 0.6.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 if not torch.cuda.is_available():  # before Bridge, which cannot be imported there
@@ -58,7 +59,7 @@ class ObjectiveStep(Callback):
         denominator: str = "target",
         head: HeadConfig = HeadConfig(),  # noqa: B008  frozen
         vocab_size: int | None = None,
-        **names: Any,  # `examples` of TrainingStep
+        examples: Callable[[int, int], np.ndarray] | None = None,  # of TrainingStep
     ) -> None:
         if isinstance(cfg.mixed_precision, str):  # a name says nothing to the check
             cfg.mixed_precision = get_mixed_precision_config(cfg.mixed_precision)
@@ -70,7 +71,7 @@ class ObjectiveStep(Callback):
             raise ValueError("cfg.model.vocab_size is not set; set it to the size of the vocabulary without padding")
         if not isinstance(objective, ResolvedObjective):
             objective = ResolvedObjective(parse_objective(objective), denominator, objective)
-        self.training = TrainingStep(objective, num_steps=cfg.train.train_iters, num_labels=size, **names)
+        self.training = TrainingStep(objective, num_steps=cfg.train.train_iters, num_labels=size, examples=examples)
         self.vocab_size = size
 
     def __call__(

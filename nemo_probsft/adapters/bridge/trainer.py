@@ -70,6 +70,10 @@ class RecipeStep(ObjectiveStep):
         self.writer: MetricsWriter | None = None
         self.lr = 0.0
 
+    def training_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
+        """Nothing for Bridge's loggers, which would reduce every pair once more: metrics.jsonl has them all."""
+        return *self.training.loss(nll, labels, loss_mask), {}
+
     def on_train_start(self, context: CallbackContext) -> None:
         super().on_train_start(context)
         self.writer = MetricsWriter(self.recipe, self.training, context.state.train_state.step)
