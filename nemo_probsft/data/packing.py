@@ -43,7 +43,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> Rows:
 
 
 def spread(lengths: Sequence[int], num_rows: int, most: int | None = None) -> Rows:
-    """`num_rows` rows that are as even as it finds: the longest first, each into the emptiest row with fewer than `most`.
+    """`num_rows` rows, as even as it finds: the longest first, each into the emptiest row that holds fewer than `most`.
 
     Source: longest processing time first (Graham, SIAM J. Appl. Math. 17, 1969).
     """
@@ -63,17 +63,11 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Packing:
-    """How the rows of every step of a run are laid out. num_rows: of a step, over all data-parallel ranks."""
+    """How the rows of every step of a run are laid out."""
 
     capacity: int  # positions of a row
-    num_rows: int
+    num_rows: int  # of a step, over all data-parallel ranks
     micro_batch_size: int  # rows
-    dp_size: int
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Of a step and data-parallel rank."""
-        return self.num_rows // (self.micro_batch_size * self.dp_size)
 
     def rows(self, lengths: Sequence[int]) -> Rows:
         """The `num_rows` rows of a step, the longest first; the last ones may be empty.
@@ -88,8 +82,8 @@ class Packing:
         rows += [[] for _ in range(self.num_rows - len(rows))]
         return sorted(rows, key=lambda row: -sum(lengths[index] for index in row))
 
-    def ranks(self, lengths: Sequence[int]) -> list[list[Rows]]:
-        """[dp_size][num_micro_batches][micro_batch_size] rows of a step.
+    def ranks(self, lengths: Sequence[int], dp_size: int) -> list[list[Rows]]:
+        """[dp_size][micro-batches][micro_batch_size] rows of a step.
 
         Rows of like length share a micro-batch, which is as long as its longest row, and the micro-batches are dealt so
         that all ranks have about as many positions.
@@ -97,7 +91,8 @@ class Packing:
         rows, size = self.rows(lengths), self.micro_batch_size
         batches = [rows[start : start + size] for start in range(0, self.num_rows, size)]
         longest = [_filled(lengths, batch)[0] for batch in batches]
-        return [[batches[i] for i in share] for share in spread(longest, self.dp_size, self.num_micro_batches)]
+        shares = spread(longest, dp_size, len(batches) // dp_size)
+        return [[batches[i] for i in share] for share in shares]
 
 
 def _filled(lengths: Sequence[int], rows: Rows) -> list[int]:
@@ -122,11 +117,11 @@ class Fill:
     longest_rank: float  # positions of the data-parallel rank that has most in a step, over their mean; mean of steps
 
 
-def fill(packing: Packing, steps: Sequence[Sequence[int]]) -> Fill:
+def fill(packing: Packing, steps: Sequence[Sequence[int]], dp_size: int) -> Fill:
     size = packing.micro_batch_size
     num_tokens, packed, unpacked, longest = 0, 0, 0, []
     for lengths in steps:
-        ranks = [size * sum(_filled(lengths, batch)[0] for batch in share) for share in packing.ranks(lengths)]
+        ranks = [size * sum(_filled(lengths, batch)[0] for batch in share) for share in packing.ranks(lengths, dp_size)]
         longest.append(max(ranks) * len(ranks) / sum(ranks))
         packed += sum(ranks)
         unpacked += size * int(np.reshape(lengths, (-1, size)).max(1).sum())

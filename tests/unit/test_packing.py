@@ -29,17 +29,17 @@ def runs(draw):
 @given(runs())
 def test_every_example_of_a_step_lies_in_one_row_of_one_rank(run):
     steps, capacity, size, dp = run
-    packing = Packing(capacity, most_rows(steps, capacity, size * dp), size, dp)
+    packing = Packing(capacity, most_rows(steps, capacity, size * dp), size)
     assert packing.num_rows <= len(steps[0])  # never more forward passes than without packing
     for lengths in steps:
-        ranks = packing.ranks(lengths)
+        ranks = packing.ranks(lengths, dp)
         assert len(ranks) == dp
-        assert {len(share) for share in ranks} == {packing.num_micro_batches}
+        assert {len(share) for share in ranks} == {packing.num_rows // (size * dp)}
         rows = [row for share in ranks for batch in share for row in batch]
         assert len(rows) == packing.num_rows
         assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
         assert max(totals(lengths, rows)) <= capacity
-        assert packing.ranks(lengths) == ranks
+        assert packing.ranks(lengths, dp) == ranks
 
 
 @settings(max_examples=200, deadline=None)
@@ -48,8 +48,8 @@ def test_rows_do_not_depend_on_who_else_computes_them(run):
     """The same rows, be they dealt to two ranks or computed by one, in micro-batches of one or of several."""
     (lengths, *_), capacity, size, dp = run
     num_rows = most_rows([lengths], capacity, size * dp)
-    alone = Packing(capacity, num_rows, 1, 1).ranks(lengths)[0]
-    shared = Packing(capacity, num_rows, size, dp).ranks(lengths)
+    alone = Packing(capacity, num_rows, 1).ranks(lengths, 1)[0]
+    shared = Packing(capacity, num_rows, size).ranks(lengths, dp)
     assert sorted(row for share in shared for batch in share for row in batch) == sorted(row for (row,) in alone)
 
 
@@ -71,14 +71,14 @@ def test_spread_takes_the_emptiest_row_with_room():
 def test_rows_are_even_unless_one_would_be_too_long():
     lengths = [5, 5, 4, 4, 4]  # even rows: 5 4 4 and 5 4
     assert max(totals(lengths, spread(lengths, 2))) == 13
-    assert totals(lengths, Packing(13, 2, 1, 1).rows(lengths)) == [13, 9]
+    assert totals(lengths, Packing(13, 2, 1).rows(lengths)) == [13, 9]
     lengths = [3, 3, 2, 2, 2]  # even rows: 3 2 2 and 3 2, where 6 and 6 would do
     assert totals(lengths, spread(lengths, 2)) == [7, 5]
-    assert totals(lengths, Packing(6, 2, 1, 1).rows(lengths)) == [6, 6]
+    assert totals(lengths, Packing(6, 2, 1).rows(lengths)) == [6, 6]
 
 
 def test_a_step_with_little_in_it_leaves_rows_empty():
-    assert Packing(10, 4, 2, 2).ranks([9, 1]) == [[[[0], [1]]], [[[], []]]]
+    assert Packing(10, 4, 2).ranks([9, 1], 2) == [[[[0], [1]]], [[[], []]]]
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def steps() -> list[list[int]]:
 
 @pytest.mark.parametrize(("size", "dp"), [(1, 1), (1, 8), (4, 1), (4, 2)])
 def test_at_most_5_percent_padding_on_lengths_as_in_mathematics(steps, size, dp, record_property):
-    packing = Packing(MAX_LENGTH, most_rows(steps, MAX_LENGTH, size * dp), size, dp)
-    found = fill(packing, steps[:50])
+    packing = Packing(MAX_LENGTH, most_rows(steps, MAX_LENGTH, size * dp), size)
+    found = fill(packing, steps[:50], dp)
     record_property("fill", str(found))
     assert packing.num_rows < 256 / 5
     assert found.padding < 0.05
@@ -108,10 +108,9 @@ def test_best_fit_leaves_at_most_5_percent_of_whole_rows_empty(steps):
 
 
 def test_fill_counts_positions():
-    packing = Packing(6, 2, 1, 2)
-    assert fill(packing, [[3, 3, 2, 2, 2]]).padding == 0
-    two = fill(Packing(8, 2, 2, 1), [[8, 2, 2, 1]])  # rows of 8 and 5
+    assert fill(Packing(6, 2, 1), [[3, 3, 2, 2, 2]], 2).padding == 0
+    two = fill(Packing(8, 2, 2), [[8, 2, 2, 1]], 1)  # rows of 8 and 5
     assert two.padding == pytest.approx(3 / 16)
     assert two.unpacked == pytest.approx(1 - 13 / 20)  # micro-batches 8 2 and 2 1
     assert two.longest_rank == 1
-    assert fill(Packing(8, 2, 1, 2), [[8, 2, 2, 1]]).longest_rank == pytest.approx(8 / 6.5)
+    assert fill(Packing(8, 2, 1), [[8, 2, 2, 1]], 2).longest_rank == pytest.approx(8 / 6.5)
