@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.ops import HeadReport
 
 
@@ -14,7 +15,7 @@ class CollectedLogp:
     """The targets of this rank, one entry a micro-batch."""
 
     def __init__(self) -> None:
-        self.head = HeadReport()
+        self.head, self.head_rows = HeadReport(), HeadRows()
         self.logp: list[torch.Tensor] = []
         self.example: list[np.ndarray] = []
         self.position: list[np.ndarray] = []  # of the target among the tokens of its example

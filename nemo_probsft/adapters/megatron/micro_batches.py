@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from nemo_probsft.adapters.megatron.layout import columns, context_parallel_size
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import batches, order
 from nemo_probsft.data.tokens import Example, TokenizedDataset
@@ -32,12 +32,21 @@ class MicroBatches:
         self.dataset, self.indices, self.num_steps = _WithBlanks(dataset), indices, num_steps
         self.global_batch_size, self.micro_batch_size = recipe.data.global_batch_size, recipe.data.micro_batch_size
         self.max_length = round_up(recipe.data.max_length, length_multiple(recipe))  # of a micro-batch, in positions
-        self.collate = functools.partial(
-            batches.collate,
-            pad_id=prepared.pad_id,
-            pad_to_multiple_of=length_multiple(recipe),
-            attention_mask=not torch.cuda.is_available(),  # Transformer Engine's attention is causal by itself
+        self.pad_id, self.length_multiple = prepared.pad_id, length_multiple(recipe)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """The batch of a rank of Megatron's, in pinned memory where there is CUDA: the copy there waits for nothing."""
+        cuda = torch.cuda.is_available()
+        batch = batches.collate(
+            examples,
+            self.pad_id,
+            pad_to_multiple_of=self.length_multiple,
+            attention_mask=not cuda,  # Transformer Engine's attention is causal by itself
         )
+        if (cp := context_parallel_size()) > 1:  # of what this rank will have of the sequences
+            mask = batch["loss_mask"]
+            batch["loss_rows"] = batches.loss_rows(mask[:, columns(mask.shape[1] // cp)])
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if cuda else batch
 
     def of_step(self, step: int, dp_rank: int, dp_size: int) -> np.ndarray:
         """[num_micro_batches, micro_batch_size] examples: a data-parallel rank's share of a step, from 0."""

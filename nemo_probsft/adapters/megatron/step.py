@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nemo_probsft.adapters.megatron import guards
+from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.adapters.megatron.statistics import REPORT, STATISTICS_LENGTH, add_weights, loss_function, summarise
 from nemo_probsft.config import ResolvedObjective
 from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at
@@ -40,6 +41,7 @@ class TrainingStep:
         self.running_p = RunningMean(self.objective.decay) if isinstance(self.objective, Adaptive) else RunningMean()
         self.label_means = label_means(self.objective, num_labels)
         self.head = HeadReport()  # the head hook adds to it; see `hook.install_target_logprob`
+        self.head_rows = HeadRows(find_zeros=self.objective.has_threshold)  # and takes from this what it needs to know
         self.number = 0  # of the step being trained, from 1
         self.micro_batches: list[torch.Tensor] = []  # statistics of those seen in this step
         self.statistics = torch.zeros(STATISTICS_LENGTH)  # the last step's sums over the global batch
