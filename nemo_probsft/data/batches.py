@@ -27,9 +27,9 @@ def collate(
     """Pad b examples on the right to s positions: `length`, or the longest of them rounded up to `pad_to_multiple_of`.
 
     tokens, labels, position_ids [b, s] int64; loss_mask [b, s] fp32. labels are shifted: labels[t] is the token after
-    tokens[t] where that is a target, which loss_mask says too, and -100 elsewhere. attention_mask [1, 1, s, s] bool,
-    True where attention is forbidden (Megatron's convention): causal only, since padding is on the right of all that is
-    real.
+    tokens[t] where that is a target, which loss_mask says too, and -100 elsewhere. loss_rows: see there.
+    attention_mask [1, 1, s, s] bool, True where attention is forbidden (Megatron's convention): causal only, since
+    padding is on the right of all that is real.
     """
     longest = max(len(example.input_ids) for example in examples)
     s = padded_length(longest, pad_to_multiple_of) if length is None else length
@@ -41,7 +41,7 @@ def collate(
     for i, example in enumerate(examples):
         n = len(example.input_ids) - 1
         _place(example, tokens[i, :n], labels[i, :n], loss_mask[i, :n])
-    batch = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask}
+    batch = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "loss_rows": loss_rows(loss_mask)}
     batch["position_ids"] = torch.arange(s).expand(len(examples), s).contiguous()
     if attention_mask:
         batch["attention_mask"] = torch.ones(1, 1, s, s, dtype=torch.bool).triu(1)
@@ -74,8 +74,8 @@ def collate_packed(
             _place(example, *(tensor[i, start : start + n] for tensor in (tokens, labels, loss_mask)))
             start += n
         spans[i] += [s - start] * (start < s)
-    position_ids = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in spans])
-    batch = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "position_ids": position_ids}
+    batch = {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, "loss_rows": loss_rows(loss_mask)}
+    batch["position_ids"] = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in spans])
     if attention_mask:
         batch["attention_mask"] = torch.stack([_forbidden(row) for row in spans])
         return batch
@@ -97,3 +97,8 @@ def _forbidden(lengths: Sequence[int]) -> torch.Tensor:
     """[1, s, s] bool: attention across examples of these lengths, and to what comes later."""
     example = torch.repeat_interleave(torch.tensor(lengths))
     return ((example[:, None] != example) | torch.ones(len(example), len(example), dtype=torch.bool).triu(1))[None]
+
+
+def loss_rows(loss_mask: torch.Tensor) -> torch.Tensor:
+    """[N] int64, ascending: where the targets of a mask [b, s] lie for the LM head, whose rows are those of [s, b]."""
+    return loss_mask.t().reshape(-1).nonzero().squeeze(1)

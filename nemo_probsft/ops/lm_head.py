@@ -22,13 +22,16 @@ _NONE_IGNORED = torch.iinfo(torch.int64).min
 
 @dataclass
 class HeadReport:
-    """What the calls that got it and their backwards did: counts of rows, and sums of |dlogp| for `skip_below`."""
+    """What the calls that got it and their backwards did: counts of rows, and sums of |dlogp| for `skip_below`.
+
+    The sums stay on the device, float64, so that adding to them waits for nothing; read them once a step.
+    """
 
     num_tokens: int = 0
     num_forward: int = 0
     num_backward: int = 0
-    skipped_weight: float = 0.0
-    total_weight: float = 0.0
+    skipped_weight: float | Tensor = 0.0
+    total_weight: float | Tensor = 0.0
 
 
 def lm_head_logprob(
@@ -44,6 +47,8 @@ def lm_head_logprob(
     chunk_tokens: int | None = None,
     skip_below: float = 0.0,
     accumulate_main_grad: bool = False,
+    rows: Tensor | None = None,  # [N] int64 on hidden's device, ascending: the unmasked ones of labels.reshape(-1)
+    find_zeros: bool = True,
     report: HeadReport | None = None,
 ) -> Tensor:
     """log p(label) of logits = hidden @ weight.T, fp32 in the labels' shape; 0.0 where masked or ignored.
@@ -55,14 +60,20 @@ def lm_head_logprob(
     Gradient: exact for any dlogp. skip_below = tau > 0 drops the rows of smallest |dlogp| from the backward whose sum
     is at most tau times the whole sum. accumulate_main_grad adds dweight to weight.main_grad, as Megatron's
     gradient_accumulation_fusion does; for LoRA pass the merged weight, through which autograd goes on.
+    Synchronisations on CUDA: forward one, or none if you pass `rows`, the positions where loss_mask is not 0 and the
+    label is not ignore_index. They are not verified there. Backward one, which looks for rows whose gradient is 0; none
+    with find_zeros=False, for objectives without a threshold. skip_below looks for its rows either way.
     Raises: ValueError as `target_logprob` does, and for shapes and options that cannot be.
     """
     shard = Shard.of(weight.shape[0], tp_group, vocab_size)
     _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below)
-    keep = (loss_mask != 0) & (labels != ignore_index)
-    shard.check_labels(torch.where(keep, labels, ignore_index), ignore_index)
-    options = _Options(sequence_parallel and shard.tp > 1, chunk_tokens, skip_below, accumulate_main_grad)
-    return _LmHead.apply(hidden, weight, labels, keep, shard, options, report or HeadReport())
+    if rows is None:
+        rows = _rows(labels, loss_mask, ignore_index)
+    else:
+        _check_rows(rows, labels, loss_mask, ignore_index)
+    options = _Options(sequence_parallel and shard.tp > 1, chunk_tokens, skip_below, find_zeros, accumulate_main_grad)
+    report = HeadReport() if report is None else report
+    return _LmHead.apply(hidden, weight, labels, rows, shard, options, report)
 
 
 @dataclass(frozen=True)
@@ -70,16 +81,17 @@ class _Options:
     sequence_parallel: bool
     chunk_tokens: int | None
     skip_below: float
+    find_zeros: bool
     accumulate_main_grad: bool
 
 
 class _LmHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, keep, shard, options, report) -> Tensor:
-        rows = keep.reshape(-1).nonzero().squeeze(1)
+    def forward(ctx, hidden, weight, labels, rows, shard, options, report) -> Tensor:
         every = _gather(hidden, shard) if options.sequence_parallel else hidden
         kept = every.reshape(-1, hidden.shape[-1]).index_select(0, rows)
         target = labels.reshape(-1)[rows]
+        shard.check_labels(target, _NONE_IGNORED)
         column = shard.column(target)
         stats = torch.empty(3, len(rows), dtype=torch.float32, device=hidden.device)
         real = weight[: shard.valid]
@@ -103,7 +115,7 @@ class _LmHead(torch.autograd.Function):
         kept, weight, rows, column, top, scale, logp, *saved = ctx.saved_tensors
         shard, options = ctx.shard, ctx.options
         g = dlogp.reshape(-1)[rows].float()
-        active = _active_rows(g, options.skip_below, ctx.report)
+        active = _active_rows(g, options, ctx.report)
         g, rows = g[active], rows[active]
         hidden = kept if len(active) == len(kept) else kept[active]
         target_grad = -g * torch.expm1(logp[active])
@@ -159,17 +171,25 @@ class _WeightGradient:
         return make(self.weight)
 
 
-def _active_rows(dlogp: Tensor, skip_below: float, report: HeadReport) -> Tensor:
+def _rows(labels: Tensor, loss_mask: Tensor, ignore_index: int) -> Tensor:
+    return ((loss_mask != 0) & (labels != ignore_index)).reshape(-1).nonzero().squeeze(1)
+
+
+def _active_rows(dlogp: Tensor, options: _Options, report: HeadReport) -> Tensor:
     """[A] int64, ascending: rows whose |dlogp| is not 0, less the smallest ones up to a share skip_below of the sum."""
     weight = dlogp.abs()
-    active = weight.nonzero().squeeze(1)  # NaN counts as nonzero
-    if skip_below > 0 and len(active):
+    if options.skip_below > 0 and len(dlogp):
         order = weight.argsort(stable=True)  # the same on every rank, ties included
         cumulative = weight[order].double().cumsum(0)
-        num_skipped = int((cumulative <= skip_below * cumulative[-1]).sum()) if cumulative[-1].isfinite() else 0
-        active = order[num_skipped:].sort().values
-        report.total_weight += cumulative[-1].item()
-        report.skipped_weight += cumulative[num_skipped - 1].item() if num_skipped else 0.0
+        total = cumulative[-1]
+        small = cumulative <= torch.where(total.isfinite(), options.skip_below * total, 0.0)  # NaN is not small
+        active = order[~small].sort().values
+        report.total_weight += total
+        report.skipped_weight += torch.where(small, cumulative, 0.0).amax()
+    elif options.find_zeros:
+        active = weight.nonzero().squeeze(1)  # NaN counts as nonzero
+    else:
+        active = torch.arange(len(dlogp), device=dlogp.device)
     report.num_backward += len(active)
     return active
 
@@ -212,3 +232,9 @@ def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_to
         raise ValueError(f"chunk_tokens is {chunk_tokens}; pass at least 1, or None for no chunks")
     if not 0 <= skip_below < 1:
         raise ValueError(f"skip_below is {skip_below}; pass a share in [0, 1)")
+
+
+def _check_rows(rows: Tensor, labels: Tensor, loss_mask: Tensor, ignore_index: int) -> None:
+    if not rows.is_cuda:
+        found = _rows(labels, loss_mask, ignore_index)
+        assert torch.equal(rows, found), "rows are not those that loss_mask and labels leave"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from nemo_probsft.data.batches import collate, collate_packed, padded_length
+from nemo_probsft.data.batches import collate, collate_packed, loss_rows, padded_length
 from nemo_probsft.data.order import epoch_order, rank_micro_batches, step_indices, steps_per_epoch
 from nemo_probsft.data.tokens import Example
 
@@ -69,6 +69,17 @@ def test_collate_shifts_labels_and_pads_on_the_right():
         torch.int64,
         torch.bool,
     ]
+
+
+def test_the_rows_with_a_loss_are_those_of_the_head():
+    """Megatron's hidden states are [s, b, H]: the row of position t of example i is t b + i."""
+    batch = collate([example([5, 6, 7, 8], 2), example([5, 9], 1), example([5, 6, 7], 2)], pad_id=0)
+    assert batch["loss_rows"].tolist() == [0 * 3 + 1, 1 * 3 + 0, 1 * 3 + 2, 2 * 3 + 0]
+    assert batch["loss_rows"].dtype == torch.int64
+    labels = batch["labels"].transpose(0, 1).reshape(-1)
+    assert labels[batch["loss_rows"]].tolist() == [9, 7, 7, 8]
+    assert not torch.equal(batch["loss_mask"].reshape(-1).nonzero().squeeze(1), batch["loss_rows"]), "[b, s] would pass"
+    assert loss_rows(torch.zeros(2, 3)).tolist() == []
 
 
 def test_collate_lengths():
