@@ -57,8 +57,8 @@ def judge_answer(answer: str, gold: str) -> Judgement:
 
 
 def _judge_reading(answer: str, gold: str) -> Judgement:
-    answer, gold = without_label(answer, gold), without_label(gold, answer)
     answer, gold = without_name(answer, gold), without_name(gold, answer)
+    answer, gold = without_label(answer, gold), without_label(gold, answer)
     if normalize(answer) == normalize(gold) != "":
         return Judgement(True)
     if is_word(answer) and is_word(gold):
@@ -68,7 +68,8 @@ def _judge_reading(answer: str, gold: str) -> Judgement:
         return Judgement(same_number(number, gold_number))
     if counts_differ(answer, gold):
         return Judgement(False)
-    latex, gold_latex = expanded(clean(answer)), expanded(clean(gold))
+    answer, gold = clean(answer), clean(gold)
+    latex, gold_latex = expanded(answer, gold), expanded(gold, answer)
     if latex is None or gold_latex is None:
         return Judgement(False)
     equal = _worker.equal(latex, gold_latex)

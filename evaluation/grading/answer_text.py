@@ -6,19 +6,19 @@ from functools import lru_cache
 MAX_ANSWER_CHARS = 1000  # a longer "answer" is not one; the longest gold of the five math sets has 242
 _TAIL = 20_000  # characters at the end of a response in which statements and numbers are looked for
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox|bbox)(?![a-zA-Z])(?:\s*\[[^\]\n]{0,40}\])*\s*")
+_BOX = re.compile(r"\\(?:(?:boxed|fbox)(?![a-zA-Z])|(?:framebox|bbox)(?![a-zA-Z])(?:\s*\[[^\]\n]{0,40}\])*)\s*")
 _BETWEEN_BOXES = re.compile(
     r"[\s$,;.]*(?:(?:and|or|\\(?:text|mathrm)\{\s*(?:and|or)\s*\}|\\q?quad)[\s$,;]*)?(?:[a-zA-Z](?:_\{?\d\}?)?\s*=[\s$]*)?"
 )
-_UNBRACED = re.compile(r"([-+]?(?:[0-9.\\(]|[A-Za-z](?![a-z]))[^$\n]*?)(?:\$|\\\)|\\\])")
+_UNBRACED = re.compile(r"([-+]?(?:[0-9.\\(\[]|[A-Za-z](?![a-z]))(?:[^$\n]|(?<=\\)\$)*?)(?:(?<!\\)\$|\\\)|\\\])")
 _UNBRACED_TOKEN = re.compile(r"[-+]?(?:[0-9.]|\\frac)\S*|[A-Za-z](?![a-z])")
-_PLACEHOLDER = re.compile(r"[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE)
 _STATEMENT = re.compile(
     r"answers?(?![a-z]|\s+(?:choice|option))[^.\n:=$\\]{0,60}?(?:(?<![a-z])(?:is|are)(?![a-z])|:|=)"
     r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答案(?:是|为|為)?|(?:^|\n)####(?=\s*[-$\\0-9])",
     re.IGNORECASE,
 )
-_FORMULA = r"(?:\$\$[^$]+\$\$|\$[^$\n]+\$(?![0-9])|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\])"
+_FORMULA = r"(?:\$\$(?:[^$]|(?<=\\)\$)+\$\$|\$(?:[^$\n]|(?<=\\)\$)+(?<!\\)\$(?![0-9])|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\])"
 _FORMULAS = re.compile(
     rf"[^0-9$\\\n.]{{0,60}}(?::\s{{0,9}})?({_FORMULA}(?:\s{{0,3}}(?:[,;]|,?\s?(?:and|or)(?![a-z]))?\s{{0,3}}{_FORMULA})*)"
 )
@@ -46,18 +46,22 @@ _REWRITES = tuple(
         (r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|enspace|thinspace)(?![a-zA-Z])|\\[hv]space\*?\{[^{}]*\}", " "),
         (r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}", r"\1"),
         (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
-        (r"\\(?:text|mathrm)\s*\{\s*\\?(?:text|mathrm)?\{?([-+().,/0-9\s]*)\}\}?", r"\1"),
+        (r"\\(?:text|mathrm)\s*\{((?:[-+().,/0-9\s]|\\(?:text|mathrm)\s*\{[^{}]*\})*)\}", r"\1"),
+        (r"\\(?:text|mathrm)\s*\{([-+().,/0-9\s]*)\}", r"\1"),
+        (r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|([0-9.]+|[a-zA-Z]))", r"\\sqrt{\1\2\3}"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\{\s*,\s*\}", ","),
         (r"\\(ge|le)(?:q?slant|qq?)?(?![a-zA-Z])\s*", r"\\\1q "),
         (r"\\simeq|\\thickapprox|~=", r"\\approx"),
-        (r"\\%|\\?(?:text|mathrm)?\{?\s*(?<![a-zA-Z])per ?cent(?:age)?\s*\}?", "%"),
-        (r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)|\s*(?:\\(?:text|mathrm)\s*\{\s*|\s)deg(?:ree)?s?\.?\s*\}?(?![a-zA-Z])", "°"),
+        (r"\\%|\\(?:text|mathrm)\s*\{\s*per ?cent(?:age)?\s*\}|(?<![a-zA-Z])per ?cent(?:age)?(?![a-zA-Z])", "%"),
+        (r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|°)", "°"),
+        (r"\s*\\(?:text|mathrm)\s*\{\s*deg(?:ree)?s?\.?\s*\}|\sdeg(?:ree)?s?(?![a-zA-Z])\.?", "°"),
         (r"\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s(?:and|or)(?=\s)", ","),
         (r"\s+", " "),
     )
 )
-_LEADING = re.compile(r"\s*(?:=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*")
+_THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+_LEADING = re.compile(r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
 _TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"\s*(?:\\?[^\s=\\]{1,2}|[a-zA-Z]_\{?\w\}?)\s*=([^=]+)", re.DOTALL)
@@ -121,7 +125,7 @@ def _box_content(text: str, start: int) -> tuple[str, int] | None:
     if text.startswith("{", start):
         end = _closing(text, start)
         return None if end is None else (text[start + 1 : end], end + 1)
-    match = _UNBRACED.match(text, start, start + 200) or _UNBRACED_TOKEN.match(text, start, start + 200)
+    match = _UNBRACED.match(text, start, start + MAX_ANSWER_CHARS) or _UNBRACED_TOKEN.match(text, start)
     if match is None:
         return None
     content = match[1] if match.re is _UNBRACED else match[0].rstrip(".,;:!*")
@@ -171,6 +175,8 @@ def clean(answer: str) -> str:
     text = answer.translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
+    if ", " in text:  # between the items of a list, so a comma without a space is in a number: 2,000, 3,000
+        text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     before = None
     while text != before:
         before = text

@@ -55,7 +55,9 @@ def equal(a: Expr, b: Expr) -> bool:
     a, b = (expression.doit() if expression.has(*_UNFOLDED) else expression for expression in (a, b))
     if a.has(AppliedUndef, *_UNFOLDED) or b.has(AppliedUndef, *_UNFOLDED):
         raise Undecided
-    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    a, b = (expression.xreplace({s: sympy.I for s in expression.free_symbols if s.name == "i"}) for expression in (a, b))
+    # By name: math-verify makes real symbols of one side and complex ones of the other where only one shows an i.
+    symbols = sorted({symbol.name for symbol in a.free_symbols | b.free_symbols})
     if not symbols:
         return _same_value(a, b)
     return _same_at_points(a, b, symbols)
@@ -67,7 +69,7 @@ def _percentage(expression: Expr) -> Expr | None:
     return None
 
 
-def _same_at_points(a: Expr, b: Expr, symbols: list) -> bool:
+def _same_at_points(a: Expr, b: Expr, symbols: list[str]) -> bool:
     points = _INTEGER_POINTS if a.has(*_INTEGER_ONLY) or b.has(*_INTEGER_ONLY) else _POINTS
     if len(symbols) > len(points[0]):
         raise Undecided
@@ -86,9 +88,9 @@ def _same_at_points(a: Expr, b: Expr, symbols: list) -> bool:
     raise Undecided
 
 
-def _substituted(expression: Expr, values: dict) -> Expr:
+def _substituted(expression: Expr, values: dict[str, Rational]) -> Expr:
     if isinstance(expression, sympy.Symbol):
-        return values.get(expression, expression)
+        return values.get(expression.name, expression)
     if not expression.args or not expression.free_symbols:
         return expression
     arguments = [_substituted(argument, values) for argument in expression.args]

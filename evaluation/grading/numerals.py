@@ -44,6 +44,7 @@ _MULTIPLIERS = {
 }
 _MULTIPLIER = re.compile(rf"(?:\\(?:text|mathrm) ?\{{ ?|(?<=[0-9}}]) ?)({'|'.join(_MULTIPLIERS)})s?(?![a-z])( ?\}})?")
 _UNIT_TEXT = re.compile(r"\s*(?:\\(?:text|mathrm) ?\{[^{}]*\}|[-A-Za-z/. ]|\^ ?\{?-?[0-9]\}?)*")
+_ANGLE_OF = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _UNITS = {  # name: what it measures, and how much of it
     "mm": ("length", "0.001"),
     "cm": ("length", "0.01"),
@@ -84,14 +85,17 @@ _UNITS = {  # name: what it measures, and how much of it
 }
 
 
+Measured = tuple[tuple[str, int], ...]  # (("length", 1), ("time", -1)) of a speed
+
+
 @dataclass(frozen=True)
 class Number:
-    """step: a unit in the last place of a decimal as written, else None. unit: ((what it measures, power), ...)."""
+    """step: a unit in the last place of a decimal as written, else None. unit: how much of what; None: not known."""
 
     value: Fraction
     step: Fraction | None = None
     percent: bool = False
-    unit: tuple[tuple[str, int], ...] = ()
+    unit: tuple[Fraction, Measured] | None = None
 
     def times(self, factor: Fraction) -> "Number":
         return replace(self, value=self.value * factor, step=None if self.step is None else self.step * factor)
@@ -126,18 +130,21 @@ def plain_number(answer: str) -> Fraction | None:
 
 def same_number(a: Number, b: Number) -> bool:
     """Equal as the module says. A percentage is x or x/100 where the other is none; a unit counts where both have one."""
-    if a.unit and b.unit and a.unit != b.unit:
-        return False
+    if a.unit and b.unit:
+        if a.unit[1] != b.unit[1]:
+            return False
+        a, b = a.times(a.unit[0]), b.times(b.unit[0])
     if a.percent == b.percent:
         return _close(a, b)
     percentage, other = (a, b) if a.percent else (b, a)
     return _close(percentage, other) or _close(percentage.times(Fraction(1, 100)), other)
 
 
-def expanded(text: str) -> str | None:
+def expanded(text: str, other: str) -> str | None:
     """`clean` LaTeX in which numbers are written as math-verify reads them; None where it would misread one.
 
-    It ignores the base of a numeral, drops "million" as a unit and adds up any numbers that stand side by side.
+    It ignores the base of a numeral, drops "million" as a unit and adds up any numbers that stand side by side. Degrees
+    are radians in a function, and where `other` is written with \\pi and without degrees; else they are a unit.
     """
     text = _BASED.sub(_as_fraction, text)
     text = re.sub(r"(\\frac|\\d?binom) ?([0-9]) ?([0-9])", r"\1{\2}{\3}", text)
@@ -148,6 +155,9 @@ def expanded(text: str) -> str | None:
     text = _MULTIPLIER.sub(lambda match: f"\\cdot 10^{{{_power_of_ten(match[1])}}}" if match[1] != "dozen" else "\\cdot 12", text)
     if re.search(r"[0-9] +[0-9.]|(?<![A-Za-z0-9_.}\\])[0-9]+ ?_", text):
         return None
+    if _ANGLE_OF.search(text) or ("\\pi" in other and "°" not in other):
+        text = re.sub(r"([0-9.]+)°", r"(\1\\cdot \\frac{\\pi}{180})", text)
+    text = re.sub(r"([0-9]+|[a-zA-Z]|\([^()]*\))!\s*\^", r"(\1!)^", text)
     return text.replace("°", "").replace("%", "\\%")
 
 
@@ -243,11 +253,10 @@ def _with_unit(number: Number, rest: str) -> Number | None:
         return None
     if not wrapped and any(len(word) == 1 for word in words):
         return None
-    unit = _unit(" ".join(words))
-    return replace(number.times(unit[0]), unit=unit[1]) if unit else number
+    return replace(number, unit=_unit(" ".join(words)))
 
 
-def _unit(text: str) -> tuple[Fraction, tuple[tuple[str, int], ...]] | None:
+def _unit(text: str) -> tuple[Fraction, Measured] | None:
     """How much of what a unit such as "cm^2", "square feet" or "km per hour" is; None where it is not in the table."""
     factor, powers = Fraction(1), {}
     for position, part in enumerate(re.split(r"/| per ", text)):
