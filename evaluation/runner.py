@@ -167,7 +167,7 @@ def _loadable(manager, tasks: list[str], run_code: bool, failures: dict[str, str
 def _check_code_may_run(run_code: bool) -> None:
     if not run_code:
         raise ValueError("it runs code that the model wrote; allow that with --run-code")
-    from evaluation.grading.sandbox import check_available
+    from evaluation.sandbox import check_available
 
     check_available()
 
