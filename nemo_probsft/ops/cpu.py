@@ -24,10 +24,11 @@ def statistics(
 
     Ignored rows are not read.
     """
-    column, ignored, valid = targets.column(), targets.is_ignored(), targets.shard.valid
     for view, first in row_views(logits, 1):
         part = slice(first, first + len(view))
-        implementation(logits).row_stats(view[:, :valid], column[part], ignored[part], stats[:, part])
+        implementation(logits).row_stats(
+            view[:, : targets.shard.valid], targets.column[part], targets.ignored[part], stats[:, part]
+        )
     if targets.shard.tp == 1:
         combine(stats.unsqueeze(0), targets, stats, logp)
 
@@ -36,7 +37,7 @@ def combine(
     every: Tensor,  # [tp, 3, R] statistics of all shards
     targets: Targets,
     stats: Tensor,  # [3, R] this shard's; becomes (top, scale, 1 - p), where softmax_j = scale * exp(x_j - top)
-    logp: Tensor,  # written at the targets' places: log p, 0 where ignored, NaN where the label is no token
+    logp: Tensor,  # written at the targets' places: log p, 0 where ignored
 ) -> None:
     """Every rank sums the same numbers in the same order, so all agree bitwise on log p."""
     tops, rests, target_logits = every.unbind(1)
@@ -45,10 +46,8 @@ def combine(
     rest, z = (rests * (tops - top).exp()).sum(0), target - top
     odds = rest * torch.exp(-z)  # (1 - p) / p, so that p -> 1 loses nothing; overflows where log p is below -88
     found = torch.where(odds < 1e30, -torch.log1p(odds), z - torch.log(rest + torch.exp(z)))
-    wrong = targets.is_wrong()
-    found = found.masked_fill(targets.is_ignored(), 0.0).masked_fill(wrong, torch.nan)
-    scale = (stats[0] - top).exp() / (rest + torch.exp(z))
-    stats[1], stats[2] = scale.masked_fill(wrong, torch.nan), -torch.expm1(found)
+    found = found.masked_fill(targets.ignored, 0.0)
+    stats[1], stats[2] = (stats[0] - top).exp() / (rest + torch.exp(z)), -torch.expm1(found)
     if targets.rows is None:
         logp.view(-1).copy_(found)
     else:
@@ -68,8 +67,8 @@ def gradient(
     if select is not None:
         logits = torch.index_select(logits, 0, select, out=grad)
     top, scale, miss = stats
-    g = targets.of(dlogp).float().masked_fill(targets.is_ignored(), 0.0)
-    per_row, valid = (targets.column(), top, scale, g, g * miss), targets.shard.valid
+    g = targets.of(dlogp).float().masked_fill(targets.ignored, 0.0)
+    per_row, valid = (targets.column, top, scale, g, g * miss), targets.shard.valid
     for view, first in row_views(logits, 1):
         part = slice(first, first + len(view))
         out = view if grad is logits else grad.view(-1, grad.shape[-1])[part]

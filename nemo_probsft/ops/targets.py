@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -53,26 +54,26 @@ class Targets:
         """[R] entries of x, which has the labels' shape."""
         return x.reshape(-1) if self.rows is None else x.reshape(-1)[self.rows]
 
-    def is_ignored(self) -> Tensor:
+    @functools.cached_property
+    def ignored(self) -> Tensor:
+        """[R] bool."""
         return self.of(self.labels) == self.ignore_index
 
-    def is_wrong(self) -> Tensor:
-        """[R] bool: neither a token nor ignored."""
-        labels = self.of(self.labels)
-        return ((labels < 0) | (labels >= self.shard.vocab_size)) & (labels != self.ignore_index)
-
+    @functools.cached_property
     def column(self) -> Tensor:
         """[R] int64 column of the label on this shard, -1 where it lies elsewhere or is no token."""
         column = self.of(self.labels) - self.shard.start
         return torch.where((column >= 0) & (column < self.shard.valid), column, -1)
 
     def check(self) -> None:
-        """Raises ValueError for a wrong label. On CUDA that would wait for the device; there its row becomes NaN."""
+        """Raises ValueError for a label that is no token. On CUDA that would wait; `kernels` make its row NaN."""
         if self.labels.is_cuda:
             return
-        if (wrong := self.of(self.labels)[self.is_wrong()]).numel():
+        labels = self.of(self.labels)
+        wrong = ((labels < 0) | (labels >= self.shard.vocab_size)) & ~self.ignored
+        if wrong.any():
             raise ValueError(
-                f"label {wrong[0].item()} is outside [0, {self.shard.vocab_size}) and is not ignore_index "
+                f"label {labels[wrong][0].item()} is outside [0, {self.shard.vocab_size}) and is not ignore_index "
                 f"{self.ignore_index}; check that the tokenizer and the model's vocab_size agree"
             )
 
