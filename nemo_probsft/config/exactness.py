@@ -36,7 +36,6 @@ REFUSED_KEYS = {
     "fp8": "fp8 rounds logits and gradients by scales that depend on the layout; use trainer.precision bf16 or fp32",
 }
 
-
 NEMO, BRIDGE = "nemo", "bridge"
 
 
@@ -305,12 +304,21 @@ REFUSED_COMBINATIONS = (
         ("data.packing=true", "parallel.context_parallel_size=2", "trainer.devices=2"),
     ),
     RefusedCombination(
+        "`trainer.attention_backend` `flash` or `fused` with fp32",
+        "neither has kernels for it",
+        ("trainer.attention_backend=flash", "trainer.precision=fp32"),
+    ),
+    RefusedCombination(
+        "`trainer.attention_backend: unfused` or `local` with context parallelism",
+        "neither can divide a sequence over ranks",
+        ("trainer.attention_backend=unfused", "trainer.devices=2", "parallel.context_parallel_size=2"),
+    ),
+    RefusedCombination(
         "2^31 or more tokens in a global batch",
         "Megatron counts them in int32",
         ("data.global_batch_size=4194304", "data.max_length=1024"),
     ),
 )
-
 
 INTRODUCTION = """\
 # What is exact, what is refused, and why

@@ -40,6 +40,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     _refuse_packing(recipe)
     _refuse_head(recipe)
     _refuse_peft(recipe)
+    _refuse_attention(recipe)
     if not own_objective:
         objective.resolve(recipe, objective.any_rising)
         recipe = dataclasses.replace(recipe, objective="original")
@@ -190,6 +191,17 @@ def _refuse_peft(recipe: Recipe) -> None:
             "frozen embedding has none; use selective or none"
         )
         raise recipe.error("trainer.recompute", problem, "peft")
+
+
+def _refuse_attention(recipe: Recipe) -> None:
+    """What Transformer Engine would find no kernel for, with CUDA or without."""
+    backend, cp = recipe.trainer.attention_backend, recipe.parallel.context_parallel_size
+    if backend in ("flash", "fused") and recipe.trainer.precision == "fp32":
+        problem = f"{backend} has no kernels for trainer.precision fp32; use auto or unfused, or precision bf16"
+        raise recipe.error("trainer.attention_backend", problem, "trainer.precision")
+    if backend in ("unfused", "local") and cp > 1:
+        problem = f"{backend} attention cannot divide a sequence over context_parallel_size {cp}; use auto, or size 1"
+        raise recipe.error("trainer.attention_backend", problem, "parallel.context_parallel_size")
 
 
 def _refuse_layout(recipe: Recipe) -> None:

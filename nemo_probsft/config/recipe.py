@@ -108,6 +108,7 @@ class TrainerConfig:
     max_steps: Size | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     recompute: Literal["none", "selective", "full"] = "none"
+    attention_backend: Literal["auto", "flash", "fused", "unfused", "local"] = "auto"  # Megatron's AttnBackend
     seed: Annotated[int, Bound("from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)] = 0
 
 

@@ -82,6 +82,10 @@ MEANINGS = {
     "trainer.max_steps": "Optimizer steps, instead of epochs.",
     "trainer.precision": "`bf16` keeps fp32 master weights and moments.",
     "trainer.recompute": "Compute activations again in the backward pass, to save memory.",
+    "trainer.attention_backend": (
+        "Attention on a GPU. `auto`: the fastest that Transformer Engine can use. `flash` (flash-attn), `fused` "
+        "(cuDNN), `unfused` (no special kernels), `local` (Megatron's own). A CPU always has Megatron's own."
+    ),
     "trainer.seed": "Seed of the data order and of new parameters.",
     "head.skip_rows": (
         "Skip the LM head for tokens without a loss, and its backward pass for tokens whose gradient is zero. Exact."
@@ -122,9 +126,9 @@ TAIL = """
 
 Start the same recipe again and the run continues from its last checkpoint. In between you may change the layout
 (`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `data.packing`, `trainer.recompute`,
-`head.skip_rows`, `head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`, `diagnose`). Anything else
-makes it another run, which is refused: give it another `run_dir`. A run goes on with the engine that it was started
-with.
+`trainer.attention_backend`, `head.skip_rows`, `head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`,
+`diagnose`). Anything else makes it another run, which is refused: give it another `run_dir`. A run goes on with the
+engine that it was started with.
 """
 
 

@@ -80,6 +80,7 @@ SOUND: list[tuple[str, Any]] = [
     *(("optim.warmup_ratio", ratio) for ratio in (0, 1, 0.5)),
     *(("trainer.precision", precision) for precision in ("bf16", "fp32")),
     *(("trainer.recompute", recompute) for recompute in ("none", "selective", "full")),
+    *(("trainer.attention_backend", backend) for backend in ("auto", "unfused", "local")),
     *(("trainer.seed", seed) for seed in (1, 2**32 - 1)),
     *(("checkpoint.keep_last", keep) for keep in (1, 2**31 - 1)),
     *(("data.max_length", length) for length in (20, 1024, 2048)),

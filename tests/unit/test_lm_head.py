@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_probsft.loss import token_loss
 from nemo_probsft.objectives import parse_objective
 from nemo_probsft.ops import HeadReport, lm_head, lm_head_logprob, target_logprob
-from nemo_probsft.ops.logprob import Shard
+from nemo_probsft.ops.targets import Targets
 from tests.support import reference
 from tests.support.ranks import run_ranks
 
@@ -116,7 +116,7 @@ class Synchronisations(TorchDispatchMode):
 def test_rows_that_the_host_knows_change_nothing_but_the_waiting(find_zeros, chunk_tokens, monkeypatch):
     inputs, options = make(), {"find_zeros": find_zeros, "chunk_tokens": chunk_tokens}
     rows = inputs[3].reshape(-1).nonzero().squeeze(1)
-    monkeypatch.setattr(Shard, "check_labels", lambda *_: None)  # it does nothing on CUDA, where it would wait
+    monkeypatch.setattr(Targets, "check", lambda self: None)  # it does nothing on CUDA, where it would wait
     monkeypatch.setattr(lm_head, "_check_rows", lambda *_: None)  # the same
     with Synchronisations() as found:
         expected = run(*inputs, chunk_tokens=chunk_tokens)
