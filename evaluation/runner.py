@@ -100,6 +100,17 @@ def check_model_dir(model_dir: Path) -> None:
     for what, patterns in needs.items():
         if not any(any(model_dir.glob(pattern)) for pattern in patterns):
             raise ValueError(f"{model_dir}: no {what} in the model directory; export the model again")
+    _refuse_two_models(model_dir)
+
+
+def _refuse_two_models(model_dir: Path) -> None:
+    """transformers, and so training, loads model.safetensors; vLLM the index's files, without one every file."""
+    single = model_dir / "model.safetensors"
+    others = [path.name for path in sorted(model_dir.glob("*.safetensors")) if path != single]
+    if single.is_file() and others:
+        raise ValueError(
+            f"{single}: vLLM would read {others[0]} beside it too, and transformers would not; move one of them away"
+        )
 
 
 def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:
@@ -167,7 +178,7 @@ def _loadable(manager, tasks: list[str], run_code: bool, failures: dict[str, str
 def _check_code_may_run(run_code: bool) -> None:
     if not run_code:
         raise ValueError("it runs code that the model wrote; allow that with --run-code")
-    from evaluation.grading.sandbox import check_available
+    from evaluation.sandbox import check_available
 
     check_available()
 

@@ -2,7 +2,7 @@
 
 from datasets import Dataset
 
-from evaluation.grading.sandbox import passes
+from evaluation.sandbox import passes
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
 from nemo_probsft.data.prompts import code

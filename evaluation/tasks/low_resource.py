@@ -3,7 +3,7 @@
 from datasets import Dataset
 from lm_eval.tasks.mmlu_prox.lang_libs import LANG_LIBS, LANG_SUBJECTS
 
-from evaluation.grading.choices import explicit_letter
+from evaluation.choices import explicit_letter
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
 

@@ -5,7 +5,8 @@ from collections import Counter
 from datasets import Dataset
 
 from evaluation.graders import judge
-from evaluation.grading.answer_text import extract_answer, normalize, plain_number
+from evaluation.grading.answer_text import extract_answer, normalize
+from evaluation.grading.numerals import plain_number
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import read_set
 from nemo_probsft.data.prompts import boxed

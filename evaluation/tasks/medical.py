@@ -5,7 +5,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from evaluation.grading.choices import medical_letter
+from evaluation.choices import medical_letter
 from evaluation.tasks.answers import documents
 from evaluation.tasks.sets import checked, read_set
 from nemo_probsft.data.prompts import boxed, with_options

@@ -37,6 +37,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     _refuse_paths(recipe)
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
+    _refuse_packing(recipe)
     _refuse_head(recipe)
     _refuse_peft(recipe)
     _refuse_attention(recipe)
@@ -154,6 +155,16 @@ def _refuse_what_cannot_train(recipe: Recipe) -> None:
     if export.dtype is not None and not export.at_end:
         problem = f"{export.dtype} has no effect without export.at_end; set export.at_end: true"
         raise recipe.error("export.dtype", problem, "export.at_end")
+
+
+def _refuse_packing(recipe: Recipe) -> None:
+    cp = recipe.parallel.context_parallel_size
+    if recipe.data.packing and cp > 1:
+        problem = (
+            f"true with parallel.context_parallel_size {cp}: Megatron-Core 0.15 would slice a row over the ranks as if "
+            "it were one example; set one of them to its default"
+        )
+        raise recipe.error("data.packing", problem, "parallel.context_parallel_size")
 
 
 def _refuse_head(recipe: Recipe) -> None:

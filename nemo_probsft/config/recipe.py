@@ -35,8 +35,9 @@ class DataConfig:
     train: str = field(metadata={"give": "a .jsonl or .parquet file, or the name of a Hugging Face data set"})
     split: str = "train"  # of a Hugging Face data set
     max_length: AtLeast2 = 2048  # tokens, prompt and response
-    global_batch_size: Size = 256  # sequences per optimizer step
-    micro_batch_size: Size = 1  # sequences per forward pass of one data-parallel rank
+    global_batch_size: Size = 256  # examples per optimizer step
+    micro_batch_size: Size = 1  # rows per forward pass of one data-parallel rank
+    packing: bool = False  # rows of several examples, up to max_length; without it a row is an example
     long_prompts: Literal["error", "skip"] = "error"  # a prompt that leaves no room for the response
     chat_template: str | None = None  # Jinja text instead of the tokenizer's own
     prompt_key: str = "prompt"  # field of a row, dotted for a nested one
@@ -210,5 +211,16 @@ class Recipe:
 
     @property
     def num_micro_batches(self) -> int:
-        """Micro-batches per data-parallel rank and optimizer step."""
+        """Micro-batches per data-parallel rank and optimizer step, if nothing is packed."""
         return self.data.global_batch_size // (self.data.micro_batch_size * self.data_parallel_size)
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a step come in multiples of it: the same whole micro-batches on every rank.
+
+        Megatron wants them in multiples of the pipeline parallel size, if stages are virtual.
+        """
+        parallel = self.parallel
+        is_virtual = parallel.virtual_pipeline_model_parallel_size is not None
+        times = parallel.pipeline_model_parallel_size if is_virtual else 1
+        return self.data.micro_batch_size * self.data_parallel_size * times

@@ -26,8 +26,12 @@ MEANINGS = {
     "data.train": "`.jsonl` or `.parquet` file, saved data set, or the name of a Hugging Face data set.",
     "data.split": "Split of the data set.",
     "data.max_length": "Most tokens of an example, prompt and response together.",
-    "data.global_batch_size": "Sequences per optimizer step.",
-    "data.micro_batch_size": "Sequences per forward pass of one data-parallel rank.",
+    "data.global_batch_size": "Examples per optimizer step.",
+    "data.micro_batch_size": "Rows per forward pass of one data-parallel rank. Without packing, a row is an example.",
+    "data.packing": (
+        "Put several examples into each row of `max_length`. Loss and gradient stay the same: see "
+        "[packing](packing.md). `nemo-probsft diagnose` never packs."
+    ),
     "data.long_prompts": "What to do with a prompt that leaves no room for its response.",
     "data.chat_template": "Jinja text to use instead of the tokenizer's template.",
     "data.prompt_key": "Field of a row that holds the prompt. Use dots for a nested one.",
@@ -121,10 +125,10 @@ TAIL = """
 ## Continue a run
 
 Start the same recipe again and the run continues from its last checkpoint. In between you may change the layout
-(`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `trainer.recompute`,
+(`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `data.packing`, `trainer.recompute`,
 `trainer.attention_backend`, `head.skip_rows`, `head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`,
-`diagnose`). Anything else makes it another run, which is refused: give it another `run_dir`. A run goes
-on with the engine that it was started with.
+`diagnose`). Anything else makes it another run, which is refused: give it another `run_dir`. A run goes on with the
+engine that it was started with.
 """
 
 

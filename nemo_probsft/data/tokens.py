@@ -72,6 +72,10 @@ class TokenizedDataset:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return Example(self.input_ids[span], self.loss_mask[span])
 
+    def positions(self) -> np.ndarray:
+        """[num_examples] int64: positions that each example takes in a row; its last token is a label only."""
+        return np.diff(self.offsets) - 1
+
     def num_targets(self) -> np.ndarray:
         """[num_examples] int64: tokens of each example that the loss covers."""
         return np.add.reduceat(self.loss_mask, self.offsets[:-1], dtype=np.int64)

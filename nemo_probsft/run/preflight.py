@@ -22,9 +22,8 @@ from nemo_probsft.run.model_files import check_model
 
 # Keys that do not change what is learnt: a run may be continued with others.
 LAYOUT = (
-    *("parallel", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.recompute"),
-    "trainer.attention_backend",
-    *("head.skip_rows", "head.chunk_tokens"),
+    *("parallel", "data.micro_batch_size", "data.packing", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.recompute", "trainer.attention_backend", "head.skip_rows", "head.chunk_tokens"),
 )
 REPORTING = ("checkpoint", "log", "export", "diagnose")
 PREPARED = "prepared.json"  # what the ranks need; in a run directory from the moment when a run starts
@@ -153,7 +152,9 @@ def _layout(recipe: Recipe) -> list[Decision]:
         Decision(
             "data.global_batch_size",
             str(data.global_batch_size),
-            f"micro-batch {data.micro_batch_size} x data-parallel {dp} x {recipe.num_micro_batches} micro-batches",
+            "examples, in packed rows"
+            if data.packing
+            else f"micro-batch {data.micro_batch_size} x data-parallel {dp} x {recipe.num_micro_batches} micro-batches",
         ),
     ]
 

@@ -18,7 +18,7 @@ from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import order, tokens
 from nemo_probsft.files import first_line, write_atomically
-from nemo_probsft.run import decisions, engines, model_files, preflight
+from nemo_probsft.run import decisions, engines, model_files, packed, preflight
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.preflight import PREPARED
 
@@ -40,6 +40,7 @@ class Prepared:
     num_examples: int
     num_target_tokens: int
     num_steps: int
+    num_rows: int | None = None  # of a step, with data.packing
 
 
 def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
@@ -84,6 +85,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     _write_run_yaml(recipe, model.source, engine, run_dir / RUN)
     examples, dataset = _tokenize(recipe, model, run_dir)
     num_steps, per_epoch = _count_steps(recipe, len(dataset))
+    num_rows = packed.count_rows(recipe, dataset, num_steps) if recipe.data.packing else None
     base = import_base(model.source, run_dir, engine)
     hf = _with_chat_template(recipe, model.hf, base, engine)
     prepared = Prepared(
@@ -97,6 +99,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         num_examples=len(dataset),
         num_target_tokens=dataset.summary.num_target_tokens,
         num_steps=num_steps,
+        num_rows=num_rows,
     )
     write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
     return prepared, _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
@@ -189,6 +192,8 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
         Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
         Decision("trainer.precision", recipe.trainer.precision, "log p, f(p), gradient sums and Adam's state are fp32"),
     ]
+    if prepared.num_rows is not None:
+        found.append(packed.decision(recipe, dataset, prepared.num_steps, prepared.num_rows))
     last = last_checkpoint(Path(recipe.run_dir) / "checkpoints")
     if last is not None:
         found.append(Decision("start", str(last), "the last complete checkpoint of this run"))

@@ -85,6 +85,7 @@ SOUND: list[tuple[str, Any]] = [
     *(("checkpoint.keep_last", keep) for keep in (1, 2**31 - 1)),
     *(("data.max_length", length) for length in (20, 1024, 2048)),
     *(("data.micro_batch_size", size) for size in (1, 2)),
+    *(("data.packing", choice) for choice in (True, False)),
     *(("data.long_prompts", choice) for choice in ("error", "skip")),
     *(("run_dir", name) for name in ("new", "./a/../b", "é", "1e5", "yes", "a b", "[/b]", "null", "x" * 250)),
     *(("log.wandb", {"project": project}) for project in ("p", "1e5", "[/b]")),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.grading import sandbox
-from evaluation.grading.sandbox import passes
+from evaluation import sandbox
+from evaluation.sandbox import passes
 
 
 def attempt(code: str, tests: str = "") -> bool | None:
