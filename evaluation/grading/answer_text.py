@@ -12,9 +12,7 @@ _BETWEEN_BOXES = re.compile(
 )
 _UNBRACED = re.compile(r"([-+]?(?:[0-9.\\(\[]|[A-Za-z](?![a-z]))(?:[^$\n]|(?<=\\)\$)*?)(?:(?<!\\)\$|\\\)|\\\])")
 _UNBRACED_TOKEN = re.compile(r"[-+]?(?:[0-9.]|\\frac)\S*|[A-Za-z](?![a-z])")
-_PLACEHOLDER = re.compile(
-    r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE
-)
+_PLACEHOLDER = re.compile(r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE)
 _STATEMENT = re.compile(
     r"answers?(?![a-z]|\s+(?:choice|option))[^.\n:=$\\]{0,60}?(?:(?<![a-z])(?:is|are)(?![a-z])|:|=)"
     r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答案(?:是|为|為)?|(?:^|\n)####(?=\s*[-$\\0-9])",
@@ -42,17 +40,11 @@ _REWRITES = tuple(
     for pattern, replacement in (
         (r"\\\$|\$|(?<!\\)\\[()\[\]]", ""),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
-        (
-            r"\\(?:bf|it|rm|sf|tt|bfseries|displaystyle|textstyle|scriptstyle|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z])",
-            "",
-        ),
+        (r"\\(?:bf|it|rm|sf|tt|bfseries|displaystyle|textstyle|scriptstyle|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z])", ""),
         (r"\\(?:color|textcolor|colorbox)\s*\{\w*\}", ""),
         (r"(?<!\\)\\!\s*|\\(?:limits|strut|mathstrut)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|enspace|thinspace)(?![a-zA-Z])|\\[hv]space\*?\{[^{}]*\}", " "),
-        (
-            r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}",
-            r"\1",
-        ),
+        (r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}", r"\1"),
         (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
         (r"\\(?:text|mathrm)\s*\{((?:[-+().,/0-9\s]|\\(?:text|mathrm)\s*\{[^{}]*\})*)\}", r"\1"),
         (r"\\(?:text|mathrm)\s*\{([-+().,/0-9\s]*)\}", r"\1"),
@@ -69,9 +61,7 @@ _REWRITES = tuple(
     )
 )
 _THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
-_LEADING = re.compile(
-    r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*"
-)
+_LEADING = re.compile(r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
 _TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"\s*(?:\\?[^\s=\\]{1,2}|[a-zA-Z]_\{?\w\}?)\s*=([^=]+)", re.DOTALL)
