@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.turns import ALL_ROWS, OURS, DoneError, Turns
 from nemo_probsft.adapters.bridge import trainer as bridge  # isort: skip  makes Bridge importable
 from megatron.bridge.training.callbacks import CallbackContext
 from megatron.bridge.training.gpt_step import forward_step
 from megatron.core import parallel_state
 
 from benchmarks.hooks import Hooks
+from benchmarks.turns import ALL_ROWS, OURS, DoneError, Turns
 from nemo_probsft.config import Recipe
 from nemo_probsft.run.prepare import Prepared
-
-STOCK = "Bridge's default loss"
 
 
 def train(recipe: Recipe, prepared: Prepared, turns: Turns) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.turns import ALL_ROWS, OURS, DoneError, Turns
 from nemo_probsft.adapters.nemo import trainer as nemo  # isort: skip  makes NeMo importable
 import lightning.pytorch as pl
 from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from benchmarks.hooks import Hooks
+from benchmarks.turns import ALL_ROWS, OURS, DoneError, Turns
 from nemo_probsft.config import Recipe
 from nemo_probsft.run.prepare import Prepared
-
-STOCK = "NeMo's default loss"
 
 
 def train(recipe: Recipe, prepared: Prepared, turns: Turns) -> None:

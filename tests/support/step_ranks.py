@@ -91,3 +91,20 @@ def _bridge_probe(found: dict[str, Any]):
             _measure(self.chunks, found, "after")
 
     return Probe()
+
+
+def benchmark(job: dict, output: Path) -> None:
+    """benchmarks.step with the job's arguments. Writes [[table of a kind], the recipe's metrics.jsonl, its steps]."""
+    import sys
+    import tempfile
+
+    from benchmarks import step
+    from nemo_probsft.run.log import read_metrics
+
+    sys.argv[1:] = job["arguments"]
+    with tempfile.TemporaryDirectory() as folder:
+        _, turns, tokens = step._run(step._arguments(), Path(folder))
+        logged = [row["step"] for row in read_metrics(Path(folder) / "run")]
+    tables = [turns.rows(kind, tokens) for kind in turns.kinds]
+    output.write_text(json.dumps([tables, logged, turns.num_steps]))
+    end_helpers()
