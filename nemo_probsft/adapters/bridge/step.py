@@ -32,6 +32,7 @@ from megatron.core.utils import get_model_config
 
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, unwrap
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
+from nemo_probsft.adapters.megatron.norm import install_exact_norm
 from nemo_probsft.adapters.megatron.statistics import pairs, plain_loss
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import HeadConfig, ResolvedObjective
@@ -105,6 +106,7 @@ class ObjectiveStep(Callback):
 
     def on_train_start(self, context: CallbackContext) -> None:
         self.on_eval_start(context)
+        install_exact_norm(context.optimizer)
         context.user_state[OBJECTIVE] = self.training
         self.training.to(torch.cuda.current_device())
         if number := context.state.train_state.step:
