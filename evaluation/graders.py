@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from evaluation.grading.answer_text import extract_answer, is_word, normalize, plain_values, same_number, without_name
 from evaluation.grading.symbolic_worker import SymbolicWorker
+from evaluation.reasoning import without_reasoning
 
 _worker = SymbolicWorker()
 
@@ -31,7 +32,7 @@ def judge(response: str, gold: str) -> Judgement:
 
     Cost: microseconds for plain answers; else about 10 ms, at most about 6 s, and the start of a new process.
     """
-    return judge_answer(extract_answer(response), extract_answer(gold))
+    return judge_answer(extract_answer(without_reasoning(response)), extract_answer(gold))
 
 
 @lru_cache(maxsize=1 << 16)
