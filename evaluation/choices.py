@@ -1,14 +1,14 @@
 """The letter that a free-text answer to a multiple-choice question settles on.
 
-A stated final answer ("the answer is C", "Jibu ni (C)", "正解は C", "\\boxed{C}") wins over every other mention, the last
-one over those before it. The article "A" and the pronoun "I" are no letters.
+A stated final answer ("the answer is C", "Jibu ni (C)", "正解は C", "\\boxed{C}") wins over every other mention, the
+last one over those before it. The article "A" and the pronoun "I" are no letters.
 """
 
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, lru_cache
 
 from evaluation.answer_words import LANGUAGES
 from evaluation.reasoning import without_reasoning
@@ -19,16 +19,18 @@ MAX_WORDS = 16  # between "answer" and its letter
 _ALPHABET = "A-Za-z\u0400-\u04ff"  # of words that white space separates; \b would part "答案是C" nowhere
 _EDGE = f"(?:(?<![{_ALPHABET}])|(?![{_ALPHABET}]))"
 _OPEN = re.compile(
-    r"(?:[^\S\n]|[*_\"'`“”„«»「『【\[({$~]|\.{2,}|\\(?:text|textbf|mathrm|mathbf|rm|bf|boxed|fbox)(?![a-z]))*+"
+    r"(?:[^\S\n]|[*_\"'`「『【\[({$~]|\.{2,}|\\(?:text|textbf|mathrm|mathbf|rm|bf|boxed|fbox)(?![a-z]))*+"
 )
-_JOINT = re.compile(r"[:=>→\n\-–—]")
-_CLOSE = re.compile(r"[*_\"'`“”«»」』】\])}$~]*+")
-_CLAUSE_END = re.compile(r"[^\S\n]*(?:$|[\n.,;:!?)\]}。、।॥۔|<—–-])")
-_NO_END = rf"(?![{_ALPHABET}0-9_]|['’][{_ALPHABET}]|-[{_ALPHABET}0-9])"
-_PLURAL_NUMERAL = re.compile(r"\bI{2,3}\b", re.IGNORECASE)
+_JOINT = re.compile(r"[:=>→\n\-]")
+_PLAIN = str.maketrans("\u2018\u2019\u201c\u201d\u201e\xab\xbb\u2013\u2014", '\'\'"""""--')  # quotes and dashes
+_VERBS = ("boxed", "fbox", "choose", "select", "pick", "with")  # "answer" and "is" in one
+_CLOSE = re.compile(r"[*_\"'`」』】\])}$~]*+")
+_CLAUSE_END = re.compile(r"[^\S\n]*(?:$|[\n.,;:!?)\]}。、।॥۔|<-])")
+_NO_END = rf"(?![{_ALPHABET}0-9_]|'[{_ALPHABET}]|-[{_ALPHABET}0-9])"
+_SENTENCE_GOES_ON = re.compile(r"[^\S\n]+(?=[a-z])|, however")
 _NUMBERED = re.compile(r"(?:statement|type|class|stage|grade|group|phase|figure|table|factor)s?\s+$", re.IGNORECASE)
 _AFTER_A_LETTER = re.compile(
-    r"\s+(?:because|since|as|and|or|nor|which|with|for|but|not|by|due|based|given|from|in|would|does|can|cannot|seems)\b"
+    r"\s+(?:because|since|as|and|or|nor|which|with|for|but|not|by|due|based|given|from|in|would|can|cannot|seems)\b"
 )
 
 
@@ -59,8 +61,9 @@ def medical_letter(text: str, options: Mapping[str, str]) -> tuple[str, bool]:
 def explicit_letter(text: str, letters: str) -> str | None:
     """The last stated one of `letters`; else the most explicit mention, the last of equal ones; None without any.
 
-    The order of mentions is that of the paper's evaluation of low-resource languages: (A), then A. or A:, (A, : A -,
-    A-, : A, A at the end, a bare A. A small letter counts in brackets, in a statement, and where it is the whole answer.
+    The order of mentions is that of the paper's evaluation of low-resource languages: (A), then A. or A:, (A,
+    : A -, A-, : A, A at the end, a bare A. A small letter counts in brackets, in a statement, and
+    where it is the whole answer.
     """
     text = _folded(without_reasoning(text)[-TAIL:])
     stated = _stated(text, letters, {})
@@ -89,7 +92,7 @@ def explicit_letter(text: str, letters: str) -> str | None:
 
 
 def _stated(text: str, letters: str, options: Mapping[str, str]) -> str | None:
-    """The last answer that is stated: after a word for it, else before one ("C is correct"). options: text -> letter."""
+    """The last answer that is stated: after a word for it, else before one ("C is correct"). options: text: letter."""
     after = [answer for start in _answer_words(text) if (answer := _after_word(text, start, letters, options))]
     if after:
         return after[-1]
@@ -102,8 +105,8 @@ def _answer_words(text: str) -> Iterator[int]:
 
 
 def _after_word(text: str, place: int, letters: str, options: Mapping[str, str]) -> str | None:
-    """What a word for "answer" that ends at `place` is followed by: a letter, behind "is", ":", "the correct option"."""
-    linked = text[:place].endswith(("boxed", "fbox"))
+    """What follows a word for "answer" that ends at `place`: a letter, behind "is", ":", "the correct option"."""
+    linked = text.endswith(_VERBS, max(0, place - 10), place)
     said = False  # whether "is" or the like came last, which no article follows in capitals
     for _ in range(MAX_WORDS):
         opened, place = place, _OPEN.match(text, place).end()
@@ -136,7 +139,7 @@ def _letter_at(text: str, place: int, letters: str, linked: bool, said: bool, br
     end = _CLOSE.match(text, found.end()).end()
     ends_clause = bool(_CLAUSE_END.match(text, end))
     denied = _words("denials").match(text, _OPEN.match(text, end).end())
-    if denied or (found[1] == "I" or not said) and _is_a_word(text, place):
+    if denied or ((found[1] == "I" or not said) and _is_a_word(text, place)):
         return None
     if found[1].islower():
         return found[1].upper() if ends_clause or end > found.end() or _AFTER_A_LETTER.match(text, end) else None
@@ -167,18 +170,23 @@ def _is_called_right(text: str, found: re.Match[str]) -> bool:
 def _is_a_word(text: str, place: int) -> bool:
     """Whether the A, E or I at `place` is a word of a sentence: an article, "I think", a numeral beside II."""
     letter, end = text[place], place + 1
-    if letter in "Ii" and _PLURAL_NUMERAL.search(text):
+    if letter in "Ii" and _has_numerals(text):
         return True
-    if letter not in "AEI" or not re.match(r"[^\S\n]+[a-z]|, however|'|’", text[end : end + 12]):
+    following = _SENTENCE_GOES_ON.match(text, end)
+    if letter not in "AEI" or not following:
         return False
-    following = re.match(r"\s*", text[end:]).end() + end
-    return not (_AFTER_A_LETTER.match(text, end) or _words("links").match(text, following))
+    return not (_AFTER_A_LETTER.match(text, end) or _words("links").match(text, following.end()))
+
+
+@lru_cache(maxsize=4)
+def _has_numerals(text: str) -> bool:
+    return re.search(r"\bI{2,3}\b", text, re.IGNORECASE) is not None
 
 
 @cache
 def _free(letters: str) -> re.Pattern[str]:
     """A capital of `letters` that is no part of a word: not the C of C'est, d'A, vitamin-C or B-cell."""
-    return re.compile(rf"(?<![{_ALPHABET}0-9_'’\-])([{letters}]){_NO_END}")
+    return re.compile(rf"(?<![{_ALPHABET}0-9_'\-])([{letters}]){_NO_END}")
 
 
 @cache
@@ -193,6 +201,6 @@ def _folded(text: str) -> str:
 
     A letter that stands alone with an accent is a word, as in Portuguese "É": it becomes a small one.
     """
-    text = unicodedata.normalize("NFKD", text)
+    text = unicodedata.normalize("NFKD", text).translate(_PLAIN)
     text = re.sub(r"(?<![A-Za-z])([A-Z])[\u0300-\u036f]+(?![A-Za-z])", lambda found: found[1].lower(), text)
     return re.sub("[\u0300-\u036f]", "", text)

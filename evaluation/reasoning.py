@@ -9,8 +9,8 @@ _BLANK = re.compile(r"\s*\n|[^\S\n]*")  # up to the last line feed of leading wh
 def without_reasoning(response: str) -> str:
     """`response` without what stands between <think> and </think> (<thinking> is the same).
 
-    A </think> that nothing opened ends reasoning that the prompt opened: what is before it goes. Reasoning that does not
-    end is no answer: the result is empty. Blank lines after a </think> go, too; the indentation of code stays. A
+    A </think> that nothing opened ends reasoning that the prompt opened: what is before it goes. Reasoning that does
+    not end is no answer: the result is empty. Blank lines after a </think> go, too; the indentation of code stays. A
     response without the tags stays as it is, to the character.
     """
     kept: list[str] = []

@@ -1,7 +1,10 @@
 """Run a program that a model wrote, with its tests, where it can do no harm: `passes`.
 
 A process in namespaces of its own: no network, no other process to signal or to look at, every file system read-only,
-an empty directory in memory as the only place to write; and limits on time, memory, processes, file sizes, open files.
+no service's socket under /run, an empty directory in memory as the only place to write; and limits on time, output,
+memory, processes, file sizes, open files. Memory and processes are counted for all that the program starts, twenty
+times a second, because Linux limits memory for each process alone, and the number of processes not at all for root.
+What it leaves behind ends with it, and everything ends with the evaluation.
 If the system does not allow that (unprivileged user namespaces are off), nothing runs.
 """
 
@@ -9,17 +12,26 @@ import ctypes
 import os
 import resource
 import secrets
+import selectors
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import time
 from functools import cache
+from typing import IO
 
 SECONDS = 20.0  # of the whole program with its tests, wall time
-MEMORY_BYTES = 4 << 30  # address space, as EvalPlus gives
+MEMORY_BYTES = 4 << 30  # address space of a process, as EvalPlus gives, and memory of all together
+OUTPUT_BYTES = 64 << 20  # what it may print
+TAIL_BYTES = 4096  # of that, what is kept
 FILE_BYTES = 16 << 20  # largest file, and size of the directory
 OPEN_FILES = 64
-PROCESSES = 32
+PROCESSES = 32  # and threads, where the user is not root
+NICE = 10  # so that a program which starts processes without end does not delay its own end
+LOOK_SECONDS = 0.05  # between two counts of its processes and their memory
+END_SECONDS = 5.0  # to end when asked to
 NOBODY = 65534  # who the program is inside: a user without any capability
 
 _CLONE = 0x10000000 | 0x40000000 | 0x20000 | 0x20000000 | 0x08000000  # NEWUSER | NEWNET | NEWNS | NEWPID | NEWIPC
@@ -55,49 +67,112 @@ def check_available() -> None:
 
 
 def _run(source: str, seconds: float) -> str | None:
-    """The end of its standard output; None after `seconds`. The program is on standard input, so it needs no file."""
+    """The end of its standard output, "" where it broke a limit; None after `seconds`.
+
+    The program is on standard input, so it needs no file.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-I", __file__],
+        [sys.executable, "-I", __file__, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8"},
+        env={"PATH": os.defpath, "PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
         start_new_session=True,
+        bufsize=0,
     )
     try:
-        output, _ = process.communicate(source.encode("utf-8", "replace"), timeout=seconds)
-    except subprocess.TimeoutExpired:
-        # The outer process dies, and with it, by PDEATHSIG, the first one of the namespace and all that it started.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return None
-    return output[-4096:].decode("utf-8", "replace")
+        return _watch(process, source.encode("utf-8", "replace"), time.monotonic() + seconds)
+    finally:
+        _end(process)
 
 
-def _confine_and_run() -> None:
+def _watch(process: subprocess.Popen, source: bytes, deadline: float) -> str | None:
+    """Feed the program and read what it prints, of which only the end is kept; look now and then what it takes."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    tail, size, look_at = b"", 0, time.monotonic() + LOOK_SECONDS
+    os.set_blocking(process.stdin.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while (now := time.monotonic()) < deadline:
+            if now >= look_at:
+                if _takes_too_much(process.pid):
+                    return ""
+                look_at = time.monotonic() + LOOK_SECONDS
+            for key, _ in selector.select(max(0.0, min(deadline, look_at) - now)):
+                if key.fileobj is process.stdin:
+                    source = _feed(process.stdin, source)
+                    if not source:
+                        selector.unregister(process.stdin)
+                        process.stdin.close()
+                    continue
+                block = os.read(key.fd, 1 << 16)
+                size += len(block)
+                if not block or size > OUTPUT_BYTES:
+                    return "" if block else tail.decode("utf-8", "replace")
+                tail = (tail + block)[-TAIL_BYTES:]
+    return None
+
+
+def _feed(pipe: IO[bytes], source: bytes) -> bytes:
+    """Write what the pipe takes; returns the rest, nothing where nobody reads any more."""
+    try:
+        return source[os.write(pipe.fileno(), source[: 1 << 16]) :]
+    except BrokenPipeError:
+        return b""
+
+
+def _takes_too_much(outer: int) -> bool:
+    """Whether the processes of the namespace that `outer` made are too many, or have too much memory together.
+
+    Limits of the kernel's are for each process, and that on processes does not bind root.
+    """
+    num_processes = num_bytes = 0
+    try:
+        namespace = os.readlink(f"/proc/{outer}/ns/pid_for_children")
+        if namespace == os.readlink("/proc/self/ns/pid"):
+            return False  # it has not made one yet
+    except OSError:
+        return False
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.readlink(f"/proc/{number}/ns/pid") == namespace:
+                num_processes += 1
+                with open(f"/proc/{number}/statm", encoding="ascii") as file:
+                    num_bytes += int(file.read().split()[1]) * resource.getpagesize()
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+        if num_processes > PROCESSES + 1 or num_bytes > MEMORY_BYTES:
+            return True
+    return False
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the outer process, which ends the namespace and waits for it; by force, the kernel ends the namespace."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        process.send_signal(number)  # does nothing where it has been waited for
+        try:
+            process.wait(timeout=END_SECONDS)
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _confine_and_run(parent: int) -> None:
     """In the new process: enter the namespaces, give everything up, become the program."""
     libc = ctypes.CDLL(None, use_errno=True)
+    _end_with(libc, parent)
     user, group = os.getuid(), os.getgid()
     _check(libc.unshare(_CLONE))
     _write("/proc/self/setgroups", "deny")
     _write("/proc/self/uid_map", f"{NOBODY} {user} 1")
     _write("/proc/self/gid_map", f"{NOBODY} {group} 1")
-    first = os.fork()  # the first process of the new PID namespace; when it ends, the kernel kills all others in it
-    if first:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) & 0x7F)
-    _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
-    _check(libc.mount(None, b"/", None, _MS_REC_PRIVATE, None))
-    _check(libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, _READ_ONLY, len(_READ_ONLY)))
-    # An interpreter that lies in the directory which is about to be covered is laid over it again.
-    pythons = {prefix for prefix in (sys.prefix, sys.base_prefix) if prefix.startswith(f"{_PLACE}/")}
-    flags = _CLONE_TREE | _AT_RECURSIVE
-    trees = {prefix: libc.syscall(_OPEN_TREE, _AT_FDCWD, prefix.encode(), flags) for prefix in pythons}
-    for place, size in ((b"/proc", 4096), (_PLACE.encode(), FILE_BYTES)):
-        _check(libc.mount(b"tmpfs", place, b"tmpfs", _NO_SET_ID_OR_DEVICES, f"size={size}".encode()))
-    for prefix, tree in trees.items():
-        os.makedirs(prefix)
-        _check(libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, prefix.encode(), _EMPTY_PATH))
-        os.close(tree)
+    _become_first(libc)
+    _hide_files(libc)
     os.chdir(_PLACE)
     for limit, value in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
@@ -112,6 +187,62 @@ def _confine_and_run() -> None:
     os.execv(sys.executable, [sys.executable, "-I", "-"])
 
 
+def _end_with(libc: ctypes.CDLL, parent: int) -> None:
+    """Ask Linux to kill this process when its parent ends; end now where `parent` has ended before."""
+    _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def _become_first(libc: ctypes.CDLL) -> None:
+    """Make the first process of the new namespace, and go on as its child. When it ends, the kernel kills all in it.
+
+    The outer process stays, to wait for it, and to end it when asked (SIGTERM) or killed (PDEATHSIG). It answers once,
+    so that the first one, which cannot ask for its parent's number, knows that it was there when the request was made.
+    The first one waits, too: among thousands of busy processes, one that sleeps is the first to hear that it must end.
+    """
+    ours, outers = socket.socketpair()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+    first = os.fork()
+    if first:
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(first, signal.SIGKILL))
+        ours.close()
+        outers.sendall(outers.recv(1))
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) & 0x7F)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    outers.close()
+    _check(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
+    ours.sendall(b"?")
+    if not ours.recv(1):
+        os._exit(1)
+    ours.close()
+    program = os.fork()
+    if program:
+        while True:  # what the program leaves behind is its child now
+            ended, status = os.wait()
+            if ended == program:
+                os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
+    os.nice(NICE)
+
+
+def _hide_files(libc: ctypes.CDLL) -> None:
+    """Make every file system read-only, and cover what must not be seen: processes, sockets of services, /tmp."""
+    _check(libc.mount(None, b"/", None, _MS_REC_PRIVATE, None))
+    _check(libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, _READ_ONLY, len(_READ_ONLY)))
+    # An interpreter that lies in the directory which is about to be covered is laid over it again.
+    pythons = {prefix for prefix in (sys.prefix, sys.base_prefix) if prefix.startswith(f"{_PLACE}/")}
+    flags = _CLONE_TREE | _AT_RECURSIVE
+    trees = {prefix: libc.syscall(_OPEN_TREE, _AT_FDCWD, prefix.encode(), flags) for prefix in pythons}
+    for place, size in (("/proc", 4096), ("/run", 4096), (_PLACE, FILE_BYTES)):
+        if os.path.isdir(place):
+            options = f"size={size}".encode()
+            _check(libc.mount(b"tmpfs", place.encode(), b"tmpfs", _NO_SET_ID_OR_DEVICES, options))
+    for prefix, tree in trees.items():
+        os.makedirs(prefix)
+        _check(libc.syscall(_MOVE_MOUNT, tree, b"", _AT_FDCWD, prefix.encode(), _EMPTY_PATH))
+        os.close(tree)
+
+
 def _check(result: int) -> None:
     if result != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -123,4 +254,4 @@ def _write(path: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    _confine_and_run()
+    _confine_and_run(int(sys.argv[1]))

@@ -30,7 +30,7 @@ ARROWS = {
     "config": ("objectives",),
     "conversion": ("command_line", "files", "progress", "staging"),
     "data": ("command_line", "files", "progress", "staging"),
-    "run": ("config", "conversion", "data", "files", "objectives", "progress"),
+    "run": ("command_line", "config", "conversion", "data", "files", "objectives", "progress"),
     "plan": ("config", "conversion", "data", "run"),
     "diagnosis": ("data", "objectives", "pages"),
     "launch": ("command_line", "config", "objectives", "run"),
