@@ -11,6 +11,7 @@ from typing import Any
 
 from evaluation.prompt_tokens import prompt_ids
 from evaluation.vllm_cpu import register_vllm_cpu
+from nemo_probsft.data.ends import template_ends
 
 register_vllm_cpu()
 
@@ -43,10 +44,13 @@ class ReproducibleVLLM(VLLM):
     - A generation budget that exceeds the context shrinks to what the prompt leaves. Upstream cuts the prompt instead
       (`maybe_truncate(shrink_gen_toks=False)`): a 4096-token budget in a 4096-token context would leave no prompt.
     - Prompts get the ids of training: no BOS where the chat template wrote none.
+    - An answer also ends with the token that the chat template ends answers with, whatever eos_token is; vLLM itself
+      adds those of generation_config.json.
     - `completions` keeps token counts and finish reasons of the last call, in the order of its requests.
     """
 
     sampling_seed: int = 0
+    end_ids: list[int]  # of the chat template
     item_indices: list[int]  # data set index of each document of the call; a request knows its position only
     rendered: bool = False  # whether the call's prompts are a chat template's texts
     completions: list[Completion]
@@ -74,7 +78,11 @@ class ReproducibleVLLM(VLLM):
         eos = self.tokenizer.decode(self.eot_token_id)
         options, stop, budget = self.modify_gen_kwargs(request.args[1], eos=eos, default_max_gen_toks=self.max_gen_toks)
         return SamplingParams(
-            max_tokens=max(1, min(budget, self.max_length - prompt_length)), stop=stop, seed=seed, **options
+            max_tokens=max(1, min(budget, self.max_length - prompt_length)),
+            stop=stop,
+            stop_token_ids=self.end_ids,
+            seed=seed,
+            **options,
         )
 
     def _request_seeds(self, requests: list[Instance]) -> list[int]:
@@ -106,7 +114,7 @@ def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[R
             enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
             seed=seed,
         )
-        lm.sampling_seed = seed
+        lm.sampling_seed, lm.end_ids = seed, template_ends(lm.tokenizer)
         check_tokenizer(model_dir, lm)
         yield lm
     finally:
