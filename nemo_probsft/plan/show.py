@@ -41,7 +41,8 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
     spec = model_shape(recipe)
     found, problems = _decide(recipe)
     dataset = _tokenize(recipe, problems)
-    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset)]
+    reason = problems[0] if problems else "data or tokenizer are not here to count"
+    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset, reason)]
     setup = _setup(recipe, dataset)
     ranks = memory.ranks(spec, setup)
     decisions.show(found)
@@ -58,7 +59,7 @@ def cost(recipe: Recipe) -> tuple[str, int, int]:
     spec = model_shape(recipe)
     dataset = _tokenize(recipe, [])
     setup = _setup(recipe, dataset)
-    steps = _steps(recipe, dataset)[0].value
+    steps = _steps(recipe, dataset, "")[0].value
     return steps, memory.checkpoint_bytes(spec, setup), setup.element * memory.num_parameters(spec)
 
 
@@ -100,12 +101,13 @@ def _tokenize(recipe: Recipe, problems: list[str]) -> TokenizedDataset | None:
         return None
 
 
-def _steps(recipe: Recipe, dataset: TokenizedDataset | None) -> list[Decision]:
+def _steps(recipe: Recipe, dataset: TokenizedDataset | None, unknown: str) -> list[Decision]:
+    """unknown: why there is no dataset to count."""
     size = recipe.data.global_batch_size
     most = Decision("tokens", f"at most {size * recipe.data.max_length:,} a step", "global_batch_size x max_length")
     if dataset is None:
         value = recipe.trainer.max_steps or f"{recipe.trainer.epochs} x floor(examples / {size})"
-        return [Decision("steps", str(value), "data or tokenizer are not here to count"), most]
+        return [Decision("steps", str(value), unknown), most]
     per_epoch, steps = _num_steps(recipe, dataset)
     counts = dataset.summary
     mean, targets = (round(size * n / len(dataset)) for n in (counts.num_tokens, counts.num_target_tokens))
@@ -208,6 +210,8 @@ def _fits(rank: Rank) -> Decision:
 def _without_cuda(spec: ModelSpec, s: Setup) -> Decision:
     largest = max(rank.total for rank in memory.ranks(spec, replace(s, distributed_optimizer=False)))
     reason = "the optimizer's state is not divided there, and layers without Transformer Engine keep more activations"
+    if s.element == 2:
+        reason += f"; {prepare.SLOW_BF16}"
     return Decision("on CPUs", f"at least {readable(largest)}", reason)
 
 

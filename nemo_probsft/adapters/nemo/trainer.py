@@ -121,6 +121,10 @@ def load_model(recipe: Recipe, prepared: Prepared) -> llm.GPTModel:
     description = io.load_context(Path(prepared.base) / "context", subpath="model", build=False)
     for name, value in model_settings(recipe, description.config.vocab_size).items():
         setattr(description.config, name, value)
+    if Path(prepared.hf).parent == Path(recipe.run_dir):  # checkpoints copy the tokenizer's directory
+        description.tokenizer.pretrained_model_name = str(Path(prepared.hf).absolute())
+    if recipe.model.trust_remote_code:
+        description.tokenizer.trust_remote_code = True
     return fiddle.build(description)
 
 
