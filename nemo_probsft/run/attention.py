@@ -76,6 +76,9 @@ def refuse(recipe: Recipe, engine: Name, machine: Machine) -> None:
     if backend == "flash" and not machine.flash:
         problem = "flash needs the package flash-attn, which is not installed; install it, or use auto or fused"
         raise recipe.error("trainer.attention_backend", problem)
+    if backend == "local" and recipe.data.packing and machine.cuda:
+        problem = "local attention on a GPU would not keep packed examples apart, as data.packing: true wants; use auto"
+        raise recipe.error("trainer.attention_backend", problem, "data.packing")
     for name, wanted in zip(VARIABLES, BACKENDS[backend][0], strict=True):
         value = machine.environment.get(name, wanted)
         if value != wanted:

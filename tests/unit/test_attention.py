@@ -70,6 +70,14 @@ def test_a_cpu_computes_what_has_no_special_kernels():
         assert f"{backend} needs a GPU, and there is none; use auto" in refusal(backend, CPU)
 
 
+def test_packed_examples_on_a_gpu_need_transformer_engine_s_attention():
+    packed = "data.packing=true"
+    with pytest.raises(ValueError, match="local attention on a GPU would not keep packed examples apart, as data.pack"):
+        attention.refuse(load("local", packed), "nemo", GPU)
+    attention.refuse(load("local", packed), "nemo", CPU)  # which gets a mask
+    attention.refuse(load("unfused", packed), "nemo", GPU)
+
+
 @pytest.mark.parametrize("machine", [GPU, CPU], ids=["GPU", "CPU"])
 @pytest.mark.parametrize(("backend", "wrong"), [("auto", "0"), ("unfused", "1"), ("local", "1")])
 def test_variables_that_megatron_would_refuse_are_refused(machine, backend, wrong):
