@@ -16,7 +16,7 @@ import numpy as np
 from conversion.checkpoint import kind_of, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
-from nemo_probsft.data import order, tokens
+from nemo_probsft.data import mixture, order, templates, tokens
 from nemo_probsft.files import first_line, write_atomically
 from nemo_probsft.run import decisions, engines, model_files, preflight
 from nemo_probsft.run.decisions import Decision
@@ -113,27 +113,32 @@ def _open_model(recipe: Recipe, engine: str) -> Model:
 
 def _tokenize(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, tokens.TokenizedDataset]:
     """The directory of the tokenized training set, and what is in it."""
-    examples = tokens.tokenized(
-        recipe.data.train,
-        model.tokenizer,
-        run_dir / "data",
-        max_length=recipe.data.max_length,
-        split=recipe.data.split,
-        prompt_key=recipe.data.prompt_key,
-        response_key=recipe.data.response_key,
-        long_prompts=recipe.data.long_prompts,
-    )
+    examples = mixture.tokenized(sources(recipe), model.tokenizer, run_dir / "data", **row_settings(recipe))
     dataset = tokens.TokenizedDataset.load(examples)
     tokens.check_ids(dataset, model.vocab_size)
     _refuse_other_data(recipe, dataset, examples, run_dir)
     return examples, dataset
 
 
+def sources(recipe: Recipe) -> list[mixture.Source]:
+    """What the training set is made of."""
+    split = recipe.data.split
+    return [
+        mixture.Source(given.path, given.split or split, given.weight, given.max_rows) for given in recipe.data.sources
+    ]
+
+
+def row_settings(recipe: Recipe) -> dict[str, Any]:
+    """How rows become examples: keywords of `tokens.of_source`."""
+    names = ("max_length", "prompt_key", "response_key", "long_prompts", "supervise")
+    return {name: getattr(recipe.data, name) for name in names}
+
+
 def _count_steps(recipe: Recipe, num_examples: int) -> tuple[int, int]:
     """Optimizer steps of the run, and of an epoch."""
     size = recipe.data.global_batch_size
     if num_examples < size:
-        found = f"the {num_examples} examples of {recipe.data.train}"
+        found = f"the {num_examples} examples of {recipe.data.name}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
     per_epoch = order.steps_per_epoch(num_examples, size)
     num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
@@ -166,7 +171,7 @@ def _refuse_other_data(recipe: Recipe, dataset: tokens.TokenizedDataset, example
     then = tokens.map_arrays(directory)
     if not all(np.array_equal(then[name], getattr(dataset, name)) for name in tokens.TOKENS):
         problem = (
-            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started "
+            f"{recipe.data.name} or the tokenizer has changed since {run_dir} was started "
             f"({len(then['input_ids'])} tokens in {len(then['offsets']) - 1} examples then, "
             f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, "
             f"for example run_dir={run_dir}-2"
@@ -181,11 +186,16 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     cut = f"{counts.num_truncated} truncated to {recipe.data.max_length} tokens, {counts.num_skipped} skipped"
     has_template = tokenizer.chat_template is not None
     form = "the tokenizer's chat template" if has_template else "no chat template: prompt + response + end token"
+    covered = {"answers": "every answer", "last": "the last answer", "flagged": "answers that their turns mark"}[
+        recipe.data.supervise
+    ]
     dropped = counts.num_examples - per_epoch * recipe.data.global_batch_size
     found = [
         _device(),
         Decision("data", f"{size}; {cut}", form),
-        Decision("example", tokens.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
+        *_files(recipe, counts),
+        *_notes(counts),
+        Decision("example", tokens.preview(dataset, tokenizer), f"the loss covers what stands in [[ ]]: {covered}"),
         Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
         Decision("trainer.precision", recipe.trainer.precision, "log p, f(p), gradient sums and Adam's state are fp32"),
     ]
@@ -193,6 +203,22 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     if last is not None:
         found.append(Decision("start", str(last), "the last complete checkpoint of this run"))
     return found
+
+
+def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
+    return [
+        Decision(
+            f"data.train[{i}]",
+            f"{file.name}: {file.num_examples} examples, {file.num_target_tokens} targets",
+            f"weight {source.weight:g} x {file.num_in_file} examples"
+            + (f" of at most {source.max_rows} rows" if source.max_rows else ""),
+        )
+        for i, (file, source) in enumerate(zip(counts.files, recipe.data.sources, strict=False))
+    ]
+
+
+def _notes(counts: tokens.DataSummary) -> list[Decision]:
+    return [Decision("rows", f"{note.num_rows} (first: {note.first})", note.text) for note in counts.notes]
 
 
 def _device() -> Decision:
@@ -268,6 +294,8 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
         raise recipe.error("model.path", problem) from error
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = recipe.data.chat_template
+        if unfit := templates.problem(recipe.data.chat_template):
+            raise recipe.error("data.chat_template", unfit)
     return tokenizer
 
 
@@ -288,7 +316,8 @@ def _with_chat_template(recipe: Recipe, hf: Path, base: Path, engine: str) -> Pa
 
 def _write_run_yaml(recipe: Recipe, source: Path, engine: str, target: Path) -> None:
     if not target.exists():
-        write_atomically(target, strictyaml.dump(decisions.run_yaml(recipe, source, engine)))
+        content = decisions.run_yaml(recipe, source, engine) | {"data": mixture.identity(sources(recipe))}
+        write_atomically(target, strictyaml.dump(content))
 
 
 def _fingerprint(recipe: Recipe) -> str:
