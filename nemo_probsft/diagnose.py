@@ -105,7 +105,7 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
         "of_examples": prepared.num_examples,  # where diagnose.max_tokens drew some of them
         "seed": recipe.trainer.seed,
         "model": recipe.model.path,
-        "data": recipe.data.train,
+        "data": recipe.data.name,
         "versions": files.versions(decisions.PACKAGES),
     }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nemo_probsft import config
 from nemo_probsft.config import Recipe
-from nemo_probsft.data import order, rows, tokens
+from nemo_probsft.data import mixture, order
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.plan import memory
 from nemo_probsft.plan.memory import Rank, Setup
@@ -87,15 +87,12 @@ def _engine(recipe: Recipe, problems: list[str]) -> list[Decision]:
 
 def _tokenize(recipe: Recipe, problems: list[str]) -> TokenizedDataset | None:
     """The training set, in memory; None where the recipe's files are not all here, which `problems` says."""
-    if problems or not Path(recipe.data.train).exists() or not Path(recipe.model.path).is_dir():
+    sources = prepare.sources(recipe)
+    if problems or not all(Path(source.path).exists() for source in sources) or not Path(recipe.model.path).is_dir():
         return None
-    settings = recipe.data
-    found = rows.read_rows(
-        settings.train, settings.split, prompt_key=settings.prompt_key, response_key=settings.response_key
-    )
     try:
         tokenizer = prepare.load_tokenizer(recipe, prepare.hugging_face_files(Path(recipe.model.path)))
-        return tokens.tokenize(found, tokenizer, max_length=settings.max_length, long_prompts=settings.long_prompts)
+        return mixture.in_memory(sources, tokenizer, **prepare.row_settings(recipe))
     except ValueError as error:
         problems.append(str(error))
         return None

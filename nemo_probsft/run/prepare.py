@@ -17,7 +17,7 @@ import numpy as np
 from conversion.checkpoint import kind_of, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
-from nemo_probsft.data import order, tokens
+from nemo_probsft.data import mixture, order, templates, tokens
 from nemo_probsft.data.ends import oddities, trained_ends
 from nemo_probsft.files import first_line, write_atomically
 from nemo_probsft.run import decisions, engines, model_files, packed, preflight
@@ -121,27 +121,32 @@ def _open_model(recipe: Recipe, engine: str) -> Model:
 
 def _tokenize(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, tokens.TokenizedDataset]:
     """The directory of the tokenized training set, and what is in it."""
-    examples = tokens.tokenized(
-        recipe.data.train,
-        model.tokenizer,
-        run_dir / "data",
-        max_length=recipe.data.max_length,
-        split=recipe.data.split,
-        prompt_key=recipe.data.prompt_key,
-        response_key=recipe.data.response_key,
-        long_prompts=recipe.data.long_prompts,
-    )
+    examples = mixture.tokenized(sources(recipe), model.tokenizer, run_dir / "data", **row_settings(recipe))
     dataset = tokens.TokenizedDataset.load(examples)
     tokens.check_ids(dataset, model.vocab_size)
     _refuse_other_data(recipe, dataset, examples, run_dir)
     return examples, dataset
 
 
+def sources(recipe: Recipe) -> list[mixture.Source]:
+    """What the training set is made of."""
+    split = recipe.data.split
+    return [
+        mixture.Source(given.path, given.split or split, given.weight, given.max_rows) for given in recipe.data.sources
+    ]
+
+
+def row_settings(recipe: Recipe) -> dict[str, Any]:
+    """How rows become examples: keywords of `tokens.of_source`."""
+    names = ("max_length", "prompt_key", "response_key", "long_prompts", "supervise")
+    return {name: getattr(recipe.data, name) for name in names}
+
+
 def _count_steps(recipe: Recipe, num_examples: int) -> tuple[int, int]:
     """Optimizer steps of the run, and of an epoch."""
     size = recipe.data.global_batch_size
     if num_examples < size:
-        found = f"the {num_examples} examples of {recipe.data.train}"
+        found = f"the {num_examples} examples of {recipe.data.name}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
     per_epoch = order.steps_per_epoch(num_examples, size)
     num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
@@ -174,7 +179,7 @@ def _refuse_other_data(recipe: Recipe, dataset: tokens.TokenizedDataset, example
     then = tokens.map_arrays(directory)
     if not all(np.array_equal(then[name], getattr(dataset, name)) for name in tokens.TOKENS):
         problem = (
-            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started "
+            f"{recipe.data.name} or the tokenizer has changed since {run_dir} was started "
             f"({len(then['input_ids'])} tokens in {len(then['offsets']) - 1} examples then, "
             f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, "
             f"for example run_dir={run_dir}-2"
@@ -189,11 +194,16 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     cut = f"{counts.num_truncated} truncated to {recipe.data.max_length} tokens, {counts.num_skipped} skipped"
     has_template = tokenizer.chat_template is not None
     form = "the tokenizer's chat template" if has_template else "no chat template: prompt + response + end token"
+    covered = {"answers": "every answer", "last": "the last answer", "flagged": "answers that their turns mark"}[
+        recipe.data.supervise
+    ]
     dropped = counts.num_examples - per_epoch * recipe.data.global_batch_size
     found = [
         _device(),
         Decision("data", f"{size}; {cut}", form),
-        Decision("example", tokens.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
+        *_files(recipe, counts),
+        *_notes(counts),
+        Decision("example", tokens.preview(dataset, tokenizer), f"the loss covers what stands in [[ ]]: {covered}"),
         Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
         _precision(recipe),
     ]
@@ -212,6 +222,22 @@ def _precision(recipe: Recipe) -> Decision:
     if recipe.trainer.precision == "bf16" and not torch.cuda.is_available():
         reason += f"; {SLOW_BF16}"
     return Decision("trainer.precision", recipe.trainer.precision, reason)
+
+
+def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
+    return [
+        Decision(
+            f"data.train[{i}]",
+            f"{file.name}: {file.num_examples} examples, {file.num_target_tokens} targets",
+            f"weight {source.weight:g} x {file.num_in_file} examples"
+            + (f" of at most {source.max_rows} rows" if source.max_rows else ""),
+        )
+        for i, (file, source) in enumerate(zip(counts.files, recipe.data.sources, strict=False))
+    ]
+
+
+def _notes(counts: tokens.DataSummary) -> list[Decision]:
+    return [Decision("rows", f"{note.num_rows} (first: {note.first})", note.text) for note in counts.notes]
 
 
 def _device() -> Decision:
@@ -287,6 +313,8 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
         raise recipe.error("model.path", problem) from error
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = recipe.data.chat_template
+        if unfit := templates.problem(recipe.data.chat_template):
+            raise recipe.error("data.chat_template", unfit)
     return tokenizer
 
 
@@ -328,6 +356,7 @@ def _write_run_yaml(recipe: Recipe, model: Model, engine: str, ends: list[int], 
     target = Path(recipe.run_dir) / RUN
     if not target.exists():
         record = decisions.run_yaml(recipe, model.source, engine)
+        record |= {"data": mixture.identity(sources(recipe))}
         record |= {"end_tokens": named_tokens(model.tokenizer, ends), "changed_model_files": changes}
         write_atomically(target, strictyaml.dump(record))
 
