@@ -253,6 +253,7 @@ def test_bad_arguments_are_refused():
     cases = {
         r"must both be \[8, 3\]": lambda: lm_head_logprob(hidden, weight, labels.t(), mask),
         "last dimensions and dtypes must agree": lambda: lm_head_logprob(hidden, weight.bfloat16(), labels, mask),
+        "rows are torch.int32": lambda: lm_head_logprob(hidden, weight, labels, mask, rows=torch.zeros(0).int()),
         "chunk_tokens is 0": lambda: lm_head_logprob(hidden, weight, labels, mask, chunk_tokens=0),
         "skip_below is 1": lambda: lm_head_logprob(hidden, weight, labels, mask, skip_below=1),
         r"label 40 is outside \[0, 40\)": lambda: lm_head_logprob(hidden, weight, torch.full_like(labels, V), mask),
