@@ -60,6 +60,7 @@ _REWRITES = tuple(
         (r"\s+", " "),
     )
 )
+_BARE = re.compile(r"[-+]?[0-9.]+(?:/[0-9]+)?|[a-zA-Z]+")
 _THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _LEADING = re.compile(r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*")
 _WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
@@ -172,6 +173,8 @@ def _stated(tail: str) -> str:
 @lru_cache(maxsize=1 << 16)
 def clean(answer: str) -> str:
     """LaTeX in one spelling: no delimiters, sizes, fonts or final period; "%", "°", and "," for "and" and for "{,}"."""
+    if _BARE.fullmatch(answer):
+        return answer.rstrip(".")
     text = answer.translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -210,10 +213,10 @@ def without_label(answer: str, other: str) -> str:
     return match[2] if match and not _LABELLED.fullmatch(other) and not _CHOICE.fullmatch(other) else answer
 
 
-def counts_differ(answer: str, gold: str) -> bool:
-    """Whether both are lists of single things and one is longer: math-verify compares sets, {1, 1} = {1}."""
-    counts = [len(text.split(",")) if _PLAIN_LIST.fullmatch(text) else 0 for text in (clean(answer), clean(gold))]
-    return 0 not in counts and counts[0] != counts[1]
+def items(answer: str) -> list[str]:
+    """Items of a list of single things; empty where `answer` has brackets, relations, dots or \\pm."""
+    text = clean(answer)
+    return text.split(",") if _PLAIN_LIST.fullmatch(text) else []
 
 
 def without_name(answer: str, other: str) -> str:
