@@ -19,6 +19,7 @@ from evaluation.grading.answer_text import (
 )
 from evaluation.grading.numerals import expanded, read_number, same_number
 from evaluation.grading.symbolic_worker import SymbolicWorker
+from evaluation.reasoning import without_reasoning
 
 _worker = SymbolicWorker()
 
@@ -41,7 +42,7 @@ def judge(response: str, gold: str) -> Judgement:
 
     Cost: microseconds for plain answers; else about 10 ms, at most about 6 s, and the start of a new process.
     """
-    return judge_answer(extract_answer(response), extract_answer(gold))
+    return judge_answer(extract_answer(without_reasoning(response)), extract_answer(gold))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -130,11 +130,6 @@ def _model_spec(recipe: Recipe, files: Path, engine: str | None) -> tuple[ModelS
 def _unsupported(architecture: str, config: dict[str, Any]) -> str | None:
     """A setting that changes the model's function or its loss, and that no conversion carries over."""
     ignored = "which Megatron would ignore"
-    for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
-        scaling = config.get(key) or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind != "default" and (architecture, kind) != ("LlamaForCausalLM", "llama3"):
-            return f"{key} {kind}, {ignored}"
     if any(layer != "full_attention" for layer in config.get("layer_types") or []):
         return f"layer_types other than full_attention, {ignored}"
     if config.get("num_nextn_predict_layers"):
