@@ -7,19 +7,20 @@ of its own, which has a memory limit and is replaced if it takes too long. No in
 from dataclasses import dataclass
 from functools import lru_cache
 
-from evaluation.grading.answer_text import (
+from evaluation.answer_text import (
     clean,
     extract_answer,
     is_word,
     items,
     normalize,
     readings,
+    reference_answer,
     without_label,
     without_name,
 )
-from evaluation.grading.numerals import expanded, read_number, same_number
-from evaluation.grading.symbolic_worker import SymbolicWorker
+from evaluation.numerals import expanded, read_number, same_number
 from evaluation.reasoning import without_reasoning
+from evaluation.symbolic_worker import SymbolicWorker
 
 _worker = SymbolicWorker()
 
@@ -42,12 +43,12 @@ def judge(response: str, gold: str) -> Judgement:
 
     Cost: microseconds for plain answers; else about 10 ms, at most about 6 s, and the start of a new process.
     """
-    return judge_answer(extract_answer(without_reasoning(response)), extract_answer(gold))
+    return judge_answer(extract_answer(without_reasoning(response)), reference_answer(gold))
 
 
 @lru_cache(maxsize=1 << 16)
 def judge_answer(answer: str, gold: str) -> Judgement:
-    """As `judge`, for two final answers that `extract_answer` has found. Remembers its judgements."""
+    """As `judge`, for two final answers, without what is said around them. Remembers its judgements."""
     judgements = []
     for reading in readings(answer):
         for gold_reading in readings(gold):

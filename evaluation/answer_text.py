@@ -12,13 +12,18 @@ _BETWEEN_BOXES = re.compile(
 )
 _UNBRACED = re.compile(r"([-+]?(?:[0-9.\\(\[]|[A-Za-z](?![a-z]))(?:[^$\n]|(?<=\\)\$)*?)(?:(?<!\\)\$|\\\)|\\\])")
 _UNBRACED_TOKEN = re.compile(r"[-+]?(?:[0-9.]|\\frac)\S*|[A-Za-z](?![a-z])")
-_PLACEHOLDER = re.compile(r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE
+)
 _STATEMENT = re.compile(
     r"answers?(?![a-z]|\s+(?:choice|option))[^.\n:=$\\]{0,60}?(?:(?<![a-z])(?:is|are)(?![a-z])|:|=)"
     r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答案(?:是|为|為)?|(?:^|\n)####(?=\s*[-$\\0-9])",
     re.IGNORECASE,
 )
-_FORMULA = r"(?:\$\$(?:[^$]|(?<=\\)\$)+\$\$|\$(?:[^$\n]|(?<=\\)\$)+(?<!\\)\$(?![0-9])|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\])"
+_FORMULA = (
+    r"(?:\$\$(?:[^$]|(?<=\\)\$)+\$\$|\$(?:[^$\n]|(?<=\\)\$)+(?<!\\)\$(?![0-9])"
+    r"|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\])"
+)
 _FORMULAS = re.compile(
     rf"[^0-9$\\\n.]{{0,60}}(?::\s{{0,9}})?({_FORMULA}(?:\s{{0,3}}(?:[,;]|,?\s?(?:and|or)(?![a-z]))?\s{{0,3}}{_FORMULA})*)"
 )
@@ -28,23 +33,30 @@ _SENTENCE_END = re.compile(
 _NUMBER_IN_TEXT = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{1,40})?")
 
 _CHARACTERS = str.maketrans(
-    dict.fromkeys("\u2212\u2013\uff0d", "-")
-    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
-    | {"\u00a0": " ", "\u202f": " ", "\u2009": " ", "，": ",", "（": "(", "）": ")", "．": ".", "：": ":"}
-    | {"×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "±": "\\pm ", "≈": "\\approx "}
-    | {"≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset "}
-    | {"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "²": "^2", "³": "^3", "€": "", "£": "", "¥": ""}
+    {chr(0xFF01 + offset): chr(0x21 + offset) for offset in range(94)}  # full-width forms
+    | dict.fromkeys("\u2212\u2010\u2011\u2012\u2013", "-")
+    | dict.fromkeys("\u00a0\u202f\u2009", " ")
+    | dict.fromkeys("€£¥", "")
+    | {"\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "±": "\\pm ", "≈": "\\approx "}
+    | {"≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "\u222a": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset "}
+    | {"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "²": "^2", "³": "^3"}
 )
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$|\$|(?<!\\)\\[()\[\]]", ""),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
-        (r"\\(?:bf|it|rm|sf|tt|bfseries|displaystyle|textstyle|scriptstyle|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z])", ""),
+        (
+            r"\\(?:bf|it|rm|sf|tt|bfseries|displaystyle|textstyle|scriptstyle|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z])",
+            "",
+        ),
         (r"\\(?:color|textcolor|colorbox)\s*\{\w*\}", ""),
         (r"(?<!\\)\\!\s*|\\(?:limits|strut|mathstrut)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|enspace|thinspace)(?![a-zA-Z])|\\[hv]space\*?\{[^{}]*\}", " "),
-        (r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}", r"\1"),
+        (
+            r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}",
+            r"\1",
+        ),
         (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
         (r"\\(?:text|mathrm)\s*\{((?:[-+().,/0-9\s]|\\(?:text|mathrm)\s*\{[^{}]*\})*)\}", r"\1"),
         (r"\\(?:text|mathrm)\s*\{([-+().,/0-9\s]*)\}", r"\1"),
@@ -62,7 +74,9 @@ _REWRITES = tuple(
 )
 _BARE = re.compile(r"[-+]?[0-9.]+(?:/[0-9]+)?|[a-zA-Z]+")
 _THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
-_LEADING = re.compile(r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*")
+_LEADING = re.compile(
+    r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*"
+)
 _WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
 _TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
 _NAMED = re.compile(r"\s*(?:\\?[^\s=\\]{1,2}|[a-zA-Z]_\{?\w\}?)\s*=([^=]+)", re.DOTALL)
@@ -76,9 +90,8 @@ def extract_answer(response: str) -> str:
 
     That is the last \\boxed{...} that holds something, with the boxes that it is listed with ("\\boxed{1} and
     \\boxed{2}"); else what follows the last "answer is", "Answer:" or the like; else a response of one line or one
-    formula itself; else the last number. What stands between <think> and </think> is not read.
+    formula itself; else the last number.
     """
-    response = _after_reasoning(response)
     boxed = _last_boxes(response)
     if boxed is not None:
         return _bounded(boxed)
@@ -92,9 +105,10 @@ def extract_answer(response: str) -> str:
     return numbers[-1] if numbers else ""
 
 
-def _after_reasoning(response: str) -> str:
-    before, closed, after = response.rpartition("</think>")
-    return after if closed else response.partition("<think>")[0]
+def reference_answer(gold: str) -> str:
+    """The last boxed answer of a solution, what GSM8K's end with after ####, else `gold` itself."""
+    boxed = _last_boxes(gold)
+    return _bounded(gold.rpartition("\n####")[2] if boxed is None else boxed)
 
 
 def _bounded(answer: str) -> str:
@@ -160,7 +174,7 @@ def _last_statement(text: str) -> str | None:
 
 def _stated(tail: str) -> str:
     """The formulas that `tail` begins with, or its first sentence."""
-    tail = tail.lstrip(" \t\r\n*_:：#>`")
+    tail = tail.lstrip(" \t\r\n*_:\uff1a#>`")
     formulas = _FORMULAS.match(tail)
     if formulas is None:
         end = _SENTENCE_END.search(tail)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from evaluation.grading.answer_text import clean
+from evaluation.answer_text import clean
 
 RELATIVE_TOLERANCE = Fraction(1, 10_000)  # that of the paper's grader
 
@@ -26,12 +26,17 @@ _DECIMAL = (
     rf"(?P<whole>{_INTEGER})?(?:\.(?P<decimals>[0-9]{{0,100}}){_REPEATED}?(?P<dots>\\[lc]?dots|\.\.\.|…)?)?"
     rf"(?: ?(?:\\times|\\cdot|\*|x)? ?{_POWER}|[eE](?P<exponent>[-+]?[0-9]{{1,3}}))?"
 )
-_NUMBER = re.compile(rf"(?P<sign>(?:[-+] ?)*)(?:(?:(?P<mixed>[0-9]{{1,100}}) ?(?=\\frac|(?<= )))?(?:{_FRACTION})|{_DECIMAL})(?![0-9.])")
+_NUMBER = re.compile(
+    rf"(?P<sign>(?:[-+] ?)*)(?:(?:(?P<mixed>[0-9]{{1,100}}) ?(?=\\frac|(?<= )))?(?:{_FRACTION})|{_DECIMAL})(?![0-9.])"
+)
 _BASED = re.compile(
     r"(?<![A-Za-z0-9_.}\\])(?P<digits>[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?|[A-F]{2,})\s*_\s*"
     r"(?:(?P<digit>[0-9])|\{\s*(?P<base>[0-9]{1,2})\s*\}|\{?\s*\\?(?:text|mathrm)?\s*\{?\s*(?P<word>[a-z]+)\s*\}{1,2})"
 )
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 _MULTIPLIERS = {
     "dozen": 12,
     "hundred": 10**2,
@@ -129,7 +134,7 @@ def plain_number(answer: str) -> Fraction | None:
 
 
 def same_number(a: Number, b: Number) -> bool:
-    """Equal as the module says. A percentage is x or x/100 where the other is none; a unit counts where both have one."""
+    """Equal as the module says. A percentage is x or x/100 where the other is none; units count where both have one."""
     if a.unit and b.unit:
         if a.unit[1] != b.unit[1]:
             return False
@@ -149,10 +154,20 @@ def expanded(text: str, other: str) -> str | None:
     text = _BASED.sub(_as_fraction, text)
     text = re.sub(r"(\\frac|\\d?binom) ?([0-9]) ?([0-9])", r"\1{\2}{\3}", text)
     text = re.sub(r"([_^]|\\sqrt) ?([0-9])(?=[ \\])", r"\1{\2}", text)
-    text = re.sub(r"(?<![0-9.,] )(?<![0-9.,_^])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9 ]*[/0-9])", lambda m: m[0].replace(" ", ""), text)
-    text = re.sub(r"(?<![0-9.^_])([0-9]+)(?: (?=[0-9])| ?(?=\\frac))(?:([0-9]+) ?/ ?([0-9]+)|\\frac ?\{([0-9]+)\} ?\{([0-9]+)\})", _mixed, text)
+    text = re.sub(
+        r"(?<![0-9.,] )(?<![0-9.,_^])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9 ]*[/0-9])",
+        lambda m: m[0].replace(" ", ""),
+        text,
+    )
+    text = re.sub(
+        r"(?<![0-9.^_])([0-9]+)(?: (?=[0-9])| ?(?=\\frac))(?:([0-9]+) ?/ ?([0-9]+)|\\frac ?\{([0-9]+)\} ?\{([0-9]+)\})",
+        _mixed,
+        text,
+    )
     text = re.sub(rf"([0-9]*)\.([0-9]*){_REPEATED}", _repeating, text)
-    text = _MULTIPLIER.sub(lambda match: f"\\cdot 10^{{{_power_of_ten(match[1])}}}" if match[1] != "dozen" else "\\cdot 12", text)
+    text = _MULTIPLIER.sub(
+        lambda match: f"\\cdot 10^{{{_power_of_ten(match[1])}}}" if match[1] != "dozen" else "\\cdot 12", text
+    )
     if re.search(r"[0-9] +[0-9.]|(?<![A-Za-z0-9_.}\\])[0-9]+ ?_", text):
         return None
     if _ANGLE_OF.search(text) or ("\\pi" in other and "°" not in other):
@@ -260,12 +275,18 @@ def _unit(text: str) -> tuple[Fraction, Measured] | None:
     """How much of what a unit such as "cm^2", "square feet" or "km per hour" is; None where it is not in the table."""
     factor, powers = Fraction(1), {}
     for position, part in enumerate(re.split(r"/| per ", text)):
-        match = re.fullmatch(r"\s*(square |sq\.? |cubic )?\s*([A-Za-z]+)\.?\s*(?:\^ ?(-?[1-9])| squared| cubed)?\s*", part)
-        name = match and (match[2] if len(match[2]) == 1 else match[2].lower().replace("metre", "meter").replace("litre", "liter"))
+        match = re.fullmatch(
+            r"\s*(square |sq\.? |cubic )?\s*([A-Za-z]+)\.?\s*(?:\^ ?(-?[1-9])| squared| cubed)?\s*", part
+        )
+        name = match and (
+            match[2] if len(match[2]) == 1 else match[2].lower().replace("metre", "meter").replace("litre", "liter")
+        )
         if not name or (name not in _UNITS and name.removesuffix("s") not in _UNITS):
             return None
         measured, size = _UNITS[name] if name in _UNITS else _UNITS[name.removesuffix("s")]
-        power = 2 if (match[1] or "").startswith("sq") or "squared" in part else 3 if "cub" in part else int(match[3] or 1)
+        power = (
+            2 if (match[1] or "").startswith("sq") or "squared" in part else 3 if "cub" in part else int(match[3] or 1)
+        )
         power = -power if position else power
         factor *= Fraction(size) ** power
         powers[measured] = powers.get(measured, 0) + power
