@@ -7,8 +7,11 @@ MAX_ANSWER_CHARS = 1000  # a longer "answer" is not one; the longest gold of the
 _TAIL = 20_000  # characters at the end of a response in which statements and numbers are looked for
 
 _BOX = re.compile(r"\\(?:(?:boxed|fbox)(?![a-zA-Z])|(?:framebox|bbox)(?![a-zA-Z])(?:\s*\[[^\]\n]{0,40}\])*)\s*")
-_BETWEEN_BOXES = re.compile(
-    r"[\s$,;.]*(?:(?:and|or|\\(?:text|mathrm)\{\s*(?:and|or)\s*\}|\\q?quad)[\s$,;]*)?(?:[a-zA-Z](?:_\{?\d\}?)?\s*=[\s$]*)?"
+_BETWEEN_BOXES = re.compile(  # on one line, or with a comma or an "and"; then perhaps "x ="
+    r"(?=[^\n]*\Z|.*(?:[,;]|and|or))(?:[\s$,;.]|\\q?quad|\\[,; ])*"
+    r"(?:(?:and|or|\\(?:text|mathrm)\{\s*(?:and|or)\s*\})(?:[\s$,;]|\\q?quad|\\[,; ])*)?"
+    r"(?:[a-zA-Z](?:_\{?\d\}?)?\s*=[\s$]*)?",
+    re.DOTALL,
 )
 _UNBRACED = re.compile(r"([-+]?(?:[0-9.\\(\[]|[A-Za-z](?![a-z]))(?:[^$\n]|(?<=\\)\$)*?)(?:(?<!\\)\$|\\\)|\\\])")
 _UNBRACED_TOKEN = re.compile(r"[-+]?(?:[0-9.]|\\frac)\S*|[A-Za-z](?![a-z])")
@@ -17,7 +20,7 @@ _PLACEHOLDER = re.compile(
 )
 _STATEMENT = re.compile(
     r"answers?(?![a-z]|\s+(?:choice|option))[^.\n:=$\\]{0,60}?(?:(?<![a-z])(?:is|are)(?![a-z])|:|=)"
-    r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答案(?:是|为|為)?|(?:^|\n)####(?=\s*[-$\\0-9])",
+    r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答(?:案|え)(?:是|为|為|は)?|(?:^|\n)####(?=\s*[-$\\0-9])",
     re.IGNORECASE,
 )
 _FORMULA = (
@@ -28,7 +31,8 @@ _FORMULAS = re.compile(
     rf"[^0-9$\\\n.]{{0,60}}(?::\s{{0,9}})?({_FORMULA}(?:\s{{0,3}}(?:[,;]|,?\s?(?:and|or)(?![a-z]))?\s{{0,3}}{_FORMULA})*)"
 )
 _SENTENCE_END = re.compile(
-    r"\.(?=[\s*]|$)|。|;\s|\n|\*\*|\s\((?=[a-z]{2})|,?\s(?:because|since)\s|,\s(?:which|so|as|where)\s", re.IGNORECASE
+    r"\.(?=[\s*]|$)|。|;\s|\n|\*\*|\s\((?=[a-z]{2})|(?<=[0-9])\s\(|,?\s(?:because|since)\s|,\s(?:which|so|as|where)\s",
+    re.IGNORECASE,
 )
 _NUMBER_IN_TEXT = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{1,40})?")
 
@@ -57,13 +61,14 @@ _REWRITES = tuple(
             r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}",
             r"\1",
         ),
-        (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
+        (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|emph|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
         (r"\\(?:text|mathrm)\s*\{((?:[-+().,/0-9\s]|\\(?:text|mathrm)\s*\{[^{}]*\})*)\}", r"\1"),
         (r"\\(?:text|mathrm)\s*\{([-+().,/0-9\s]*)\}", r"\1"),
         (r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|([0-9.]+|[a-zA-Z]))", r"\\sqrt{\1\2\3}"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\{\s*,\s*\}", ","),
         (r"\\(ge|le)(?:q?slant|qq?)?(?![a-zA-Z])\s*", r"\\\1q "),
+        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
         (r"\\simeq|\\thickapprox|~=", r"\\approx"),
         (r"\\%|\\(?:text|mathrm)\s*\{\s*per ?cent(?:age)?\s*\}|(?<![a-zA-Z])per ?cent(?:age)?(?![a-zA-Z])", "%"),
         (r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|°)", "°"),
@@ -75,10 +80,11 @@ _REWRITES = tuple(
 _BARE = re.compile(r"[-+]?[0-9.]+(?:/[0-9]+)?|[a-zA-Z]+")
 _THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _LEADING = re.compile(
-    r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*"
+    r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|sim)(?![a-zA-Z]))\s*"
 )
 _WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
 _TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
+_WORDS_ONLY = re.compile(r"\\(?:text|mathrm)\s*\{\s*(?![-+.]?[0-9])[^{}]*\}")
 _NAMED = re.compile(r"\s*(?:\\?[^\s=\\]{1,2}|[a-zA-Z]_\{?\w\}?)\s*=([^=]+)", re.DOTALL)
 _CHOICE = re.compile(r"\(?([A-J])\)?|\\(?:text|mathrm)\s*\{\s*\(?[A-J]\)?\s*\}")
 _LABELLED = re.compile(r"(?:\\(?:text|mathrm)\s*\{)?\s*(\([A-J]\)|[A-J](?=[.:]|\)))[.:)]?\s*\}?\s*(\S.*)", re.DOTALL)
@@ -128,7 +134,7 @@ def _last_boxes(text: str) -> str | None:
     while boxes and boxes[-1][1] >= end:
         start, end, content = boxes.pop()
     contents = [content]
-    while boxes and boxes[-1][1] <= start and _BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):
+    while boxes and boxes[-1][1] <= start and _BETWEEN_BOXES.fullmatch(text[max(boxes[-1][1], start - 100) : start]):
         start, _, content = boxes.pop()
         if content not in contents:
             contents.insert(0, content)
@@ -174,7 +180,7 @@ def _last_statement(text: str) -> str | None:
 
 def _stated(tail: str) -> str:
     """The formulas that `tail` begins with, or its first sentence."""
-    tail = tail.lstrip(" \t\r\n*_:\uff1a#>`")
+    tail = re.sub(r"^[:*\s]*\n\s*[-*]\s", "", tail).lstrip(" \t\r\n*_:\uff1a#>`")
     formulas = _FORMULAS.match(tail)
     if formulas is None:
         end = _SENTENCE_END.search(tail)
@@ -197,11 +203,11 @@ def clean(answer: str) -> str:
     before = None
     while text != before:
         before = text
-        text = text.strip().rstrip(".,;:。 ").removesuffix("\\")
+        text = text.strip().removeprefix("**").removesuffix("**").rstrip(".,;:。 ").removesuffix("\\")
         leading = _LEADING.match(text)
         text = text[leading.end() :] if leading else text
         wrapper = _WRAPPED.match(text)
-        if wrapper and _closing(text, wrapper.end()) == len(text) - 1 and not _TEXT.fullmatch(text):
+        if wrapper and _closing(text, wrapper.end()) == len(text) - 1 and not _WORDS_ONLY.fullmatch(text):
             text = text[wrapper.end() + 1 : -1]
     return text
 
