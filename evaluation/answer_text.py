@@ -239,6 +239,12 @@ def items(answer: str) -> list[str]:
     return text.split(",") if _PLAIN_LIST.fullmatch(text) else []
 
 
+def bracketed(answer: str) -> str:
+    """Which brackets, "(" or "{", an answer without any others stands in; else empty."""
+    match = re.fullmatch(r"(?:(\()[^(){}]*\)|\\(\{)[^(){}]*\\\})", answer)
+    return (match[1] or match[2]) if match else ""
+
+
 def without_name(answer: str, other: str) -> str:
     """The right side of "x = ...", where `other` is no equation; the name has at most two characters, in the math."""
     match = _NAMED.fullmatch(answer)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from evaluation.answer_text import (
+    bracketed,
     clean,
     extract_answer,
     is_word,
@@ -68,7 +69,7 @@ def _judge_reading(answer: str, gold: str) -> Judgement:
     number, gold_number = read_number(answer), read_number(gold)
     if number and gold_number:
         return Judgement(same_number(number, gold_number))
-    if {answer[:1], gold[:1]} == {"(", "\\"} and "\\{" in (answer[:2], gold[:2]):
+    if {bracketed(answer), bracketed(gold)} == {"(", "{"}:
         return Judgement(False)  # math-verify takes the pair (1, 2) for the set of 1 and 2
     listed, gold_listed = items(answer), items(gold)
     if len(gold_listed) == 1 and 1 < len(set(map(normalize, listed))) == len(listed):  # one thing in several forms

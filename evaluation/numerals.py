@@ -39,7 +39,7 @@ _WORDS = (
 )
 _NUMBER_WORD = re.compile(rf"(?:\\(?:text|mathrm) ?\{{ ?)?({'|'.join(reversed(_WORDS))})(?![a-z])", re.IGNORECASE)
 _BASE_IN_WORDS = re.compile(
-    r"(?<=[0-9A-F}]) ?(?:\\(?:text|mathrm) ?\{ ?)?\(?(?:in )?base(?: |-|\} ?)(?P<base>[0-9]{1,2}|[a-z]+)\)?(?: ?\})?"
+    r"(?<=[0-9A-F}]) ?(?:\\(?:text|mathrm) ?\{ ?)?\(?(?:in )?base[ -]?(?:\} ?)?(?P<base>[0-9]{1,2}|[a-z]+)\)?(?: ?\})?"
 )
 _MULTIPLIERS = {
     "dozen": 12,
@@ -163,7 +163,7 @@ def expanded(text: str, other: str) -> str | None:
     text = re.sub(r"(\\frac|\\d?binom) ?([0-9]) ?([0-9])", r"\1{\2}{\3}", text)
     text = re.sub(r"([_^]|\\sqrt) ?([0-9])(?=[ \\])", r"\1{\2}", text)
     text = re.sub(
-        r"(?<![0-9.,] )(?<![0-9.,_^])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9 ]*[/0-9])",
+        r"(?<![0-9.,] )(?<![0-9.,_^])([1-9][0-9]{0,2})((?: [0-9]{3})+)(?![0-9 ]*[/0-9])",
         lambda m: m[0].replace(" ", ""),
         text,
     )
