@@ -44,7 +44,8 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     # A diagnosis does not depend on the objective, and must be there before one with a percentile can be resolved.
     recipe = config.load(path, overrides, own_objective=False)
     output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
-    work = dataclasses.replace(recipe, run_dir=str(output))
+    # Each target's example and position are those of an unpacked row.
+    work = dataclasses.replace(recipe, run_dir=str(output), data=dataclasses.replace(recipe.data, packing=False))
     if ranks.inside_ranks():
         _diagnose_rank(recipe, work)
     else:
@@ -104,7 +105,7 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
         "of_examples": prepared.num_examples,  # where diagnose.max_tokens drew some of them
         "seed": recipe.trainer.seed,
         "model": recipe.model.path,
-        "data": recipe.data.train,
+        "data": recipe.data.name,
         "versions": files.versions(decisions.PACKAGES),
     }
 

@@ -1,141 +1,228 @@
-"""Finding the final answer in a response; comparing answers that are plain text or plain numbers. Linear time."""
+"""Finding the final answer in a response, and reading past what leaves the meaning of its LaTeX as it is."""
 
 import re
-from fractions import Fraction
 from functools import lru_cache
 
 MAX_ANSWER_CHARS = 1000  # a longer "answer" is not one; the longest gold of the five math sets has 242
-RELATIVE_TOLERANCE = Fraction(1, 10_000)  # between numbers of which one is not an integer; that of the paper's grader
+_TAIL = 20_000  # characters at the end of a response in which statements and numbers are looked for
 
-_ANSWER_IS = re.compile(r"(?:final answer|answer)\s*(?:is|:|=)\s*:?", re.IGNORECASE)
-_NUMBER_IN_TEXT = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d{1,40})(?:\.\d{1,40})?")
-_WRAPPED_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|mathbf|mathit|operatorname|rm)\s*\{([^{}]*)\}")
-_WRAPPED_NUMBER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([-+().,\d]*)\}")
-_NAMED = re.compile(r"\s*[^\s=\\]{1,2}\s*=([^=]+)", re.DOTALL)
-_SPACING = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;: ]|\\q?quad(?![a-zA-Z])|~|\s")
-_UNIT = re.compile(r"\\(?:text|mathrm|mbox|rm)\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
-_INTEGER = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+|\d{1,100})"
-_NUMBER = re.compile(
-    rf"(?P<sign>[+-]*)(?:"
-    rf"\\frac\{{(?P<top>[+-]?\d{{1,100}})\}}\{{(?P<bottom>[+-]?\d{{1,100}})\}}"
-    rf"|\\frac(?P<digit_top>\d)(?P<digit_bottom>\d)"
-    rf"|(?P<left>\d{{1,100}})/(?P<right>\d{{1,100}})"
-    rf"|(?P<whole>{_INTEGER})?(?P<decimals>\.\d{{1,100}})?"
-    rf"(?:(?:\\times|\\cdot|\*)?(?P<power>10\^(?:\{{(?P<braced>[+-]?\d{{1,3}})\}}|(?P<bare>\d)))|[eE](?P<exponent>[+-]?\d{{1,3}}))?"
-    rf")"
+_BOX = re.compile(r"\\(?:(?:boxed|fbox)(?![a-zA-Z])|(?:framebox|bbox)(?![a-zA-Z])(?:\s*\[[^\]\n]{0,40}\])*)\s*")
+_BETWEEN_BOXES = re.compile(
+    r"[\s$,;.]*(?:(?:and|or|\\(?:text|mathrm)\{\s*(?:and|or)\s*\}|\\q?quad)[\s$,;]*)?(?:[a-zA-Z](?:_\{?\d\}?)?\s*=[\s$]*)?"
 )
+_UNBRACED = re.compile(r"([-+]?(?:[0-9.\\(\[]|[A-Za-z](?![a-z]))(?:[^$\n]|(?<=\\)\$)*?)(?:(?<!\\)\$|\\\)|\\\])")
+_UNBRACED_TOKEN = re.compile(r"[-+]?(?:[0-9.]|\\frac)\S*|[A-Za-z](?![a-z])")
+_PLACEHOLDER = re.compile(r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE)
+_STATEMENT = re.compile(
+    r"answers?(?![a-z]|\s+(?:choice|option))[^.\n:=$\\]{0,60}?(?:(?<![a-z])(?:is|are)(?![a-z])|:|=)"
+    r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答案(?:是|为|為)?|(?:^|\n)####(?=\s*[-$\\0-9])",
+    re.IGNORECASE,
+)
+_FORMULA = r"(?:\$\$(?:[^$]|(?<=\\)\$)+\$\$|\$(?:[^$\n]|(?<=\\)\$)+(?<!\\)\$(?![0-9])|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\])"
+_FORMULAS = re.compile(
+    rf"[^0-9$\\\n.]{{0,60}}(?::\s{{0,9}})?({_FORMULA}(?:\s{{0,3}}(?:[,;]|,?\s?(?:and|or)(?![a-z]))?\s{{0,3}}{_FORMULA})*)"
+)
+_SENTENCE_END = re.compile(
+    r"\.(?=[\s*]|$)|。|;\s|\n|\*\*|\s\((?=[a-z]{2})|,?\s(?:because|since)\s|,\s(?:which|so|as|where)\s", re.IGNORECASE
+)
+_NUMBER_IN_TEXT = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{1,40})?")
+
+_CHARACTERS = str.maketrans(
+    dict.fromkeys("\u2212\u2013\uff0d", "-")
+    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+    | {"\u00a0": " ", "\u202f": " ", "\u2009": " ", "，": ",", "（": "(", "）": ")", "．": ".", "：": ":"}
+    | {"×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "±": "\\pm ", "≈": "\\approx "}
+    | {"≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset "}
+    | {"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "²": "^2", "³": "^3", "€": "", "£": "", "¥": ""}
+)
+_REWRITES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\\$|\$|(?<!\\)\\[()\[\]]", ""),
+        (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
+        (r"\\(?:bf|it|rm|sf|tt|bfseries|displaystyle|textstyle|scriptstyle|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z])", ""),
+        (r"\\(?:color|textcolor|colorbox)\s*\{\w*\}", ""),
+        (r"(?<!\\)\\!\s*|\\(?:limits|strut|mathstrut)(?![a-zA-Z])", ""),
+        (r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|enspace|thinspace)(?![a-zA-Z])|\\[hv]space\*?\{[^{}]*\}", " "),
+        (r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}", r"\1"),
+        (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
+        (r"\\(?:text|mathrm)\s*\{((?:[-+().,/0-9\s]|\\(?:text|mathrm)\s*\{[^{}]*\})*)\}", r"\1"),
+        (r"\\(?:text|mathrm)\s*\{([-+().,/0-9\s]*)\}", r"\1"),
+        (r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|([0-9.]+|[a-zA-Z]))", r"\\sqrt{\1\2\3}"),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\{\s*,\s*\}", ","),
+        (r"\\(ge|le)(?:q?slant|qq?)?(?![a-zA-Z])\s*", r"\\\1q "),
+        (r"\\simeq|\\thickapprox|~=", r"\\approx"),
+        (r"\\%|\\(?:text|mathrm)\s*\{\s*per ?cent(?:age)?\s*\}|(?<![a-zA-Z])per ?cent(?:age)?(?![a-zA-Z])", "%"),
+        (r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|°)", "°"),
+        (r"\s*\\(?:text|mathrm)\s*\{\s*deg(?:ree)?s?\.?\s*\}|\sdeg(?:ree)?s?(?![a-zA-Z])\.?", "°"),
+        (r"\\(?:text|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|,?\s(?:and|or)(?=\s)", ","),
+        (r"\s+", " "),
+    )
+)
+_THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
+_LEADING = re.compile(r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*")
+_WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
+_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
+_NAMED = re.compile(r"\s*(?:\\?[^\s=\\]{1,2}|[a-zA-Z]_\{?\w\}?)\s*=([^=]+)", re.DOTALL)
+_CHOICE = re.compile(r"\(?([A-J])\)?|\\(?:text|mathrm)\s*\{\s*\(?[A-J]\)?\s*\}")
+_LABELLED = re.compile(r"(?:\\(?:text|mathrm)\s*\{)?\s*(\([A-J]\)|[A-J](?=[.:]|\)))[.:)]?\s*\}?\s*(\S.*)", re.DOTALL)
+_PLAIN_LIST = re.compile(r"(?!.*\\(?:pm|mp|[lc]?dots|left|in|begin|c[au]p))[^()\[\]|=<>]*")
 
 
 def extract_answer(response: str) -> str:
-    """The last balanced \\boxed{...}; else the rest of the line after the last "answer is"; else a one-line response
-    itself; else the last number. Empty when there is none, or when it is longer than MAX_ANSWER_CHARS.
+    """The final answer that `response` states; empty when there is none, or when it is longer than MAX_ANSWER_CHARS.
+
+    That is the last \\boxed{...} that holds something, with the boxes that it is listed with ("\\boxed{1} and
+    \\boxed{2}"); else what follows the last "answer is", "Answer:" or the like; else a response of one line or one
+    formula itself; else the last number. What stands between <think> and </think> is not read.
     """
-    boxed = _last_boxed(response)
+    response = _after_reasoning(response)
+    boxed = _last_boxes(response)
     if boxed is not None:
         return _bounded(boxed)
-    statements = list(_ANSWER_IS.finditer(response[-20_000:]))
-    if statements:
-        tail = response[-20_000:][statements[-1].end() :].strip()
-        return _bounded(tail.split("\n", 1)[0].strip().rstrip("."))
-    if len(response) <= MAX_ANSWER_CHARS and "\n" not in response.strip():
-        return response.strip()
-    numbers = _NUMBER_IN_TEXT.findall(response[-20_000:])
+    stated = _last_statement(response[-_TAIL:])
+    if stated is not None:
+        return _bounded(stated)
+    whole = response.strip()
+    if len(whole) <= MAX_ANSWER_CHARS and ("\n" not in whole or re.fullmatch(_FORMULA, whole)):
+        return whole
+    numbers = _NUMBER_IN_TEXT.findall(response[-_TAIL:])
     return numbers[-1] if numbers else ""
+
+
+def _after_reasoning(response: str) -> str:
+    before, closed, after = response.rpartition("</think>")
+    return after if closed else response.partition("<think>")[0]
 
 
 def _bounded(answer: str) -> str:
     return answer.strip() if len(answer) <= MAX_ANSWER_CHARS else ""
 
 
-def _last_boxed(text: str) -> str | None:
-    """Content of the last \\boxed or \\fbox whose braces balance within MAX_ANSWER_CHARS; None when there is none."""
-    end = len(text)
-    for _ in range(20):  # an unbalanced last one (cut at the token limit) falls back to those before it
-        start = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
-        if start < 0:
-            return None
-        content = _braced(text, start + (6 if text.startswith("\\boxed", start) else 5))
-        if content is not None:
-            return content
-        end = start
-    return None
-
-
-def _braced(text: str, start: int) -> str | None:
-    while start < len(text) and text[start] == " ":
-        start += 1
-    if start >= len(text) or text[start] != "{":
+def _last_boxes(text: str) -> str | None:
+    """Content of the last box, with those listed before it; None when none holds anything."""
+    boxes = []
+    for match in list(_BOX.finditer(text))[-20:]:  # one that was cut at the token limit falls back to those before it
+        content = _box_content(text, match.end())
+        if content is not None and not _PLACEHOLDER.fullmatch(content[0].strip()):
+            boxes.append((match.start(), content[1], content[0].strip()))
+    if not boxes:
         return None
+    start, end, content = boxes.pop()
+    while boxes and boxes[-1][1] >= end:
+        start, end, content = boxes.pop()
+    contents = [content]
+    while boxes and boxes[-1][1] <= start and _BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):
+        start, _, content = boxes.pop()
+        if content not in contents:
+            contents.insert(0, content)
+    return ", ".join(contents)
+
+
+def _box_content(text: str, start: int) -> tuple[str, int] | None:
+    """What a box that opens at `start` holds, and where it ends; None where its braces do not balance soon."""
+    if text.startswith("{", start):
+        end = _closing(text, start)
+        return None if end is None else (text[start + 1 : end], end + 1)
+    match = _UNBRACED.match(text, start, start + MAX_ANSWER_CHARS) or _UNBRACED_TOKEN.match(text, start)
+    if match is None:
+        return None
+    content = match[1] if match.re is _UNBRACED else match[0].rstrip(".,;:!*")
+    return content, start + len(content)
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Position of the brace that closes the one at `start`, if it is within MAX_ANSWER_CHARS."""
     depth = 0
     for position in range(start, min(len(text), start + MAX_ANSWER_CHARS + 2)):
-        if text[position] == "\\":
+        if text[position] not in "{}" or (position and text[position - 1] == "\\"):
             continue
-        if text[position] == "{" and text[position - 1] != "\\":
-            depth += 1
-        elif text[position] == "}" and text[position - 1] != "\\":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : position]
+        depth += 1 if text[position] == "{" else -1
+        if depth == 0:
+            return position
     return None
+
+
+def _last_statement(text: str) -> str | None:
+    """What the last statement of an answer says; one of many words ("is given above") only where no other says more."""
+    vague = None
+    for match in reversed(list(_STATEMENT.finditer(text))[-20:]):
+        stated = _stated(text[match.end() : match.end() + 2 * MAX_ANSWER_CHARS])
+        if "\\boxed" in stated or not any(character.isalnum() for character in stated):
+            continue
+        if len(stated.split()) == 1 or any(character.isdigit() or character in "\\$" for character in stated):
+            return stated
+        vague = vague or stated
+    return vague
+
+
+def _stated(tail: str) -> str:
+    """The formulas that `tail` begins with, or its first sentence."""
+    tail = tail.lstrip(" \t\r\n*_:：#>`")
+    formulas = _FORMULAS.match(tail)
+    if formulas is None:
+        end = _SENTENCE_END.search(tail)
+        return tail[: end.start() if end else len(tail)].strip().rstrip("*_`")
+    if re.fullmatch(_FORMULA, formulas[1]):
+        return re.sub(r"^(?:\$\$?|\\[(\[])|(?:\$\$?|\\[)\]])$", "", formulas[1]).strip()
+    return formulas[1]
+
+
+@lru_cache(maxsize=1 << 16)
+def clean(answer: str) -> str:
+    """LaTeX in one spelling: no delimiters, sizes, fonts or final period; "%", "°", and "," for "and" and for "{,}"."""
+    text = answer.translate(_CHARACTERS)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    if ", " in text:  # between the items of a list, so a comma without a space is in a number: 2,000, 3,000
+        text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
+    before = None
+    while text != before:
+        before = text
+        text = text.strip().rstrip(".,;:。 ").removesuffix("\\")
+        leading = _LEADING.match(text)
+        text = text[leading.end() :] if leading else text
+        wrapper = _WRAPPED.match(text)
+        if wrapper and _closing(text, wrapper.end()) == len(text) - 1 and not _TEXT.fullmatch(text):
+            text = text[wrapper.end() + 1 : -1]
+    return text
 
 
 @lru_cache(maxsize=1 << 16)
 def normalize(answer: str) -> str:
-    """LaTeX without what leaves its meaning as it is: delimiters, spacing, text wrappers, sizes, a last period."""
-    text = answer.strip().strip("$").replace("\\(", "").replace("\\)", "").replace("\\[", "").replace("\\]", "")
-    text = _WRAPPED_TEXT.sub(r"\1", text)
-    text = _SPACING.sub("", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = text.replace("\\%", "%").replace("\\$", "").replace("$", "").replace("^{\\circ}", "").replace("^\\circ", "")
-    text = text.rstrip(".")
+    """`clean`, without text wrappers and without any space but those between two digits, which mean something."""
+    text = re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", _TEXT.sub(r"\1", clean(answer)))
     return text.casefold() if text.isalpha() else text
+
+
+def readings(answer: str) -> list[str]:
+    """`clean`, cut at \\approx: "1/3 \\approx 0.33" says both. Empty for an empty answer."""
+    return [side for side in map(clean, clean(answer).split("\\approx")[:3]) if side]
+
+
+def without_label(answer: str, other: str) -> str:
+    """Of "(C) 42": the letter where `other` is one, else 42."""
+    if _CHOICE.fullmatch(other) and not _CHOICE.fullmatch(answer):
+        match = _LABELLED.fullmatch(answer)
+        return match[1] if match else answer
+    match = _LABELLED.fullmatch(answer)
+    return match[2] if match and not _LABELLED.fullmatch(other) and not _CHOICE.fullmatch(other) else answer
+
+
+def counts_differ(answer: str, gold: str) -> bool:
+    """Whether both are lists of single things and one is longer: math-verify compares sets, {1, 1} = {1}."""
+    counts = [len(text.split(",")) if _PLAIN_LIST.fullmatch(text) else 0 for text in (clean(answer), clean(gold))]
+    return 0 not in counts and counts[0] != counts[1]
 
 
 def without_name(answer: str, other: str) -> str:
     """The right side of "x = ...", where `other` is no equation; the name has at most two characters, in the math."""
-    match = _NAMED.fullmatch(answer.strip().strip("$"))
-    return match[1] if match and "=" not in other else answer
+    match = _NAMED.fullmatch(answer)
+    return match[1].strip() if match and "=" not in other else answer
 
 
 def is_word(answer: str) -> bool:
     """Letters only, and meant as text: four or more, or in a LaTeX text wrapper."""
     text = normalize(answer)
-    return text.isalpha() and (len(text) >= 4 or _WRAPPED_TEXT.search(answer) is not None)
-
-
-@lru_cache(maxsize=1 << 16)
-def plain_number(answer: str) -> Fraction | None:
-    """Exact value of an integer, decimal, simple fraction or power-of-ten notation, a \\text unit aside; else None."""
-    text = answer.strip().strip("$").replace("\\$", "").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = _UNIT.sub("", _WRAPPED_NUMBER.sub(r"\1", _SPACING.sub("", text).rstrip(".")))
-    match = _NUMBER.fullmatch(text.removeprefix("(").removesuffix(")") if text[:1] + text[-1:] == "()" else text)
-    if match is None:
-        return None
-    value = _magnitude(match)
-    return None if value is None else value * (-1) ** match["sign"].count("-")
-
-
-def plain_values(answer: str) -> tuple[Fraction, ...]:
-    """What a plain number may mean: itself, and for a percentage both x and x/100, as math-verify takes it. Else ()."""
-    stripped = answer.strip().strip("$").rstrip(".")
-    value = plain_number(stripped.removesuffix("%").removesuffix("\\"))
-    if value is None:
-        return ()
-    return (value, value / 100) if stripped.endswith("%") else (value,)
-
-
-def _magnitude(match: re.Match[str]) -> Fraction | None:
-    for top, bottom in (("top", "bottom"), ("digit_top", "digit_bottom"), ("left", "right")):
-        if match[top] is not None:
-            return Fraction(int(match[top]), int(match[bottom])) if int(match[bottom]) else None
-    if match["whole"] is None and match["decimals"] is None and match["power"] is None:
-        return None
-    digits = (match["whole"] or "").replace("{,}", "").replace(",", "") + (match["decimals"] or "")
-    exponent = int(match["braced"] or match["bare"] or match["exponent"] or 0)
-    return Fraction(digits or "1") * Fraction(10) ** exponent
-
-
-def same_number(a: Fraction, b: Fraction) -> bool:
-    """Integers must be equal; else the relative difference is at most RELATIVE_TOLERANCE."""
-    if a.denominator == b.denominator == 1:
-        return a == b
-    return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
+    return text.isalpha() and (len(text) >= 4 or _TEXT.search(clean(answer)) is not None)

@@ -30,12 +30,11 @@ REFUSED_KEYS = {
     **dict.fromkeys(("objectives", "losses", "loss_weights", "z_loss", "kl_coef", "entropy_coef"), MIXED),
     **dict.fromkeys(("hidden_dropout", "attention_dropout", "dropout"), _DROPOUT),
     **dict.fromkeys(
-        ("packed_sequence", "packed_sequence_specs", "packing"),
-        "every row is a sequence of its own; packing needs Transformer Engine and is not offered yet; remove it",
+        ("packed_sequence", "packed_sequence_specs"),
+        "rows packed beforehand change which examples a step sees; set data.packing: true, which does not",
     ),
     "fp8": "fp8 rounds logits and gradients by scales that depend on the layout; use trainer.precision bf16 or fp32",
 }
-
 
 NEMO, BRIDGE = "nemo", "bridge"
 
@@ -300,12 +299,26 @@ REFUSED_COMBINATIONS = (
         ("peft={name: lora}", "trainer.recompute=full"),
     ),
     RefusedCombination(
+        "`data.packing` with context parallelism",
+        "Megatron-Core 0.15 slices a row over the ranks as if it were one example",
+        ("data.packing=true", "parallel.context_parallel_size=2", "trainer.devices=2"),
+    ),
+    RefusedCombination(
+        "`trainer.attention_backend` `flash` or `fused` with fp32",
+        "neither has kernels for it",
+        ("trainer.attention_backend=flash", "trainer.precision=fp32"),
+    ),
+    RefusedCombination(
+        "`trainer.attention_backend: unfused` or `local` with context parallelism",
+        "neither can divide a sequence over ranks",
+        ("trainer.attention_backend=unfused", "trainer.devices=2", "parallel.context_parallel_size=2"),
+    ),
+    RefusedCombination(
         "2^31 or more tokens in a global batch",
         "Megatron counts them in int32",
         ("data.global_batch_size=4194304", "data.max_length=1024"),
     ),
 )
-
 
 INTRODUCTION = """\
 # What is exact, what is refused, and why

@@ -17,10 +17,10 @@ import numpy as np
 from conversion.checkpoint import kind_of, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
-from nemo_probsft.data import order, tokens
+from nemo_probsft.data import mixture, order, templates, tokens
 from nemo_probsft.data.ends import oddities, trained_ends
 from nemo_probsft.files import first_line, write_atomically
-from nemo_probsft.run import decisions, engines, model_files, preflight
+from nemo_probsft.run import decisions, engines, model_files, packed, preflight
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.preflight import PREPARED
 
@@ -43,6 +43,7 @@ class Prepared:
     num_examples: int
     num_target_tokens: int
     num_steps: int
+    num_rows: int | None = None  # of a step, with data.packing
 
 
 def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
@@ -86,6 +87,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     run_dir.mkdir(parents=True, exist_ok=True)
     examples, dataset = _tokenize(recipe, model, run_dir)
     num_steps, per_epoch = _count_steps(recipe, len(dataset))
+    num_rows = packed.count_rows(recipe, dataset, num_steps) if recipe.data.packing else None
     ends = trained_ends(dataset, model.tokenizer, recipe.data.max_length)
     hf, changes = _files_of_run(recipe, model, ends)
     _write_run_yaml(recipe, model, engine, ends, changes)
@@ -101,6 +103,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         num_examples=len(dataset),
         num_target_tokens=dataset.summary.num_target_tokens,
         num_steps=num_steps,
+        num_rows=num_rows,
     )
     write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
     found = _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
@@ -118,27 +121,32 @@ def _open_model(recipe: Recipe, engine: str) -> Model:
 
 def _tokenize(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, tokens.TokenizedDataset]:
     """The directory of the tokenized training set, and what is in it."""
-    examples = tokens.tokenized(
-        recipe.data.train,
-        model.tokenizer,
-        run_dir / "data",
-        max_length=recipe.data.max_length,
-        split=recipe.data.split,
-        prompt_key=recipe.data.prompt_key,
-        response_key=recipe.data.response_key,
-        long_prompts=recipe.data.long_prompts,
-    )
+    examples = mixture.tokenized(sources(recipe), model.tokenizer, run_dir / "data", **row_settings(recipe))
     dataset = tokens.TokenizedDataset.load(examples)
     tokens.check_ids(dataset, model.vocab_size)
     _refuse_other_data(recipe, dataset, examples, run_dir)
     return examples, dataset
 
 
+def sources(recipe: Recipe) -> list[mixture.Source]:
+    """What the training set is made of."""
+    split = recipe.data.split
+    return [
+        mixture.Source(given.path, given.split or split, given.weight, given.max_rows) for given in recipe.data.sources
+    ]
+
+
+def row_settings(recipe: Recipe) -> dict[str, Any]:
+    """How rows become examples: keywords of `tokens.of_source`."""
+    names = ("max_length", "prompt_key", "response_key", "long_prompts", "supervise")
+    return {name: getattr(recipe.data, name) for name in names}
+
+
 def _count_steps(recipe: Recipe, num_examples: int) -> tuple[int, int]:
     """Optimizer steps of the run, and of an epoch."""
     size = recipe.data.global_batch_size
     if num_examples < size:
-        found = f"the {num_examples} examples of {recipe.data.train}"
+        found = f"the {num_examples} examples of {recipe.data.name}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
     per_epoch = order.steps_per_epoch(num_examples, size)
     num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
@@ -171,7 +179,7 @@ def _refuse_other_data(recipe: Recipe, dataset: tokens.TokenizedDataset, example
     then = tokens.map_arrays(directory)
     if not all(np.array_equal(then[name], getattr(dataset, name)) for name in tokens.TOKENS):
         problem = (
-            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started "
+            f"{recipe.data.name} or the tokenizer has changed since {run_dir} was started "
             f"({len(then['input_ids'])} tokens in {len(then['offsets']) - 1} examples then, "
             f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, "
             f"for example run_dir={run_dir}-2"
@@ -186,14 +194,21 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     cut = f"{counts.num_truncated} truncated to {recipe.data.max_length} tokens, {counts.num_skipped} skipped"
     has_template = tokenizer.chat_template is not None
     form = "the tokenizer's chat template" if has_template else "no chat template: prompt + response + end token"
+    covered = {"answers": "every answer", "last": "the last answer", "flagged": "answers that their turns mark"}[
+        recipe.data.supervise
+    ]
     dropped = counts.num_examples - per_epoch * recipe.data.global_batch_size
     found = [
         _device(),
         Decision("data", f"{size}; {cut}", form),
-        Decision("example", tokens.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
+        *_files(recipe, counts),
+        *_notes(counts),
+        Decision("example", tokens.preview(dataset, tokenizer), f"the loss covers what stands in [[ ]]: {covered}"),
         Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
         _precision(recipe),
     ]
+    if prepared.num_rows is not None:
+        found.append(packed.decision(recipe, dataset, prepared.num_steps, prepared.num_rows))
     last = last_checkpoint(Path(recipe.run_dir) / "checkpoints")
     if last is not None:
         found.append(Decision("start", str(last), "the last complete checkpoint of this run"))
@@ -207,6 +222,22 @@ def _precision(recipe: Recipe) -> Decision:
     if recipe.trainer.precision == "bf16" and not torch.cuda.is_available():
         reason += f"; {SLOW_BF16}"
     return Decision("trainer.precision", recipe.trainer.precision, reason)
+
+
+def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
+    return [
+        Decision(
+            f"data.train[{i}]",
+            f"{file.name}: {file.num_examples} examples, {file.num_target_tokens} targets",
+            f"weight {source.weight:g} x {file.num_in_file} examples"
+            + (f" of at most {source.max_rows} rows" if source.max_rows else ""),
+        )
+        for i, (file, source) in enumerate(zip(counts.files, recipe.data.sources, strict=False))
+    ]
+
+
+def _notes(counts: tokens.DataSummary) -> list[Decision]:
+    return [Decision("rows", f"{note.num_rows} (first: {note.first})", note.text) for note in counts.notes]
 
 
 def _device() -> Decision:
@@ -289,6 +320,8 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
         raise recipe.error("model.path", problem) from error
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = recipe.data.chat_template
+        if unfit := templates.problem(recipe.data.chat_template):
+            raise recipe.error("data.chat_template", unfit)
     return tokenizer
 
 
@@ -330,6 +363,7 @@ def _write_run_yaml(recipe: Recipe, model: Model, engine: str, ends: list[int], 
     target = Path(recipe.run_dir) / RUN
     if not target.exists():
         record = decisions.run_yaml(recipe, model.source, engine)
+        record |= {"data": mixture.identity(sources(recipe))}
         record |= {"end_tokens": named_tokens(model.tokenizer, ends), "changed_model_files": changes}
         write_atomically(target, strictyaml.dump(record))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evaluation.grading.choices import explicit_letter, medical_letter
+from evaluation.choices import explicit_letter, medical_letter
 from evaluation.tasks import coding, knowledge, medical, puzzles, sets
 from evaluation.tasks.answers import load_rows, mean_over_items
 from nemo_probsft.data import prompts

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.grading.choices import explicit_letter, medical_letter
+from evaluation.choices import explicit_letter, medical_letter
 
 OPTIONS = {"A": "aspirin", "B": "beta blocker", "C": "vitamin C", "D": "none of these"}
 

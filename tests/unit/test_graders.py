@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from evaluation import graders
 from evaluation.graders import Judgement, judge, math_correct
-from evaluation.grading.answer_text import MAX_ANSWER_CHARS, extract_answer, plain_number
+from evaluation.grading.answer_text import MAX_ANSWER_CHARS, extract_answer
+from evaluation.grading.numerals import plain_number
 from evaluation.grading.symbolic_worker import START_SECONDS, WALL_SECONDS, SymbolicWorker
 
 ROOT = Path(__file__).parents[2]

@@ -67,6 +67,7 @@ class RecipeStep(ObjectiveStep):
         cfg = config.container(recipe, prepared, data, checkpoint)
         super().__init__(cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size, examples=data.examples)
         self.recipe, self.hf = recipe, Path(prepared.hf)
+        self.num_micro_batches = data.micro_batches.num_micro_batches
         self.writer: MetricsWriter | None = None
         self.lr = 0.0
 
@@ -76,7 +77,8 @@ class RecipeStep(ObjectiveStep):
 
     def on_train_start(self, context: CallbackContext) -> None:
         super().on_train_start(context)
-        self.writer = MetricsWriter(self.recipe, self.training, context.state.train_state.step)
+        start = context.state.train_state.step
+        self.writer = MetricsWriter(self.recipe, self.training, start, self.num_micro_batches)
 
     def on_train_end(self, context: CallbackContext) -> None:
         assert self.writer is not None
@@ -107,7 +109,7 @@ class CollectStep(ObjectiveStep):
         cfg = config.container(recipe, prepared, data, checkpoint)
         cfg.validation.skip_train, cfg.validation.eval_iters = True, data.micro_batches.num_steps
         super().__init__(cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size)
-        self.data, self.num_micro_batches, self.output = data, recipe.num_micro_batches, output
+        self.data, self.num_micro_batches, self.output = data, data.micro_batches.num_micro_batches, output
         self.collected = CollectedLogp()
 
     def evaluation_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:

@@ -27,9 +27,13 @@ def data_parallel() -> tuple[int, int]:
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
 
+def context_parallel_size() -> int:
+    return parallel_state.get_context_parallel_world_size()
+
+
 def columns(num_columns: int) -> torch.Tensor:
     """[num_columns] int64: where in the sequence this rank's columns lie, which context parallelism divides."""
-    whole = torch.arange(num_columns * parallel_state.get_context_parallel_world_size())
+    whole = torch.arange(num_columns * context_parallel_size())
     # Megatron-Core 0.15 asks its parallel state for the group; newer ones would take all ranks where none is named.
     known = {"cp_group": parallel_state.get_context_parallel_group, "is_hybrid_cp": lambda: False}
     arguments = {name: known[name]() for name in signature(get_batch_on_this_cp_rank).parameters.keys() & known.keys()}

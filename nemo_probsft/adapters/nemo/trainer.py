@@ -60,7 +60,7 @@ def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[pl.Callback] = (
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
         InstallObjective(ObjectiveReduction(step), step.head, recipe.head, prepared.vocab_size),
-        WriteMetrics(recipe, step),
+        WriteMetrics(recipe, step, data.micro_batches.num_micro_batches),
         MoveObjective(step),  # after what writes the step down, before what saves it
     ]
     peft = recipe.peft
@@ -98,7 +98,7 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     """
     quiet()
     model, data = load_model(recipe, prepared), SFTData(micro_batches.forward_only(recipe, prepared))
-    reduction = CollectReduction(data, recipe.num_micro_batches)
+    reduction = CollectReduction(data)
     collected = reduction.collected
     trainer = make_trainer(recipe, max_steps=1, forward_only=True)
     trainer.callbacks.append(InstallObjective(reduction, collected.head, recipe.head, prepared.vocab_size))
