@@ -28,6 +28,7 @@ from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
 from nemo_probsft.progress import Progress
 from nemo_probsft.run import eval_env, preflight
+from nemo_probsft.run.parents import ending_with_this
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
 
@@ -261,11 +262,12 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
 def _train_cell(planned: Sweep, cell: Cell, running: dict[str, subprocess.Popen]) -> tuple[float, str | None]:
     """Seconds, and the reason where it failed: the last line of stderr is the command's error."""
     print(f"{cell.name}: log in {_log(cell)}", flush=True)
-    environment = dict(os.environ)
+    environment = ending_with_this()
     num_processes = planned.jobs * planned.recipe.trainer.devices
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     command = [sys.executable, "-m", "nemo_probsft", *planned.command(cell)]
     started, said = time.monotonic(), cell.run_dir / "sweep.stderr.log"
+    cell.run_dir.mkdir(parents=True, exist_ok=True)
     with _log(cell).open("w", encoding="utf-8") as output, said.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment)
     running[cell.name] = process

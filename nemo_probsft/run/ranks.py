@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing import managers
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from nemo_probsft.files import SOURCE_ROOT
 from nemo_probsft.run.failures import first_error
+from nemo_probsft.run.parents import end_children_with_this, end_with_parent
 
 if TYPE_CHECKING:  # torchrun imports this module, too, and does without what reads recipes
     from nemo_probsft.config import Recipe
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TORCHRUN_PID = "NEMO_PROBSFT_TORCHRUN_PID"  # set where our own launcher started torchrun
 
 
@@ -44,42 +40,6 @@ def end_with_torchrun() -> None:
     parent = os.environ.get(TORCHRUN_PID)
     end_with_parent(None if parent is None else int(parent))
     end_children_with_this()
-
-
-def end_with_parent(parent: int | None) -> None:
-    """Ask Linux to kill this process when its parent is gone; end at once if the `parent` meant has gone before."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
-    if parent is not None and os.getppid() != parent:
-        os._exit(1)  # also where an exception would be ignored: just after a fork
-
-
-def end_children_with_this() -> None:
-    """Have what this process forks, and the managers that it starts, end with it.
-
-    Megatron writes a checkpoint with both (`FileSystemWriterAsync`), and neither looks whether its rank is still there.
-    Linux means the thread that started a process, so only children of the main thread, which ends last, are asked to.
-    """
-    by_main = parent = 0
-
-    def before() -> None:
-        nonlocal by_main, parent
-        by_main, parent = threading.current_thread() is threading.main_thread(), os.getpid()
-
-    def in_child() -> None:
-        if by_main:
-            end_with_parent(parent)
-
-    os.register_at_fork(before=before, after_in_child=in_child)
-    start = managers.BaseManager.start
-
-    def start_and_end_with_this(self: Any, initializer: Any = None, initargs: Sequence[Any] = ()) -> None:
-        if initializer is None and threading.current_thread() is threading.main_thread():
-            initializer, initargs = end_with_parent, (os.getpid(),)
-        start(self, initializer, initargs)
-
-    managers.BaseManager.start = start_and_end_with_this  # type: ignore[method-assign, assignment]
 
 
 def hold(run_dir: Path) -> IO[str]:

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import multiprocessing, sys, threading, time
-from nemo_probsft.run.ranks import end_children_with_this
+from nemo_probsft.run.parents import end_children_with_this
 
 if sys.argv[1] == "asked":
     end_children_with_this()
@@ -44,7 +44,7 @@ def test_a_child_of_a_thread_outlives_the_thread():
     """Linux would end it with the thread that started it, not with the process."""
     program = """
 import multiprocessing, threading, time
-from nemo_probsft.run.ranks import end_children_with_this
+from nemo_probsft.run.parents import end_children_with_this
 end_children_with_this()
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1,))
 thread = threading.Thread(target=child.start)
