@@ -237,7 +237,7 @@ def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
 
 
 def _notes(counts: tokens.DataSummary) -> list[Decision]:
-    return [Decision("rows", f"{note.num_rows} (first: {note.first})", note.text) for note in counts.notes]
+    return [Decision("rows", value, reason) for value, reason in tokens.said(counts.notes)]
 
 
 def _device() -> Decision:
@@ -280,7 +280,8 @@ def local_model(recipe: Recipe, engine: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*"]
+        patterns.append("*.py")  # of a tokenizer; it runs only where model.trust_remote_code asks for it
         downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
@@ -304,10 +305,16 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
     """That of a model's files, with the recipe's chat template."""
     from transformers import AutoTokenizer
 
+    from conversion.hf_files import tokenizer_code
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
         tokenizer("whether it works shows when it is used")
     except Exception as error:  # the tokenizers library raises nothing narrower
+        if (code := tokenizer_code(hf)) and not recipe.model.trust_remote_code:
+            problem = f"{hf} has a tokenizer with code of its own ({', '.join(code)}), which would run here"
+            remedy = "read it, and set model.trust_remote_code: true if you trust it"
+            raise recipe.error("model.path", f"{problem}; {remedy}", "model.trust_remote_code") from error
         reason = first_line(error)
         problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"
         raise recipe.error("model.path", problem) from error

@@ -70,12 +70,21 @@ def test_a_cpu_computes_what_has_no_special_kernels():
         assert f"{backend} needs a GPU, and there is none; use auto" in refusal(backend, CPU)
 
 
-def test_packed_examples_on_a_gpu_need_transformer_engine_s_attention():
-    packed = "data.packing=true"
-    with pytest.raises(ValueError, match="would not keep packed examples apart"):
-        attention.refuse(load("local", packed), "nemo", GPU)
-    attention.refuse(load("local", packed), "nemo", CPU)  # which gets a mask
-    attention.refuse(load("unfused", packed), "nemo", GPU)
+@pytest.mark.parametrize(
+    ("backend", "precision", "blamed"),
+    [
+        ("unfused", "bf16", "trainer.attention_backend unfused"),
+        ("local", "fp32", "trainer.attention_backend local"),
+        ("auto", "fp32", "trainer.precision fp32"),
+    ],
+)
+def test_packed_rows_need_attention_of_variable_length_on_a_gpu(backend, precision, blamed):
+    recipe = load(backend, f"trainer.precision={precision}", "data.packing=true")
+    with pytest.raises(ValueError, match=r"^override data\.packing=true: data\.packing: ") as caught:
+        attention.refuse(recipe, "nemo", GPU)
+    assert f"flash or fused attention, which {blamed} rules out; use auto and bf16" in str(caught.value)
+    attention.refuse(recipe, "nemo", CPU)
+    attention.refuse(load("auto", "data.packing=true"), "bridge", GPU)
 
 
 @pytest.mark.parametrize("machine", [GPU, CPU], ids=["GPU", "CPU"])
