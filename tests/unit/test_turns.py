@@ -76,9 +76,9 @@ def test_a_device_that_is_busy_on_two_streams_at_once_is_busy_once():
 
 
 def test_a_profile_of_torch_is_read_without_its_named_ranges():
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        with torch.profiler.record_function("a range"):
-            torch.ones(10).sum()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile, torch.profiler.record_function("a range"):
+        torch.ones(10).sum()
     found = list(events_of(profile))
     names = [event.name for event in found]
     assert "aten::sum" in names
