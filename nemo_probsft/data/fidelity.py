@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_probsft.data import templates
 from nemo_probsft.data.rows import Row
-from nemo_probsft.data.turns import Turn
+from nemo_probsft.data.turns import Turn, function_of
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 MAX_OPENED = 64  # characters of an answer that a generation prompt may have written already, such as <think>
@@ -48,8 +48,8 @@ def of_template(tokenizer: Any, row: Row, spans: Sequence[tuple[str, int | None]
         before, start = before + text, turn + 1
     notes += _of_context(before, range(start, len(row.messages)), row)
     for tool in row.tools or ():
-        name = tool.get("function", tool).get("name")
-        if not isinstance(name, str) or name not in spans[0][0]:
+        name = function_of(tool)["name"]
+        if name not in spans[0][0]:
             raise ValueError(f"{row.where}: the chat template does not write the tool {name!r}: use another template")
     return notes + _of_rendering(tokenizer, row)
 
@@ -86,7 +86,7 @@ def _of_answer(before: str, text: str, turn: int, row: Row) -> list[str]:
         notes += [] if _stands_in(before, text, content) == EXACTLY else [WHITE_SPACE]
     for part in _texts(calls):
         _require(before, text, part, f"{name}.tool_calls", row.where, escaped=True)
-    arguments = [call.get("function", call).get("arguments") for call in calls]
+    arguments = [function_of(call).get("arguments") for call in calls]
     notes += [QUOTED] * any(isinstance(given, str) and json.dumps(given) in text for given in arguments)
     return notes
 
@@ -144,8 +144,8 @@ def _goes_on(before: str, text: str, content: str) -> bool:
 def _texts(calls: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The texts in the names and arguments of tool calls; arguments may be JSON text."""
     for call in calls:
-        function = call.get("function", call)
-        yield from _leaves([function.get("name"), _parsed(function.get("arguments"))])
+        function = function_of(call)
+        yield from _leaves([function["name"], _parsed(function.get("arguments"))])
 
 
 def _parsed(arguments: Any) -> Any:
