@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nemo_probsft import config
 from nemo_probsft.config import SourceConfig, strictyaml
@@ -19,7 +18,7 @@ def here(tmp_path, monkeypatch):
 
 def load(*overrides: str, **data) -> config.Recipe:
     content = {"model": {"path": "m"}, "data": {"train": "a.jsonl", **data}, "objective": "p"}
-    Path("r.yaml").write_text(yaml.safe_dump(content, default_flow_style=None))
+    Path("r.yaml").write_text(json.dumps(content))  # YAML, too, and in one line
     return config.load("r.yaml", overrides)
 
 
@@ -68,7 +67,7 @@ def test_a_list_survives_being_written_and_read_as_run_yaml_does():
     ],
 )
 def test_a_list_that_names_no_data_is_refused(train, message):
-    assert refusal(train=train).replace("r.yaml:2", "r.yaml:1").startswith(message)
+    assert refusal(train=train).startswith(message)
 
 
 def test_a_key_of_an_entry_is_not_suggested_where_a_section_has_it():
