@@ -69,7 +69,9 @@ def _of_context(text: str, turns: Iterable[int], row: Row) -> list[str]:
         message, name = row.messages[i], f"messages[{i}].content"
         if message["role"] != "assistant":
             _require("", text, message["content"], name, row.where, escaped=True)
-        elif not _stands_in("", text, message.get("content") or ""):
+        elif not all(
+            _stands_in("", text, part) for part in [message.get("content") or "", *_reasoning(message).values()]
+        ):
             notes.append(SHORTENED)
     return notes
 
@@ -77,9 +79,8 @@ def _of_context(text: str, turns: Iterable[int], row: Row) -> list[str]:
 def _of_answer(before: str, text: str, turn: int, row: Row) -> list[str]:
     message, name = row.messages[turn], f"messages[{turn}]"
     calls = message.get("tool_calls") or []
-    for field in REASONING:
-        if isinstance(message.get(field), str):
-            _require(before, text, message[field], f"{name}.{field}", row.where)
+    for field, reasoning in _reasoning(message).items():
+        _require(before, text, reasoning, f"{name}.{field}", row.where)
     notes = []
     if content := message.get("content"):
         _require(before, text, content, f"{name}.content", row.where)
@@ -89,6 +90,10 @@ def _of_answer(before: str, text: str, turn: int, row: Row) -> list[str]:
     arguments = [function_of(call).get("arguments") for call in calls]
     notes += [QUOTED] * any(isinstance(given, str) and json.dumps(given) in text for given in arguments)
     return notes
+
+
+def _reasoning(message: Turn) -> dict[str, str]:
+    return {field: message[field] for field in REASONING if isinstance(message.get(field), str)}
 
 
 def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
