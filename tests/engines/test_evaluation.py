@@ -141,9 +141,9 @@ import runpy, sys, time
 from evaluation import answering
 from nemo_probsft import progress
 run, answering.SAVE_SECONDS, progress.LOG_SECONDS = answering.ReproducibleVLLM._run, 0.2, 0.2
-def slowly(lm, stops):
-    print(f"asked for {len(stops)} answers", file=sys.stderr, flush=True)
-    for finished in run(lm, stops):
+def slowly(lm, places, prompts, params):
+    print(f"asked for {len(places)} answers", file=sys.stderr, flush=True)
+    for finished in run(lm, places, prompts, params):
         time.sleep(0.05)
         yield finished
 answering.ReproducibleVLLM._run = slowly
