@@ -7,19 +7,21 @@ of its own, which has a memory limit and is replaced if it takes too long. No in
 from dataclasses import dataclass
 from functools import lru_cache
 
-from evaluation.grading.answer_text import (
+from evaluation.answer_text import (
+    bracketed,
     clean,
-    counts_differ,
     extract_answer,
     is_word,
+    items,
     normalize,
     readings,
+    reference_answer,
     without_label,
     without_name,
 )
-from evaluation.grading.numerals import expanded, read_number, same_number
-from evaluation.grading.symbolic_worker import SymbolicWorker
+from evaluation.numerals import expanded, read_number, same_number
 from evaluation.reasoning import without_reasoning
+from evaluation.symbolic_worker import SymbolicWorker
 
 _worker = SymbolicWorker()
 
@@ -42,12 +44,12 @@ def judge(response: str, gold: str) -> Judgement:
 
     Cost: microseconds for plain answers; else about 10 ms, at most about 6 s, and the start of a new process.
     """
-    return judge_answer(extract_answer(without_reasoning(response)), extract_answer(gold))
+    return judge_answer(extract_answer(without_reasoning(response)), reference_answer(gold))
 
 
 @lru_cache(maxsize=1 << 16)
 def judge_answer(answer: str, gold: str) -> Judgement:
-    """As `judge`, for two final answers that `extract_answer` has found. Remembers its judgements."""
+    """As `judge`, for two final answers, without what is said around them. Remembers its judgements."""
     judgements = []
     for reading in readings(answer):
         for gold_reading in readings(gold):
@@ -67,8 +69,13 @@ def _judge_reading(answer: str, gold: str) -> Judgement:
     number, gold_number = read_number(answer), read_number(gold)
     if number and gold_number:
         return Judgement(same_number(number, gold_number))
-    if counts_differ(answer, gold):
-        return Judgement(False)
+    if {bracketed(answer), bracketed(gold)} == {"(", "{"}:
+        return Judgement(False)  # math-verify takes the pair (1, 2) for the set of 1 and 2
+    listed, gold_listed = items(answer), items(gold)
+    if len(gold_listed) == 1 and 1 < len(set(map(normalize, listed))) == len(listed):  # one thing in several forms
+        return Judgement(all(judge_answer(item, gold).correct for item in listed[:5]))
+    if listed and gold_listed and len(listed) != len(gold_listed):
+        return Judgement(False)  # math-verify compares sets: {1, 1} = {1}
     answer, gold = clean(answer), clean(gold)
     latex, gold_latex = expanded(answer, gold), expanded(gold, answer)
     if latex is None or gold_latex is None:

@@ -1,7 +1,7 @@
 """Records to rows: every record of training data becomes a checked conversation, or an error of one line.
 
-A row is `{"prompt": str, "response": str}` or `{"messages": [{"role": str, "content": str}, ...]}`, and may have `tools`.
-The names of its other fields are kept for the decisions: nothing is made of them.
+A row is `{"prompt": str, "response": str}` or `{"messages": [{"role": str, "content": str}, ...]}` and may have
+`tools`. The names of its other fields are kept for the decisions: nothing is made of them.
 """
 
 from __future__ import annotations

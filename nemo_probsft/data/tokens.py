@@ -277,6 +277,23 @@ def prompt_problem(row: Row, is_target: Sequence[int], max_length: int) -> str |
     )
 
 
+def said(notes: Iterable[Note]) -> list[tuple[str, str]]:
+    """(how many rows, what of them): a line for each kind of note, and one for all fields of a kind."""
+    kinds: dict[str, list[Note]] = {}
+    for note in notes:
+        kinds.setdefault(note.text.partition(": ")[0] if note.text.endswith("'") else note.text, []).append(note)
+    lines = []
+    for kind, group in kinds.items():
+        if len(group) == 1:
+            lines.append((f"{group[0].num_rows} (first: {group[0].first})", group[0].text))
+        else:  # fields, each with its name at the end
+            names = ", ".join(f"{note.text.rpartition(': ')[2]} ({note.num_rows})" for note in group)
+            lines.append(
+                (f"up to {max(note.num_rows for note in group)} (first: {group[0].first})", f"{kind}: {names}")
+            )
+    return lines
+
+
 def count(notes: dict[str, Note], said: Iterable[str], where: str) -> None:
     """Add what is said of one row."""
     for text in dict.fromkeys(said):

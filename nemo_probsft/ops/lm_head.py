@@ -65,7 +65,7 @@ def lm_head_logprob(
     Raises: ValueError as `target_logprob` does, and for shapes and options that cannot be.
     """
     shard = Shard.of(weight.shape[0], tp_group, vocab_size)
-    _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below)
+    _check(hidden, weight, labels, loss_mask, rows, shard, sequence_parallel, chunk_tokens, skip_below)
     if rows is None:
         rows = _rows(labels, loss_mask, ignore_index)
     else:
@@ -223,7 +223,7 @@ def _scatter(dkept: Tensor, rows: Tensor, shape: torch.Size, shard: Shard, optio
     return mine
 
 
-def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below) -> None:
+def _check(hidden, weight, labels, loss_mask, rows, shard, sequence_parallel, chunk_tokens, skip_below) -> None:
     expected = list(hidden.shape[:-1])
     if sequence_parallel:
         expected[0] *= shard.tp
@@ -233,6 +233,8 @@ def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_to
     if hidden.shape[-1] != weight.shape[1] or hidden.dtype != weight.dtype:
         seen = f"hidden {list(hidden.shape)} {hidden.dtype}, weight {list(weight.shape)} {weight.dtype}"
         raise ValueError(f"{seen}: last dimensions and dtypes must agree")
+    if rows is not None and (rows.dtype != torch.int64 or rows.device != hidden.device):
+        raise ValueError(f"rows are {rows.dtype} on {rows.device}; pass int64 on {hidden.device}, where hidden lies")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; pass at least 1, or None for no chunks")
     if not 0 <= skip_below < 1:

@@ -237,7 +237,7 @@ def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
 
 
 def _notes(counts: tokens.DataSummary) -> list[Decision]:
-    return [Decision("rows", f"{note.num_rows} (first: {note.first})", note.text) for note in counts.notes]
+    return [Decision("rows", value, reason) for value, reason in tokens.said(counts.notes)]
 
 
 def _device() -> Decision:

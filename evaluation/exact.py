@@ -55,7 +55,9 @@ def equal(a: Expr, b: Expr) -> bool:
     a, b = (expression.doit() if expression.has(*_UNFOLDED) else expression for expression in (a, b))
     if a.has(AppliedUndef, *_UNFOLDED) or b.has(AppliedUndef, *_UNFOLDED):
         raise Undecided
-    a, b = (expression.xreplace({s: sympy.I for s in expression.free_symbols if s.name == "i"}) for expression in (a, b))
+    a, b = (
+        expression.xreplace({s: sympy.I for s in expression.free_symbols if s.name == "i"}) for expression in (a, b)
+    )
     # By name: math-verify makes real symbols of one side and complex ones of the other where only one shows an i.
     symbols = sorted({symbol.name for symbol in a.free_symbols | b.free_symbols})
     if not symbols:
@@ -65,7 +67,9 @@ def equal(a: Expr, b: Expr) -> bool:
 
 def _percentage(expression: Expr) -> Expr | None:
     if isinstance(expression, Mul) and UnevaluatedExpr(Rational(1, 100)) in expression.args:
-        return Mul(*(factor for factor in expression.args if factor != UnevaluatedExpr(Rational(1, 100))), evaluate=False)
+        return Mul(
+            *(factor for factor in expression.args if factor != UnevaluatedExpr(Rational(1, 100))), evaluate=False
+        )
     return None
 
 
@@ -158,7 +162,10 @@ def _numeric(expression: Expr, digits: int) -> Expr:
     value = expression.evalf(digits, maxn=3 * digits)
     if value.atoms(sympy.Symbol) or not value.is_number:
         raise Undecided
-    return sum((part * unit for part, unit in zip(map(_cancelled, value.as_real_imag()), (1, sympy.I), strict=True)), Integer(0))
+    return sum(
+        (part * unit for part, unit in zip(map(_cancelled, value.as_real_imag()), (1, sympy.I), strict=True)),
+        Integer(0),
+    )
 
 
 def _cancelled(value: Expr) -> Expr:

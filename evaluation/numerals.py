@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from evaluation.grading.answer_text import clean
+from evaluation.answer_text import clean
 
 RELATIVE_TOLERANCE = Fraction(1, 10_000)  # that of the paper's grader
 
-_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]{1,400})"
+_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[1-9][0-9]{0,2}(?:[ '][0-9]{3})+|[0-9]{1,400})"
 _FRACTION = (
     rf"\\frac ?(?:\{{ ?(?P<top>[-+]?{_INTEGER})\.? ?\}}|(?P<digit_top>[0-9])) ?"
     rf"(?:\{{ ?(?P<bottom>[-+]?{_INTEGER})\.? ?\}}|(?P<digit_bottom>[0-9]))"
@@ -26,14 +26,25 @@ _DECIMAL = (
     rf"(?P<whole>{_INTEGER})?(?:\.(?P<decimals>[0-9]{{0,100}}){_REPEATED}?(?P<dots>\\[lc]?dots|\.\.\.|…)?)?"
     rf"(?: ?(?:\\times|\\cdot|\*|x)? ?{_POWER}|[eE](?P<exponent>[-+]?[0-9]{{1,3}}))?"
 )
-_NUMBER = re.compile(rf"(?P<sign>(?:[-+] ?)*)(?:(?:(?P<mixed>[0-9]{{1,100}}) ?(?=\\frac|(?<= )))?(?:{_FRACTION})|{_DECIMAL})(?![0-9.])")
+_NUMBER = re.compile(
+    rf"(?P<sign>(?:[-+] ?)*)(?:(?:(?P<mixed>[0-9]{{1,100}}) ?(?=\\frac|(?<= )))?(?:{_FRACTION})|{_DECIMAL})(?![0-9.])"
+)
 _BASED = re.compile(
-    r"(?<![A-Za-z0-9_.}\\])(?P<digits>[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?|[A-F]{2,})\s*_\s*"
+    r"(?<![A-Za-z0-9_.}\\])\(?(?P<digits>[0-9][0-9A-Z]*(?:,[0-9]{3})*(?:\.[0-9A-Z]+)?|[A-F]{2,})\)?\s*_\s*"
     r"(?:(?P<digit>[0-9])|\{\s*(?P<base>[0-9]{1,2})\s*\}|\{?\s*\\?(?:text|mathrm)?\s*\{?\s*(?P<word>[a-z]+)\s*\}{1,2})"
 )
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+_WORDS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+_NUMBER_WORD = re.compile(rf"(?:\\(?:text|mathrm) ?\{{ ?)?({'|'.join(reversed(_WORDS))})(?![a-z])", re.IGNORECASE)
+_BASE_IN_WORDS = re.compile(
+    r"(?<=[0-9A-F}]) ?(?:\\(?:text|mathrm) ?\{ ?)?\(?(?:in )?base[ -]?(?:\} ?)?(?P<base>[0-9]{1,2}|[a-z]+)\)?(?: ?\})?"
+)
 _MULTIPLIERS = {
     "dozen": 12,
+    "mln": 10**6,
+    "bn": 10**9,
     "hundred": 10**2,
     "thousand": 10**3,
     "lakh": 10**5,
@@ -42,7 +53,9 @@ _MULTIPLIERS = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-_MULTIPLIER = re.compile(rf"(?:\\(?:text|mathrm) ?\{{ ?|(?<=[0-9}}]) ?)({'|'.join(_MULTIPLIERS)})s?(?![a-z])( ?\}})?")
+_MULTIPLIER = re.compile(
+    rf"(?:\\(?:text|mathrm) ?\{{ ?|(?<=[0-9}}]) ?)({'|'.join(_MULTIPLIERS)})s?(?![a-z])( ?\}})?", re.IGNORECASE
+)
 _UNIT_TEXT = re.compile(r"\s*(?:\\(?:text|mathrm) ?\{[^{}]*\}|[-A-Za-z/. ]|\^ ?\{?-?[0-9]\}?)*")
 _ANGLE_OF = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _UNITS = {  # name: what it measures, and how much of it
@@ -104,14 +117,14 @@ class Number:
 @lru_cache(maxsize=1 << 16)
 def read_number(answer: str) -> Number | None:
     """The number that `answer` is, with its unit, if it has one; None where it is something else than one number."""
-    text = clean(answer)
+    text = _BASE_IN_WORDS.sub(r"_{\g<base>}", clean(answer))
     text = text[1:-1] if text[:1] + text[-1:] == "()" else text
     based = _BASED.fullmatch(text)
     if based:
         return _of_base(based)
-    word = text.removeprefix("\\text{").removesuffix("}").strip().lower()
-    if word in _WORDS:
-        return Number(Fraction(_WORDS.index(word)))
+    word = _NUMBER_WORD.match(text)
+    if word:
+        text = str(_WORDS.index(word[1].lower())) + text[word.end() :].removesuffix("}")
     match = _NUMBER.match(text)
     number = match and _value(match)
     if number is None:
@@ -129,7 +142,7 @@ def plain_number(answer: str) -> Fraction | None:
 
 
 def same_number(a: Number, b: Number) -> bool:
-    """Equal as the module says. A percentage is x or x/100 where the other is none; a unit counts where both have one."""
+    """Equal as the module says. A percentage is x or x/100 where the other is none; units count where both have one."""
     if a.unit and b.unit:
         if a.unit[1] != b.unit[1]:
             return False
@@ -146,13 +159,26 @@ def expanded(text: str, other: str) -> str | None:
     It ignores the base of a numeral, drops "million" as a unit and adds up any numbers that stand side by side. Degrees
     are radians in a function, and where `other` is written with \\pi and without degrees; else they are a unit.
     """
-    text = _BASED.sub(_as_fraction, text)
+    text = _BASED.sub(_as_fraction, _BASE_IN_WORDS.sub(r"_{\g<base>}", text))
     text = re.sub(r"(\\frac|\\d?binom) ?([0-9]) ?([0-9])", r"\1{\2}{\3}", text)
     text = re.sub(r"([_^]|\\sqrt) ?([0-9])(?=[ \\])", r"\1{\2}", text)
-    text = re.sub(r"(?<![0-9.,] )(?<![0-9.,_^])([0-9]{1,3})((?: [0-9]{3})+)(?![0-9 ]*[/0-9])", lambda m: m[0].replace(" ", ""), text)
-    text = re.sub(r"(?<![0-9.^_])([0-9]+)(?: (?=[0-9])| ?(?=\\frac))(?:([0-9]+) ?/ ?([0-9]+)|\\frac ?\{([0-9]+)\} ?\{([0-9]+)\})", _mixed, text)
+    text = re.sub(
+        r"(?<![0-9.,] )(?<![0-9.,_^])([1-9][0-9]{0,2})((?: [0-9]{3})+)(?![0-9 ]*[/0-9])",
+        lambda m: m[0].replace(" ", ""),
+        text,
+    )
+    text = re.sub(
+        r"(?<![0-9.^_])([0-9]+)(?: (?=[0-9])| ?(?=\\frac))(?:([0-9]+) ?/ ?([0-9]+)|\\frac ?\{([0-9]+)\} ?\{([0-9]+)\})",
+        _mixed,
+        text,
+    )
     text = re.sub(rf"([0-9]*)\.([0-9]*){_REPEATED}", _repeating, text)
-    text = _MULTIPLIER.sub(lambda match: f"\\cdot 10^{{{_power_of_ten(match[1])}}}" if match[1] != "dozen" else "\\cdot 12", text)
+    text = _MULTIPLIER.sub(
+        lambda match: (
+            f"\\cdot 10^{{{_power_of_ten(match[1].lower())}}}" if match[1].lower() != "dozen" else "\\cdot 12"
+        ),
+        text,
+    )
     if re.search(r"[0-9] +[0-9.]|(?<![A-Za-z0-9_.}\\])[0-9]+ ?_", text):
         return None
     if _ANGLE_OF.search(text) or ("\\pi" in other and "°" not in other):
@@ -196,7 +222,7 @@ def _repeated(whole: str, decimals: str, repeated: str) -> Fraction:
 def _of_base(match: re.Match[str]) -> Number | None:
     word = match["word"]
     base = int(match["digit"] or match["base"] or 0) if word is None else _WORDS.index(word) if word in _WORDS else 0
-    whole, _, decimals = match["digits"].partition(".")
+    whole, _, decimals = match["digits"].replace(",", "").partition(".")
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in whole + decimals):
         return None
     return Number(Fraction(int(whole + decimals, base), base ** len(decimals)))
@@ -226,7 +252,7 @@ def _value(match: re.Match[str]) -> Number | None:
 
 
 def _digits(integer: str) -> str:
-    return integer.replace(",", "").replace(" ", "")
+    return integer.replace(",", "").replace(" ", "").replace("'", "")
 
 
 def _repeated_end(decimals: str) -> str | None:
@@ -245,8 +271,8 @@ def _with_unit(number: Number, rest: str) -> Number | None:
         return None
     wrapped = "\\" in rest
     words = re.sub(r"\\(?:text|mathrm) ?\{([^{}]*)\}", r" \1 ", rest).replace("{", "").replace("}", "").split()
-    while words and words[0].removesuffix("s") in _MULTIPLIERS:
-        number = number.times(Fraction(_MULTIPLIERS[words.pop(0).removesuffix("s")]))
+    while words and words[0].lower().removesuffix("s") in _MULTIPLIERS:
+        number = number.times(Fraction(_MULTIPLIERS[words.pop(0).lower().removesuffix("s")]))
     if not wrapped and not all(re.fullmatch(r"[A-Za-z]{3,}[-A-Za-z.]*", word) or _unit(word) for word in words):
         return None
     if not wrapped and set(words) & {"sin", "cos", "tan", "log", "ln", "exp", "mod", "if", "in", "not", "pi"}:
@@ -260,12 +286,18 @@ def _unit(text: str) -> tuple[Fraction, Measured] | None:
     """How much of what a unit such as "cm^2", "square feet" or "km per hour" is; None where it is not in the table."""
     factor, powers = Fraction(1), {}
     for position, part in enumerate(re.split(r"/| per ", text)):
-        match = re.fullmatch(r"\s*(square |sq\.? |cubic )?\s*([A-Za-z]+)\.?\s*(?:\^ ?(-?[1-9])| squared| cubed)?\s*", part)
-        name = match and (match[2] if len(match[2]) == 1 else match[2].lower().replace("metre", "meter").replace("litre", "liter"))
+        match = re.fullmatch(
+            r"\s*(square |sq\.? |cubic )?\s*([A-Za-z]+)\.?\s*(?:\^ ?(-?[1-9])| squared| cubed)?\s*", part
+        )
+        name = match and (
+            match[2] if len(match[2]) == 1 else match[2].lower().replace("metre", "meter").replace("litre", "liter")
+        )
         if not name or (name not in _UNITS and name.removesuffix("s") not in _UNITS):
             return None
         measured, size = _UNITS[name] if name in _UNITS else _UNITS[name.removesuffix("s")]
-        power = 2 if (match[1] or "").startswith("sq") or "squared" in part else 3 if "cub" in part else int(match[3] or 1)
+        power = (
+            2 if (match[1] or "").startswith("sq") or "squared" in part else 3 if "cub" in part else int(match[3] or 1)
+        )
         power = -power if position else power
         factor *= Fraction(size) ** power
         powers[measured] = powers.get(measured, 0) + power

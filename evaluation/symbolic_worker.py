@@ -63,11 +63,11 @@ class SymbolicWorker:
     def _start(self) -> None:
         self._owner, self._ready = os.getpid(), False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "evaluation.grading.symbolic_worker"],
+            [sys.executable, "-m", "evaluation.symbolic_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "0"},
+            env={"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONHASHSEED": "0"},
         )
 
     def _read_line(self, seconds: float) -> str:

@@ -7,51 +7,68 @@ MAX_ANSWER_CHARS = 1000  # a longer "answer" is not one; the longest gold of the
 _TAIL = 20_000  # characters at the end of a response in which statements and numbers are looked for
 
 _BOX = re.compile(r"\\(?:(?:boxed|fbox)(?![a-zA-Z])|(?:framebox|bbox)(?![a-zA-Z])(?:\s*\[[^\]\n]{0,40}\])*)\s*")
-_BETWEEN_BOXES = re.compile(
-    r"[\s$,;.]*(?:(?:and|or|\\(?:text|mathrm)\{\s*(?:and|or)\s*\}|\\q?quad)[\s$,;]*)?(?:[a-zA-Z](?:_\{?\d\}?)?\s*=[\s$]*)?"
+_BETWEEN_BOXES = re.compile(  # on one line, or with a comma or an "and"; then perhaps "x ="
+    r"(?=[^\n]*\Z|.*(?:[,;]|and|or))(?:[\s$,;.]|\\q?quad|\\[,; ])*"
+    r"(?:(?:and|or|\\(?:text|mathrm)\{\s*(?:and|or)\s*\})(?:[\s$,;]|\\q?quad|\\[,; ])*)?"
+    r"(?:[a-zA-Z](?:_\{?\d\}?)?\s*=[\s$]*)?",
+    re.DOTALL,
 )
 _UNBRACED = re.compile(r"([-+]?(?:[0-9.\\(\[]|[A-Za-z](?![a-z]))(?:[^$\n]|(?<=\\)\$)*?)(?:(?<!\\)\$|\\\)|\\\])")
 _UNBRACED_TOKEN = re.compile(r"[-+]?(?:[0-9.]|\\frac)\S*|[A-Za-z](?![a-z])")
-_PLACEHOLDER = re.compile(r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\s*\{)?(?:[\s.?_…]*|\\[lc]?dots|\\q?quad|(?:the |your |final )*answer(?: here)?)\}?", re.IGNORECASE
+)
 _STATEMENT = re.compile(
     r"answers?(?![a-z]|\s+(?:choice|option))[^.\n:=$\\]{0,60}?(?:(?<![a-z])(?:is|are)(?![a-z])|:|=)"
-    r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答案(?:是|为|為)?|(?:^|\n)####(?=\s*[-$\\0-9])",
+    r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答(?:案|え)(?:是|为|為|は)?|(?:^|\n)####(?=\s*[-$\\0-9])",
     re.IGNORECASE,
 )
-_FORMULA = r"(?:\$\$(?:[^$]|(?<=\\)\$)+\$\$|\$(?:[^$\n]|(?<=\\)\$)+(?<!\\)\$(?![0-9])|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\])"
+_FORMULA = (
+    r"(?:\$\$(?:[^$]|(?<=\\)\$)+\$\$|\$(?:[^$\n]|(?<=\\)\$)+(?<!\\)\$(?![0-9])"
+    r"|\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\])"
+)
 _FORMULAS = re.compile(
     rf"[^0-9$\\\n.]{{0,60}}(?::\s{{0,9}})?({_FORMULA}(?:\s{{0,3}}(?:[,;]|,?\s?(?:and|or)(?![a-z]))?\s{{0,3}}{_FORMULA})*)"
 )
 _SENTENCE_END = re.compile(
-    r"\.(?=[\s*]|$)|。|;\s|\n|\*\*|\s\((?=[a-z]{2})|,?\s(?:because|since)\s|,\s(?:which|so|as|where)\s", re.IGNORECASE
+    r"\.(?=[\s*]|$)|。|;\s|\n|\*\*|\s\((?=[a-z]{2})|(?<=[0-9])\s\(|,?\s(?:because|since)\s|,\s(?:which|so|as|where)\s",
+    re.IGNORECASE,
 )
 _NUMBER_IN_TEXT = re.compile(r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{1,40})?")
 
 _CHARACTERS = str.maketrans(
-    dict.fromkeys("\u2212\u2013\uff0d", "-")
-    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
-    | {"\u00a0": " ", "\u202f": " ", "\u2009": " ", "，": ",", "（": "(", "）": ")", "．": ".", "：": ":"}
-    | {"×": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "±": "\\pm ", "≈": "\\approx "}
-    | {"≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset "}
-    | {"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "²": "^2", "³": "^3", "€": "", "£": "", "¥": ""}
+    {chr(0xFF01 + offset): chr(0x21 + offset) for offset in range(94)}  # full-width forms
+    | dict.fromkeys("\u2212\u2010\u2011\u2012\u2013", "-")
+    | dict.fromkeys("\u00a0\u202f\u2009", " ")
+    | dict.fromkeys("€£¥", "")
+    | {"\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi ", "∞": "\\infty ", "±": "\\pm ", "≈": "\\approx "}
+    | {"≤": "\\leq ", "≥": "\\geq ", "≠": "\\neq ", "\u222a": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset "}
+    | {"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "²": "^2", "³": "^3"}
 )
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$|\$|(?<!\\)\\[()\[\]]", ""),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
-        (r"\\(?:bf|it|rm|sf|tt|bfseries|displaystyle|textstyle|scriptstyle|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z])", ""),
+        (
+            r"\\(?:bf|it|rm|sf|tt|bfseries|displaystyle|textstyle|scriptstyle|large|Large|LARGE|huge|Huge|small)(?![a-zA-Z])",
+            "",
+        ),
         (r"\\(?:color|textcolor|colorbox)\s*\{\w*\}", ""),
         (r"(?<!\\)\\!\s*|\\(?:limits|strut|mathstrut)(?![a-zA-Z])", ""),
         (r"(?<!\\)\\[,;:> ]|~|\\(?:q?quad|enspace|thinspace)(?![a-zA-Z])|\\[hv]space\*?\{[^{}]*\}", " "),
-        (r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}", r"\1"),
-        (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
+        (
+            r"\\(?:mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|ensuremath|boxed|fbox|underline)\s*\{([^{}\\]*)\}",
+            r"\1",
+        ),
+        (r"\\(?:textbf|textit|textrm|textsf|texttt|textnormal|emph|mbox|hbox|operatorname\*?)\s*\{", r"\\text{"),
         (r"\\(?:text|mathrm)\s*\{((?:[-+().,/0-9\s]|\\(?:text|mathrm)\s*\{[^{}]*\})*)\}", r"\1"),
         (r"\\(?:text|mathrm)\s*\{([-+().,/0-9\s]*)\}", r"\1"),
         (r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|([0-9.]+|[a-zA-Z]))", r"\\sqrt{\1\2\3}"),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\{\s*,\s*\}", ","),
         (r"\\(ge|le)(?:q?slant|qq?)?(?![a-zA-Z])\s*", r"\\\1q "),
+        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
         (r"\\simeq|\\thickapprox|~=", r"\\approx"),
         (r"\\%|\\(?:text|mathrm)\s*\{\s*per ?cent(?:age)?\s*\}|(?<![a-zA-Z])per ?cent(?:age)?(?![a-zA-Z])", "%"),
         (r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|°)", "°"),
@@ -60,10 +77,14 @@ _REWRITES = tuple(
         (r"\s+", " "),
     )
 )
+_BARE = re.compile(r"[-+]?[0-9.]+(?:/[0-9]+)?|[a-zA-Z]+")
 _THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
-_LEADING = re.compile(r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|to)(?![a-zA-Z]))\s*")
+_LEADING = re.compile(
+    r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|sim)(?![a-zA-Z]))\s*"
+)
 _WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
 _TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
+_WORDS_ONLY = re.compile(r"\\(?:text|mathrm)\s*\{\s*(?![-+.]?[0-9])[^{}]*\}")
 _NAMED = re.compile(r"\s*(?:\\?[^\s=\\]{1,2}|[a-zA-Z]_\{?\w\}?)\s*=([^=]+)", re.DOTALL)
 _CHOICE = re.compile(r"\(?([A-J])\)?|\\(?:text|mathrm)\s*\{\s*\(?[A-J]\)?\s*\}")
 _LABELLED = re.compile(r"(?:\\(?:text|mathrm)\s*\{)?\s*(\([A-J]\)|[A-J](?=[.:]|\)))[.:)]?\s*\}?\s*(\S.*)", re.DOTALL)
@@ -75,9 +96,8 @@ def extract_answer(response: str) -> str:
 
     That is the last \\boxed{...} that holds something, with the boxes that it is listed with ("\\boxed{1} and
     \\boxed{2}"); else what follows the last "answer is", "Answer:" or the like; else a response of one line or one
-    formula itself; else the last number. What stands between <think> and </think> is not read.
+    formula itself; else the last number.
     """
-    response = _after_reasoning(response)
     boxed = _last_boxes(response)
     if boxed is not None:
         return _bounded(boxed)
@@ -91,9 +111,10 @@ def extract_answer(response: str) -> str:
     return numbers[-1] if numbers else ""
 
 
-def _after_reasoning(response: str) -> str:
-    before, closed, after = response.rpartition("</think>")
-    return after if closed else response.partition("<think>")[0]
+def reference_answer(gold: str) -> str:
+    """The last boxed answer of a solution, what GSM8K's end with after ####, else `gold` itself."""
+    boxed = _last_boxes(gold)
+    return _bounded(gold.rpartition("\n####")[2] if boxed is None else boxed)
 
 
 def _bounded(answer: str) -> str:
@@ -113,7 +134,7 @@ def _last_boxes(text: str) -> str | None:
     while boxes and boxes[-1][1] >= end:
         start, end, content = boxes.pop()
     contents = [content]
-    while boxes and boxes[-1][1] <= start and _BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):
+    while boxes and boxes[-1][1] <= start and _BETWEEN_BOXES.fullmatch(text[max(boxes[-1][1], start - 100) : start]):
         start, _, content = boxes.pop()
         if content not in contents:
             contents.insert(0, content)
@@ -159,7 +180,7 @@ def _last_statement(text: str) -> str | None:
 
 def _stated(tail: str) -> str:
     """The formulas that `tail` begins with, or its first sentence."""
-    tail = tail.lstrip(" \t\r\n*_:：#>`")
+    tail = re.sub(r"^[:*\s]*\n\s*[-*]\s", "", tail).lstrip(" \t\r\n*_:\uff1a#>`")
     formulas = _FORMULAS.match(tail)
     if formulas is None:
         end = _SENTENCE_END.search(tail)
@@ -172,6 +193,8 @@ def _stated(tail: str) -> str:
 @lru_cache(maxsize=1 << 16)
 def clean(answer: str) -> str:
     """LaTeX in one spelling: no delimiters, sizes, fonts or final period; "%", "°", and "," for "and" and for "{,}"."""
+    if _BARE.fullmatch(answer):
+        return answer.rstrip(".")
     text = answer.translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
@@ -180,11 +203,11 @@ def clean(answer: str) -> str:
     before = None
     while text != before:
         before = text
-        text = text.strip().rstrip(".,;:。 ").removesuffix("\\")
+        text = text.strip().removeprefix("**").removesuffix("**").rstrip(".,;:。 ").removesuffix("\\")
         leading = _LEADING.match(text)
         text = text[leading.end() :] if leading else text
         wrapper = _WRAPPED.match(text)
-        if wrapper and _closing(text, wrapper.end()) == len(text) - 1 and not _TEXT.fullmatch(text):
+        if wrapper and _closing(text, wrapper.end()) == len(text) - 1 and not _WORDS_ONLY.fullmatch(text):
             text = text[wrapper.end() + 1 : -1]
     return text
 
@@ -210,10 +233,16 @@ def without_label(answer: str, other: str) -> str:
     return match[2] if match and not _LABELLED.fullmatch(other) and not _CHOICE.fullmatch(other) else answer
 
 
-def counts_differ(answer: str, gold: str) -> bool:
-    """Whether both are lists of single things and one is longer: math-verify compares sets, {1, 1} = {1}."""
-    counts = [len(text.split(",")) if _PLAIN_LIST.fullmatch(text) else 0 for text in (clean(answer), clean(gold))]
-    return 0 not in counts and counts[0] != counts[1]
+def items(answer: str) -> list[str]:
+    """Items of a list of single things; empty where `answer` has brackets, relations, dots or \\pm."""
+    text = clean(answer)
+    return text.split(",") if _PLAIN_LIST.fullmatch(text) else []
+
+
+def bracketed(answer: str) -> str:
+    """Which brackets, "(" or "{", an answer without any others stands in; else empty."""
+    match = re.fullmatch(r"(?:(\()[^(){}]*\)|\\(\{)[^(){}]*\\\})", answer)
+    return (match[1] or match[2]) if match else ""
 
 
 def without_name(answer: str, other: str) -> str:
