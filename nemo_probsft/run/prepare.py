@@ -23,6 +23,7 @@ from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.preflight import PREPARED
 
 RUN = "run.yaml"
+TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]  # of a model: its configuration and its tokenizer
 STARTS_FROM = {"nemo": ("nemo",), "bridge": ("bridge", "huggingface")}  # kinds of directories that need no import
 
 
@@ -257,19 +258,23 @@ def local_model(recipe: Recipe, engine: str) -> Path:
     path = Path(recipe.model.path)
     if path.is_dir():
         return path
+    found = downloaded(recipe, [*TEXTS, "*.safetensors"])
+    model_files.check_model_directory(recipe, found, engine)
+    return found
+
+
+def downloaded(recipe: Recipe, patterns: list[str]) -> Path:
+    """The files of a hub name that match, in the cache of the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
+        return Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ValueError(
             f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
         ) from error
-    model_files.check_model_directory(recipe, downloaded, engine)
-    return downloaded
 
 
 def hugging_face_files(source: Path) -> Path:
