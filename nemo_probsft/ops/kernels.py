@@ -116,10 +116,6 @@ def gradient(
     torch.autograd.graph.increment_version(grad)  # autograd does not see what a kernel writes
 
 
-def _indices(rows: Tensor | None) -> Tensor | None:
-    return None if rows is None else _aligned(rows)
-
-
 def _block(num_columns: int) -> int:
     return min(BLOCK, triton.next_power_of_2(max(1, num_columns)))
 
@@ -132,18 +128,22 @@ def _layout(rows: Tensor) -> tuple[int, ...]:
 def _plane(x: Tensor) -> tuple[Tensor, int, int, int]:
     """(x, inner size, outer stride, inner stride) of one number per row; a copy where the dimensions do not merge."""
     walk = merged(x.shape, x.stride())
-    if len(walk) > 2:
-        return _plane(x.contiguous())
+    if len(walk) > 2 or not _is_aligned(x):
+        return _plane(x.clone(memory_format=torch.contiguous_format))
     (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(walk)) + walk
-    return _aligned(x), inner, outer_stride, inner_stride
+    return x, inner, outer_stride, inner_stride
 
 
-def _aligned(x: Tensor) -> Tensor:
+def _indices(rows: Tensor | None) -> Tensor | None:
+    return rows if rows is None or _is_aligned(rows) else rows.clone()
+
+
+def _is_aligned(x: Tensor) -> bool:
     """Triton has generated wrong code for int64 pointers that are not 16-byte aligned.
 
     https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/ops/triton/cross_entropy.py (comment on labels)
     """
-    return x.clone() if x.dtype == torch.int64 and x.data_ptr() % 16 else x
+    return x.dtype != torch.int64 or x.data_ptr() % 16 == 0
 
 
 @triton.jit
