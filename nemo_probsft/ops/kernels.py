@@ -61,7 +61,7 @@ def combine(every: Tensor, targets: Targets, stats: Tensor, logp: Tensor) -> Non
     labels, *labels_layout = _plane(targets.labels)
     num_rows = stats.shape[1]
     if num_rows:
-        _combine_kernel[(triton.cdiv(num_rows, COMBINED_ROWS),)](
+        _combine_kernel[(-(-num_rows // COMBINED_ROWS),)](
             every,
             labels,
             _indices(targets.rows),
@@ -90,7 +90,7 @@ def gradient(
     for view, first in row_views(logits, 2) if grad.numel() else []:
         num_rows = stats.shape[1] if select is not None else view.shape[:-1].numel()
         out = view if grad is logits else grad.view(1, -1, width)[:, first:]
-        _gradient_kernel[(num_rows, triton.cdiv(width, block))](
+        _gradient_kernel[(num_rows, -(-width // block))](
             view,
             labels,
             _indices(targets.rows),
@@ -117,7 +117,7 @@ def gradient(
 
 
 def _block(num_columns: int) -> int:
-    return min(BLOCK, triton.next_power_of_2(max(1, num_columns)))
+    return min(BLOCK, 1 << max(0, num_columns - 1).bit_length())  # the next power of two
 
 
 def _layout(rows: Tensor) -> tuple[int, ...]:
