@@ -16,6 +16,7 @@ from conversion.checkpoint import step_of
 from nemo_probsft import config
 from nemo_probsft.adapters.megatron import guards, micro_batches
 from nemo_probsft.data import order
+from nemo_probsft.data.batches import collate_packed
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.run import prepare
 from nemo_probsft.run.log import read_metrics
@@ -107,7 +108,7 @@ def test_every_position_of_a_packed_micro_batch_is_named(source):
         for rank in (0, 1):
             for number, rows in enumerate(batches.of_step(step, rank, 2)):
                 seen += [index for row in rows for index in row]
-                batch = batches.collate([batches.rows[row] for row in rows])
+                batch = collate_packed([batches.rows[row] for row in rows], 0)
                 names = batches.examples(step, number, rank, 2)
                 for place in batch["loss_mask"].nonzero().tolist():
                     ids = dataset[names[tuple(place)]].input_ids
@@ -125,7 +126,7 @@ def test_the_example_of_a_loss_that_is_no_number_is_named(source):
         for i, row in enumerate(rows)
         if len(row) > 1
     )
-    batch = batches.collate([batches.rows[row] for row in batches.of_step(0, rank, 2)[number]])
+    batch = collate_packed([batches.rows[row] for row in batches.of_step(0, rank, 2)[number]], 0)
     names = batches.examples(0, number, rank, 2)
     nll = torch.ones_like(batch["loss_mask"])
     last = int(batch["loss_mask"][row].nonzero()[-1])
