@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -37,11 +37,15 @@ def stop(profile: torch.profiler.profile) -> Summary:
     """Ends it; the device's work of what was begun is waited for and counted."""
     torch.cuda.synchronize()  # cudaDeviceSynchronize, which is not among WAITS
     profile.stop()
-    cuda = torch.autograd.DeviceType.CUDA
-    return summary(
-        Event(event.name(), event.device_type() == cuda, event.start_ns(), event.duration_ns())
-        for event in profile.profiler.kineto_results.events()
-    )
+    return summary(events_of(profile))
+
+
+def events_of(profile: torch.profiler.profile) -> Iterator[Event]:
+    """Without named ranges, which torch repeats on the device from their first kernel to the last."""
+    for event in profile.profiler.kineto_results.events():
+        if not event.is_user_annotation():
+            on_device = event.device_type() == torch.autograd.DeviceType.CUDA
+            yield Event(event.name(), on_device, event.start_ns(), event.duration_ns())
 
 
 def summary(events: Iterable[Event]) -> Summary:

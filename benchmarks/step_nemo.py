@@ -39,8 +39,10 @@ class _Turns(pl.Callback):
         ours = name in (OURS, ALL_ROWS)
         self.hooks.install(skip_rows=name == OURS) if ours else self.hooks.remove()
         self.chunk._training_loss_reduction = self.reduction if ours else MaskedTokenLossReduction()
-        trainer.callbacks = self.callbacks if ours else [self]
         self.turns.begin(trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
         self.turns.end(trainer.global_step - 1)
+        # Those of the next step, whose start goes to all of the list that there is then.
+        ours = self.turns.implementation(trainer.global_step) in (OURS, ALL_ROWS)
+        trainer.callbacks = self.callbacks if ours else [self]

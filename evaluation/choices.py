@@ -143,7 +143,8 @@ def _letter_at(text: str, place: int, letters: str, linked: bool, said: bool, br
         return None
     if found[1].islower():
         return found[1].upper() if ends_clause or end > found.end() or _AFTER_A_LETTER.match(text, end) else None
-    final = _words("links").match(text, _OPEN.match(text, end).end())
+    opened = _OPEN.match(text, end).end()
+    final = _words("links").match(text, opened) or text[end:opened].strip()
     return found[1] if linked or bracketed or ends_clause or final else None
 
 

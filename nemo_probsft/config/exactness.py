@@ -101,7 +101,7 @@ SET_BY_THE_TRAINER = (
 
 _FSDP = "its wrappers and its gradient sums were never compared with the reference"
 _BATCH = "the sequences of a step, and with them N, would not be those of one global batch"
-_PACK = "packed rows need Transformer Engine and were never compared with the reference"
+_PACK = "rows that Bridge packs need Transformer Engine and were never compared with the reference"
 _COUNTS = "the steps left out would still be counted by an objective that moves"
 _TWICE = "a step computed twice is counted twice in the metrics and by an objective that moves"
 _OTHER_SECTIONS = (
@@ -195,6 +195,7 @@ def _exact(combination: str, why: str, shown_by: str) -> Exact:
 
 PARITY = "tests/engines/test_parity.py::test_the_first_step_is_that_of_one_process_in_float64"
 BRIDGE_PARITY = PARITY.replace("test_parity", "test_bridge_parity")
+_PACKED = "packed_rows_have_the_first_step_of_their_examples"
 EXACT = (
     _exact(
         "every objective, any threshold",
@@ -254,6 +255,13 @@ EXACT = (
         "the loss is that of the merged model; the adapters' gradients go through the same division",
         "tests/engines/test_parity.py::test_adapters_have_the_gradient_of_the_merged_model",
         "tests/engines/test_bridge_parity.py::test_adapters_have_the_gradient_of_the_merged_model",
+    ),
+    Exact(
+        "`data.packing`",
+        "a step has the same examples, and attention stays inside each; shown with a mask on a CPU, while Transformer "
+        "Engine's attention of variable length, which a GPU takes, was not run",
+        PARITY.replace("the_first_step_is_that_of_one_process_in_float64", _PACKED),
+        BRIDGE_PARITY.replace("the_first_step_is_that_of_one_process_in_float64", _PACKED),
     ),
     Exact(
         "context parallelism",
@@ -339,7 +347,8 @@ A Hugging Face model is refused where Megatron would compute another function th
 architecture other than Llama, Qwen2 or Qwen3, an activation other than SiLU, biases or sliding windows that are not
 built, unknown rope scaling, quantised weights, attention dropout, multi-token-prediction layers, and tensors that the
 architecture does not have, such as a bias of the output layer. Both spellings of rope are read: `rope_theta` with
-`rope_scaling`, and `rope_parameters` of transformers 5.
+`rope_scaling`, and `rope_parameters` of transformers 5. Refused, too, is a directory that transformers 4 and 5 would
+read as two models, and one whose weights transformers would replace (`adapter_config.json`, `transformers_weights`).
 
 Bridge takes over only `factor` of Llama's rope scaling; the rest are constants of Megatron-Core 0.16 and later, those
 of Llama 3.1 to 3.3. A model with others is refused with `engine: bridge`.

@@ -7,19 +7,21 @@ writes for it, and the tokens of an answer have to give its text back.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nemo_probsft.data import templates
 from nemo_probsft.data.rows import Row
-from nemo_probsft.data.turns import Turn
+from nemo_probsft.data.turns import Turn, function_of
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 MAX_OPENED = 64  # characters of an answer that a generation prompt may have written already, such as <think>
+EXACTLY, SPACED = "exactly", "spaced"
 # Notes follow a number of rows.
 UNUSED = "have a field that nothing is made of:"
 MASKED = "have answers that their own marks keep from being learnt"
 LEFT_OUT = "have a field of a turn that the chat template does not write:"
+SHORTENED = "have earlier answers, not supervised, of which the chat template leaves something out"
 WHITE_SPACE = "have answers whose white space the chat template changes"
 QUOTED = "have tool calls with arguments as text, which the chat template writes in quotes: give an object"
 DATE = (
@@ -33,7 +35,7 @@ LOST_BY_TOKENIZER = "have answers with text that the tokens do not give back"
 def of_template(tokenizer: Any, row: Row, spans: Sequence[tuple[str, int | None]]) -> list[str]:
     """Notes about what the template made of a row. Raises ValueError for what it leaves out.
 
-    spans: texts in order, and of an answer the index of its turn.
+    spans: texts in order, and of a supervised answer the index of its turn.
     """
     notes: list[str] = []
     before, start = "", 0
@@ -41,46 +43,68 @@ def of_template(tokenizer: Any, row: Row, spans: Sequence[tuple[str, int | None]
         if turn is None:
             before += text
             continue
-        for i in range(start, turn):
-            _require("", before, row.messages[i]["content"], f"messages[{i}].content", row.where)
+        notes += _of_context(before, range(start, turn), row)
         notes += _of_answer(before, text, turn, row)
         before, start = before + text, turn + 1
+    notes += _of_context(before, range(start, len(row.messages)), row)
     for tool in row.tools or ():
-        name = tool.get("function", tool).get("name")
-        if not isinstance(name, str) or name not in spans[0][0]:
+        name = function_of(tool)["name"]
+        if name not in spans[0][0]:
             raise ValueError(f"{row.where}: the chat template does not write the tool {name!r}: use another template")
     return notes + _of_rendering(tokenizer, row)
 
 
 def of_tokens(tokenizer: Any, ids: list[int], text: str) -> list[str]:
-    """A note if the ids of an answer do not give its text back; a space that decoding strips from a beginning is none."""
+    """A note if the ids of an answer do not give its text back, but for a space that decoding strips from its start."""
     decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if decoded in (text, text.removeprefix(" ")):
         return []
     return [SPACED_BY_TOKENIZER if _squeezed(decoded) == _squeezed(text) else LOST_BY_TOKENIZER]
 
 
+def _of_context(text: str, turns: Iterable[int], row: Row) -> list[str]:
+    """Of turns that are not supervised. An answer among them may be shortened, as the template does in use."""
+    notes = []
+    for i in turns:
+        message, name = row.messages[i], f"messages[{i}].content"
+        if message["role"] != "assistant":
+            _require("", text, message["content"], name, row.where, escaped=True)
+        elif not all(
+            _stands_in("", text, part) for part in [message.get("content") or "", *_reasoning(message).values()]
+        ):
+            notes.append(SHORTENED)
+    return notes
+
+
 def _of_answer(before: str, text: str, turn: int, row: Row) -> list[str]:
     message, name = row.messages[turn], f"messages[{turn}]"
-    for field in REASONING:
-        if isinstance(message.get(field), str):
-            _require(before, text, message[field], f"{name}.{field}", row.where)
+    calls = message.get("tool_calls") or []
+    for field, reasoning in _reasoning(message).items():
+        _require(before, text, reasoning, f"{name}.{field}", row.where)
     notes = []
     if content := message.get("content"):
-        exactly = _require(before, text, content, f"{name}.content", row.where)
-        notes += [] if exactly else [WHITE_SPACE]
-    for part in _texts(message.get("tool_calls") or []):
-        _require(before, text, part, f"{name}.tool_calls", row.where)
-    arguments = [call.get("function", call).get("arguments") for call in message.get("tool_calls") or []]
+        _require(before, text, content, f"{name}.content", row.where)
+        notes += [] if _stands_in(before, text, content) == EXACTLY else [WHITE_SPACE]
+    for part in _texts(calls):
+        _require(before, text, part, f"{name}.tool_calls", row.where, escaped=True)
+    arguments = [function_of(call).get("arguments") for call in calls]
     notes += [QUOTED] * any(isinstance(given, str) and json.dumps(given) in text for given in arguments)
     return notes
+
+
+def _reasoning(message: Turn) -> dict[str, str]:
+    return {field: message[field] for field in REASONING if isinstance(message.get(field), str)}
 
 
 def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
     """What shows only where the row is rendered in another way, too."""
 
-    def rendered(messages: Sequence[Turn], **names: Any) -> str:
-        return templates.render(tokenizer, messages, row.tools, row.where, add_generation_prompt=False, **names)
+    def rendered(messages: Sequence[Turn], **names: Any) -> str | None:
+        """None for what the template refuses: it looks at what was changed."""
+        try:
+            return templates.render(tokenizer, messages, row.tools, row.where, add_generation_prompt=False, **names)
+        except ValueError:
+            return None
 
     notes = []
     known = {"role", "content", "tool_calls", *REASONING}
@@ -90,7 +114,7 @@ def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
     for i, message in enumerate(row.messages):
         if message.get("content", "") is None:
             empty = [*row.messages[:i], {**message, "content": ""}, *row.messages[i + 1 :]]
-            if len(rendered(row.messages)) == len(rendered(empty)) + len("None"):
+            if len(rendered(row.messages) or "") == len(rendered(empty) or "") + len("None"):
                 raise ValueError(
                     f"{row.where}: messages[{i}].content is null, which the chat template writes as None: write an "
                     "empty text"
@@ -101,22 +125,24 @@ def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
     return notes
 
 
-def _require(before: str, text: str, content: str | None, name: str, where: str) -> bool:
-    """Whether `content` stands in `text` to the character. Raises ValueError where white space is not all that differs.
-
-    Its first characters may be the last ones of `before`; JSON's escapes are those of a template that writes JSON.
-    """
-    if not content or content in text or _goes_on(before, text, content):
-        return True
-    wanted, found = _squeezed(content), _squeezed(text)
-    if wanted in found or _goes_on(_squeezed(before[-MAX_OPENED:]), found, wanted):
-        return False
-    if json.dumps(content)[1:-1] in text or json.dumps(content, ensure_ascii=False)[1:-1] in text:
-        return True
+def _require(before: str, text: str, content: str, name: str, where: str, *, escaped: bool = False) -> None:
+    """Raise ValueError if `content` does not stand in `text`; escaped: what JSON makes of it will do."""
+    if _stands_in(before, text, content):
+        return
+    if escaped and any(json.dumps(content, ensure_ascii=ascii)[1:-1] in text for ascii in (True, False)):
+        return
     raise ValueError(
         f"{where}: the chat template does not write all of {name}, {_shown(content)}: use a template that does, or "
         "take it out of the row"
     )
+
+
+def _stands_in(before: str, text: str, content: str) -> str | None:
+    """EXACTLY, SPACED where white space differs, None where more does. Its beginning may be the end of `before`."""
+    if content in text or _goes_on(before, text, content):
+        return EXACTLY
+    wanted, found = _squeezed(content), _squeezed(text)
+    return SPACED if wanted in found or _goes_on(_squeezed(before[-MAX_OPENED:]), found, wanted) else None
 
 
 def _goes_on(before: str, text: str, content: str) -> bool:
@@ -127,8 +153,8 @@ def _goes_on(before: str, text: str, content: str) -> bool:
 def _texts(calls: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The texts in the names and arguments of tool calls; arguments may be JSON text."""
     for call in calls:
-        function = call.get("function", call)
-        yield from _leaves([function.get("name"), _parsed(function.get("arguments"))])
+        function = function_of(call)
+        yield from _leaves([function["name"], _parsed(function.get("arguments"))])
 
 
 def _parsed(arguments: Any) -> Any:

@@ -1,7 +1,7 @@
 """Records to rows: every record of training data becomes a checked conversation, or an error of one line.
 
-A row is `{"prompt": str, "response": str}` or `{"messages": [{"role": str, "content": str}, ...]}`, and may have `tools`.
-The names of its other fields are kept for the decisions: nothing is made of them.
+A row is `{"prompt": str, "response": str}` or `{"messages": [{"role": str, "content": str}, ...]}` and may have
+`tools`. The names of its other fields are kept for the decisions: nothing is made of them.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read_rows(
             refused(error)
             continue
         yield dataclasses.replace(row, number=number)
-    if not number:
+    if not number and refused is None:
         raise ValueError(f"{source}: has no rows: give a source with at least one")
 
 

@@ -8,12 +8,12 @@ is given at evaluation (`prompt_ids`), and the answer is tokenized from the bord
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nemo_probsft.data import fidelity, templates
 from nemo_probsft.data.rows import Row
-from nemo_probsft.data.turns import Turn, conversation, for_template, parse_tools
+from nemo_probsft.data.turns import Marks, Turn, conversation, for_template, parse_tools
 
 SUPERVISE = ("answers", "last", "flagged")
 # Texts that no tokenizer merges with every other: one of them can stand before an answer while it is tokenized.
@@ -21,7 +21,7 @@ ANCHORS = ("\n", ".", "=", "a", "0", "\u00e9")
 
 
 class Span(NamedTuple):
-    """A piece of a conversation; `answer` is the index of its turn, None for what comes before an answer."""
+    """A piece of a conversation; `answer` is the index of its turn, None for what is not supervised."""
 
     ids: list[int]
     text: str
@@ -45,7 +45,7 @@ def token_ids(tokenizer: Any, row: Row, supervise: str = "answers") -> tuple[lis
 def tokens_of(tokenizer: Any, row: Row, supervise: str = "answers") -> Tokens:
     """Raises ValueError if the template leaves out a part of the row, or if nothing of it is supervised."""
     chosen = _supervised(row, supervise)
-    spans = list(_spans(tokenizer, row.messages, row.tools, row.where))
+    spans = list(_spans(tokenizer, row.messages, row.tools, row.where, chosen))
     ids: list[int] = []
     is_target: list[int] = []
     for span in spans:
@@ -54,63 +54,70 @@ def tokens_of(tokenizer: Any, row: Row, supervise: str = "answers") -> Tokens:
         if not ids and not span.ids:
             raise ValueError(f"{row.where}: its prompt has no tokens: the first answer token needs one before it")
         ids += span.ids
-        is_target += [int(span.answer in chosen)] * len(span.ids)
+        is_target += [int(span.answer is not None)] * len(span.ids)
     notes = [f"{fidelity.UNUSED} {name!r}" for name in row.unused]
-    num_answers = sum(span.answer is not None for span in spans)
-    notes += [fidelity.MASKED] * (supervise == "answers" and len(chosen) < num_answers)
+    if supervise == "answers" and row.marks and len(chosen) < len(_answers(row.messages)):
+        notes.append(fidelity.MASKED)
     if tokenizer.chat_template is not None:
         notes += fidelity.of_template(tokenizer, row, [(span.text, span.answer) for span in spans])
     for span in spans:
-        if span.answer in chosen:
+        if span.answer is not None:
             notes += fidelity.of_tokens(tokenizer, span.ids, span.text)
     return Tokens(ids, is_target, notes)
 
 
-def prompt_ids(tokenizer: Any, row: Row | Mapping[str, Any]) -> list[int]:
+def prompt_ids(tokenizer: Any, row: Row | Mapping[str, Any], supervise: str = "answers") -> list[int]:
     """Ids that come before the last answer, which need not be there: what the model is given at evaluation.
 
     Equal to the start of the row's ids in training. `row` may be `{"prompt": ...}` or `{"messages": [...]}`, and have
     `tools`.
     """
     if isinstance(row, Row):
-        messages, tools, where = row.messages, row.tools, row.where
+        messages, tools, marks, where = row.messages, row.tools, row.marks, row.where
     else:
         turns = row["messages"] if "messages" in row else conversation(row["prompt"], "")
-        messages, where = [for_template(turn) for turn in turns], "prompt"
+        messages, marks, where = [for_template(turn) for turn in turns], (), "prompt"
         tools = parse_tools(row.get("tools"), where)
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    return [token for span in _spans(tokenizer, messages, tools, where) for token in span.ids]
+    earlier = set() if supervise == "last" else _chosen(messages, marks, supervise)
+    return [token for span in _spans(tokenizer, messages, tools, where, earlier) for token in span.ids]
 
 
 def _supervised(row: Row, supervise: str) -> set[int]:
-    """The turns that the loss covers. A mark of the data's own always holds."""
+    """The turns that the loss covers. Raises ValueError if there is none."""
     if supervise not in SUPERVISE:
         raise ValueError(f"supervise is {supervise!r}: must be one of {', '.join(SUPERVISE)}")
-    answers = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
-    marks = row.marks or (None,) * len(row.messages)
-    if supervise == "flagged" and not any(marks):
-        raise ValueError(
-            f"{row.where}: no turn is marked to be learnt, and data.supervise is flagged: give one weight: 1, "
-            "or set data.supervise=answers"
-        )
-    chosen = {
-        "answers": {i for i in answers if marks[i] is not False},
-        "last": {i for i in answers[-1:] if marks[i] is not False},
-        "flagged": {i for i in answers if marks[i]},
-    }[supervise]
-    if not chosen:
-        raise ValueError(f"{row.where}: every answer is marked not to be learnt: drop the row, or mark one of them 1")
-    return chosen
+    if chosen := _chosen(row.messages, row.marks, supervise):
+        return chosen
+    if supervise == "flagged":
+        problem = "no turn is marked to be learnt, and data.supervise is flagged"
+        raise ValueError(f"{row.where}: {problem}: give one weight: 1, or set data.supervise=answers")
+    which = "the last answer" if supervise == "last" else "every answer"
+    raise ValueError(f"{row.where}: {which} is marked not to be learnt: drop the row, or change the mark")
 
 
-def _spans(tokenizer: Any, messages: Sequence[Turn], tools: Any, where: str) -> Iterator[Span]:
-    """Prompts and answers in turn; an answer comes with its end token."""
+def _chosen(messages: Sequence[Turn], marks: Marks, supervise: str) -> set[int]:
+    """A mark of the data's own always holds."""
+    answers = _answers(messages)
+    if supervise == "flagged":
+        return {i for i in answers if marks and marks[i]}
+    return {i for i in (answers[-1:] if supervise == "last" else answers) if not marks or marks[i] is not False}
+
+
+def _answers(messages: Sequence[Turn]) -> list[int]:
+    return [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+
+
+def _spans(
+    tokenizer: Any, messages: Sequence[Turn], tools: Any, where: str, answers: Collection[int]
+) -> Iterator[Span]:
+    """A conversation, cut before and after each of the turns `answers`; an answer comes with its end token."""
     if tokenizer.chat_template is None:
         yield from _plain_spans(tokenizer, messages, tools, where)
         return
     text, ids = "", list[int]()
-    for new_text, turn in _rendered_spans(tokenizer, messages, tools, where):
+    for new_text, turn in _rendered_spans(tokenizer, messages, tools, where, sorted(answers)):
         all_ids = _encode(tokenizer, text + new_text)
         new_ids = _after(tokenizer, ids, all_ids, new_text, where)
         yield Span(new_ids, new_text, turn)
@@ -166,27 +173,31 @@ def _starts_texts_anew(tokenizer: Any) -> bool:
 
 
 def _rendered_spans(
-    tokenizer: Any, messages: Sequence[Turn], tools: Any, where: str
+    tokenizer: Any, messages: Sequence[Turn], tools: Any, where: str, answers: Sequence[int]
 ) -> Iterator[tuple[str, int | None]]:
-    """What the template writes for the turns up to each answer, and for the answer itself.
+    """What the template writes before each answer, for the answer itself, and after the last.
 
     Rendering a longer conversation must only add text, or an answer would be trained after another text than it follows
-    in use; templates that rewrite earlier turns (Qwen3 drops their reasoning) are refused.
+    in use; templates that rewrite earlier answers (Qwen3 drops their reasoning) are refused where more than one answer
+    is supervised.
     """
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     done = ""
-    for i in answers if messages[-1]["role"] == "assistant" else [*answers, len(messages)]:
+    for i in answers:
         prompt = templates.render(tokenizer, messages[:i], tools, where, add_generation_prompt=True)
-        if not done:
-            _check_template(tokenizer, tools, where)
+        _check_template(tokenizer, tools, where)
         _check_prefix(done, prompt, f"messages[{i - 1}]", where)
         yield prompt[len(done) :], None
-        if i < len(messages):
-            rendered = templates.render(tokenizer, messages[: i + 1], tools, where, add_generation_prompt=False)
-            _check_prefix(prompt, rendered, f"messages[{i}]", where)
-            answer = _up_to_end_token(tokenizer, rendered[len(prompt) :], where)
-            yield answer, i
-            done = prompt + answer
+        rendered = templates.render(tokenizer, messages[: i + 1], tools, where, add_generation_prompt=False)
+        _check_prefix(prompt, rendered, f"messages[{i}]", where)
+        answer = _up_to_end_token(tokenizer, rendered[len(prompt) :], where)
+        yield answer, i
+        done = prompt + answer
+    if not answers or answers[-1] < len(messages) - 1:
+        asks = messages[-1]["role"] != "assistant"
+        rest = templates.render(tokenizer, messages, tools, where, add_generation_prompt=asks)
+        _check_template(tokenizer, tools, where)
+        _check_prefix(done, rest, f"messages[{len(messages) - 1}]", where)
+        yield rest[len(done) :] if asks else rest[len(done) :].rstrip(), None
 
 
 def _check_template(tokenizer: Any, tools: Any, where: str) -> None:
@@ -202,7 +213,8 @@ def _check_prefix(shorter: str, longer: str, turn: str, where: str) -> None:
     same = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
     raise ValueError(
         f"{where}: the chat template rewrites earlier text when it adds {turn}: {shorter[same : same + 20]!r} becomes "
-        f"{longer[same : same + 20]!r}; split the row into single turns, or use a template that only adds text"
+        f"{longer[same : same + 20]!r}; split the row into single turns, set "
+        "data.supervise=last, or use a template that only adds text"
     )
 
 

@@ -69,8 +69,8 @@ class DataSummary:
     @classmethod
     def load(cls, path: Path) -> DataSummary:
         content = json.loads(path.read_text(encoding="utf-8"))
-        notes = tuple(Note(*note) for note in content.pop("notes"))
-        files = tuple(FileCounts(*file) for file in content.pop("files"))
+        notes = tuple(Note(*note) for note in content.pop("notes", ()))
+        files = tuple(FileCounts(*file) for file in content.pop("files", ()))
         return cls(**content, notes=notes, files=files)
 
 
@@ -275,6 +275,23 @@ def prompt_problem(row: Row, is_target: Sequence[int], max_length: int) -> str |
         f"{row.where}: its prompt of {num_prompt} tokens fills max_length {max_length}: "
         "raise max_length, or set long_prompts to skip"
     )
+
+
+def said(notes: Iterable[Note]) -> list[tuple[str, str]]:
+    """(how many rows, what of them): a line for each kind of note, and one for all fields of a kind."""
+    kinds: dict[str, list[Note]] = {}
+    for note in notes:
+        kinds.setdefault(note.text.partition(": ")[0] if note.text.endswith("'") else note.text, []).append(note)
+    lines = []
+    for kind, group in kinds.items():
+        if len(group) == 1:
+            lines.append((f"{group[0].num_rows} (first: {group[0].first})", group[0].text))
+        else:  # fields, each with its name at the end
+            names = ", ".join(f"{note.text.rpartition(': ')[2]} ({note.num_rows})" for note in group)
+            lines.append(
+                (f"up to {max(note.num_rows for note in group)} (first: {group[0].first})", f"{kind}: {names}")
+            )
+    return lines
 
 
 def count(notes: dict[str, Note], said: Iterable[str], where: str) -> None:

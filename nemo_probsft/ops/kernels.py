@@ -8,6 +8,10 @@ loses more with every small operation than the device does. Runs on CPU tensors 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +24,11 @@ BLOCK = 4096
 NUM_WARPS = 4
 COMBINED_ROWS = 256
 """Rows that a program of `combine` takes."""
+ONE_VARIANT = [
+    *("first", "num_rows", "tp", "start", "vocab_size", "ignore_index", "logits_inner", "grad_inner", "stats_stride"),
+    *(f"{x}_{part}" for x in ("labels", "dlogp") for part in ("inner", "outer_stride", "inner_stride")),
+]
+"""Arguments for whose values (1, multiples of 16) Triton compiles no kernels of their own, in the middle of a run."""
 
 
 def statistics(logits: Tensor, targets: Targets, stats: Tensor, logp: Tensor) -> None:
@@ -166,7 +175,11 @@ def _store_finished(logp, scale, miss, y, vocab_size, ignore_index, stats, stats
     tl.store(out, tl.where(y == ignore_index, 0.0, logp), mask=mask)
 
 
-@triton.jit
+def _jit(kernel: Callable) -> Any:
+    return triton.jit(kernel, do_not_specialize=[x for x in ONE_VARIANT if x in inspect.signature(kernel).parameters])
+
+
+@_jit
 def _statistics_kernel(
     logits,  # data
     labels,
@@ -223,7 +236,7 @@ def _statistics_kernel(
         tl.store(out + 2 * stats_stride, target)
 
 
-@triton.jit
+@_jit
 def _combine_kernel(
     every,  # data
     labels,
@@ -267,7 +280,7 @@ def _combine_kernel(
     _store_finished(log_p, scale, miss, y, vocab_size, ignore_index, out, stats_stride, logp + position, mask)
 
 
-@triton.jit
+@_jit
 def _gradient_kernel(
     logits,  # data
     labels,

@@ -65,7 +65,7 @@ def lm_head_logprob(
     Raises: ValueError as `target_logprob` does, and for shapes and options that cannot be.
     """
     shard = Shard.of(weight.shape[0], tp_group, vocab_size)
-    _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below)
+    _check(hidden, weight, labels, loss_mask, rows, shard, sequence_parallel, chunk_tokens, skip_below)
     if rows is None:
         rows = _rows(labels, loss_mask, ignore_index)
     else:
@@ -114,14 +114,14 @@ class _LmHead(torch.autograd.Function):
         shard, options = ctx.shard, ctx.options
         active = _active_rows(dlogp, rows, options, ctx.report)
         if active is not None:
-            kept, rows, stats = kept[active], rows[active], stats[:, active]
+            kept, rows, stats = kept.index_select(0, active), rows[active], stats.index_select(1, active)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        real, dhidden = weight[: shard.valid], torch.empty_like(kept)
+        real, dhidden = weight[: shard.valid], kept.new_empty(kept.shape)
         dweight = _WeightGradient(weight, shard.valid, options) if wants_weight else None
         for chunk in _chunks(len(rows), options.chunk_tokens):
             logits = saved[0] if saved else kept[chunk] @ real.t()
             select = active if saved else None
-            dlogits = logits if select is None else torch.empty_like(logits[: len(rows)])
+            dlogits = logits if select is None else logits.new_empty(len(rows), shard.valid)
             targets = Targets(labels, shard, ctx.ignore_index, rows[chunk])
             ctx.steps.gradient(logits, targets, stats[:, chunk], dlogp, dlogits, select)
             if wants_hidden:
@@ -223,7 +223,7 @@ def _scatter(dkept: Tensor, rows: Tensor, shape: torch.Size, shard: Shard, optio
     return mine
 
 
-def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below) -> None:
+def _check(hidden, weight, labels, loss_mask, rows, shard, sequence_parallel, chunk_tokens, skip_below) -> None:
     expected = list(hidden.shape[:-1])
     if sequence_parallel:
         expected[0] *= shard.tp
@@ -233,6 +233,8 @@ def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_to
     if hidden.shape[-1] != weight.shape[1] or hidden.dtype != weight.dtype:
         seen = f"hidden {list(hidden.shape)} {hidden.dtype}, weight {list(weight.shape)} {weight.dtype}"
         raise ValueError(f"{seen}: last dimensions and dtypes must agree")
+    if rows is not None and (rows.dtype != torch.int64 or rows.device != hidden.device):
+        raise ValueError(f"rows are {rows.dtype} on {rows.device}; pass int64 on {hidden.device}, where hidden lies")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; pass at least 1, or None for no chunks")
     if not 0 <= skip_below < 1:

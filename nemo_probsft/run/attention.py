@@ -76,6 +76,11 @@ def refuse(recipe: Recipe, engine: Name, machine: Machine) -> None:
     if backend == "flash" and not machine.flash:
         problem = "flash needs the package flash-attn, which is not installed; install it, or use auto or fused"
         raise recipe.error("trainer.attention_backend", problem)
+    if machine.cuda and recipe.data.packing and (backend in ("unfused", "local") or recipe.trainer.precision == "fp32"):
+        what = f"trainer.attention_backend {backend}" if backend in ("unfused", "local") else "trainer.precision fp32"
+        problem = f"true on a GPU needs Transformer Engine's flash or fused attention, which {what} rules out; "
+        problem += "use auto and bf16, or set this to false"
+        raise recipe.error("data.packing", problem)
     for name, wanted in zip(VARIABLES, BACKENDS[backend][0], strict=True):
         value = machine.environment.get(name, wanted)
         if value != wanted:

@@ -12,6 +12,7 @@ from pathlib import Path
 from nemo_probsft.command_line import interruptible
 from nemo_probsft.files import SOURCE_ROOT
 from nemo_probsft.run import ranks
+from nemo_probsft.run.parents import ending_with_this
 
 VARIABLE = "NEMO_PROBSFT_EVAL_PYTHON"
 PARENT = "NEMO_PROBSFT_EVAL_PARENT"  # the process that started an evaluation, which ends with it
@@ -43,7 +44,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     Ctrl-C and SIGTERM end it before they end this process; a `kill -9` of this process ends it, too.
     """
     path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": path, PARENT: str(os.getpid())}
+    environment = ending_with_this() | {"PYTHONPATH": path, PARENT: str(os.getpid())}
     process = subprocess.Popen([evaluation_python(), "-m", "evaluation", *arguments], env=environment)
     try:
         with interruptible("the evaluation ended, too"):

@@ -26,6 +26,8 @@ from nemo_probsft.run.preflight import PREPARED
 
 RUN = "run.yaml"
 SLOW_BF16 = "bf16 takes about twice the time of fp32 on a CPU: trainer.precision=fp32 is faster there"
+# Of a model on the hub: its configuration and its tokenizer, whose code runs only where model.trust_remote_code asks.
+TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 STARTS_FROM = {"nemo": ("nemo",), "bridge": ("bridge", "huggingface")}  # kinds of directories that need no import
 
 
@@ -237,7 +239,7 @@ def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
 
 
 def _notes(counts: tokens.DataSummary) -> list[Decision]:
-    return [Decision("rows", f"{note.num_rows} (first: {note.first})", note.text) for note in counts.notes]
+    return [Decision("rows", value, reason) for value, reason in tokens.said(counts.notes)]
 
 
 def _device() -> Decision:
@@ -276,19 +278,23 @@ def local_model(recipe: Recipe, engine: str) -> Path:
     path = Path(recipe.model.path)
     if path.is_dir():
         return path
+    found = downloaded(recipe, [*TEXTS, "*.safetensors"])
+    model_files.check_model_directory(recipe, found, engine)
+    return found
+
+
+def downloaded(recipe: Recipe, patterns: list[str]) -> Path:
+    """The files of a hub name that match, in the cache of the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
+        return Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ValueError(
             f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
         ) from error
-    model_files.check_model_directory(recipe, downloaded, engine)
-    return downloaded
 
 
 def hugging_face_files(source: Path) -> Path:
@@ -304,10 +310,16 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
     """That of a model's files, with the recipe's chat template."""
     from transformers import AutoTokenizer
 
+    from conversion.hf_files import tokenizer_code
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
         tokenizer("whether it works shows when it is used")
     except Exception as error:  # the tokenizers library raises nothing narrower
+        if (code := tokenizer_code(hf)) and not recipe.model.trust_remote_code:
+            problem = f"{hf} has a tokenizer with code of its own ({', '.join(code)}), which would run here"
+            remedy = "read it, and set model.trust_remote_code: true if you trust it"
+            raise recipe.error("model.path", f"{problem}; {remedy}", "model.trust_remote_code") from error
         reason = first_line(error)
         problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"
         raise recipe.error("model.path", problem) from error

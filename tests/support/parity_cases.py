@@ -43,6 +43,7 @@ class Case:
     lora: bool = False
     cp: int = 1
     packing: bool = False
+    attention: str = "auto"  # trainer.attention_backend
 
     @property
     def name(self) -> str:
@@ -50,6 +51,7 @@ class Case:
         extra = "" if self.recompute == "none" else f"-{self.recompute}"
         extra += "" if self.precision == "fp32" else f"-{self.precision}"
         extra += "-lora" * self.lora
+        extra += "" if self.attention == "auto" else f"-{self.attention}"
         extra += f"-cp{self.cp}" * (self.cp > 1)
         extra += "-packed" * self.packing
         return f"{layout}-mb{self.micro_batch}-{self.model}-{self.objective}-{self.denominator}{extra}"
@@ -191,6 +193,7 @@ def write_job(root: Path, case: Case, rows: list[Row], engine: str = "nemo") -> 
             "max_steps": 1,
             "precision": case.precision,
             "recompute": case.recompute,
+            "attention_backend": case.attention,
         },
     }
     if case.lora:

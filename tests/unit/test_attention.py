@@ -70,6 +70,23 @@ def test_a_cpu_computes_what_has_no_special_kernels():
         assert f"{backend} needs a GPU, and there is none; use auto" in refusal(backend, CPU)
 
 
+@pytest.mark.parametrize(
+    ("backend", "precision", "blamed"),
+    [
+        ("unfused", "bf16", "trainer.attention_backend unfused"),
+        ("local", "fp32", "trainer.attention_backend local"),
+        ("auto", "fp32", "trainer.precision fp32"),
+    ],
+)
+def test_packed_rows_need_attention_of_variable_length_on_a_gpu(backend, precision, blamed):
+    recipe = load(backend, f"trainer.precision={precision}", "data.packing=true")
+    with pytest.raises(ValueError, match=r"^override data\.packing=true: data\.packing: ") as caught:
+        attention.refuse(recipe, "nemo", GPU)
+    assert f"flash or fused attention, which {blamed} rules out; use auto and bf16" in str(caught.value)
+    attention.refuse(recipe, "nemo", CPU)
+    attention.refuse(load("auto", "data.packing=true"), "bridge", GPU)
+
+
 @pytest.mark.parametrize("machine", [GPU, CPU], ids=["GPU", "CPU"])
 @pytest.mark.parametrize(("backend", "wrong"), [("auto", "0"), ("unfused", "1"), ("local", "1")])
 def test_variables_that_megatron_would_refuse_are_refused(machine, backend, wrong):

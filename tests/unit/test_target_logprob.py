@@ -19,10 +19,11 @@ from tests.support import reference
 from tests.support.ranks import run_ranks
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_CPU = ["kernels"] if INTERPRETED else ["native", "tiles"]
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+ON_KERNELS = [*["kernels"] * INTERPRETED, CUDA]
 
 
-@pytest.fixture(params=[*ON_CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=ON_KERNELS if INTERPRETED else ["native", "tiles", CUDA])
 def device(request, monkeypatch):
     """The device to run on, with each implementation that it has. Small tiles: every case has a ragged last one."""
     if request.param == "cuda":
@@ -75,6 +76,7 @@ LAYOUTS = {
     "sliced": ((3, 5), lambda x: torch.cat([x[:, :1], x], 1)[:, 1:]),
     "vocabulary first": ((9,), lambda x: x.t().contiguous().t()),
     "column slice": ((9,), lambda x: torch.cat([x, x], -1)[:, : x.shape[-1]]),
+    "sliced twice": ((2, 3, 2), lambda x: torch.cat([torch.cat([x, x], 1)] * 2, 2)[:, :3, :2]),
     "no tokens": ((0, 4), lambda x: x),
 }
 
@@ -94,6 +96,18 @@ def test_matches_float64_in_any_layout_and_dtype(device, layout, dtype, inplace)
     assert logp.shape == labels.shape
     assert_exact((logp, dlogits), truth)
     assert (logp <= 0).all()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("arrange", [LAYOUTS["transposed"][1], LAYOUTS["sliced"][1], LAYOUTS["batch"][1]])
+def test_labels_in_a_layout_of_their_own(device, arrange, inplace):
+    """[s, b] logits, and labels that the batch holds as [b, s]."""
+    logits, labels, dlogp = make((5, 3), 301, device=device)
+    truth = reference.logprob_and_grad(logits, labels, dlogp)
+    labels = labels.t().contiguous().t()
+    assert_exact(run(arrange(logits), labels, dlogp, inplace=inplace), truth)
+    wrong_order = reference.target_logprob(logits, labels.as_strided((5, 3), (3, 1)))
+    assert (wrong_order - truth[0]).abs().max() > 0.1, "reading labels as they lie would do"
 
 
 UPSTREAM = {
@@ -145,6 +159,7 @@ def test_out_of_range_label_is_refused(label):
         target_logprob(logits, torch.full((6,), 300), vocab_size=300)
 
 
+@pytest.mark.parametrize("device", ON_KERNELS, indirect=True)
 def test_out_of_range_label_makes_its_row_nan_where_it_is_not_checked(device, monkeypatch):
     """On CUDA, where a check would wait for the device."""
     monkeypatch.setattr(Targets, "check", lambda self: None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import step
-from benchmarks.device import Event, summary
+from benchmarks.device import Event, events_of, summary
 from benchmarks.turns import ALL_ROWS, OURS, WARM_UP, DoneError, Turns
 from nemo_probsft.data import order
 
@@ -73,3 +73,14 @@ def test_a_device_that_is_busy_on_two_streams_at_once_is_busy_once():
     assert found.busy_ms == pytest.approx((60 - 10 + 10) / 1e3)
     assert (found.launches, found.waits) == (3, 1)
     assert summary([]) == (0, 0, 0)
+
+
+def test_a_profile_of_torch_is_read_without_its_named_ranges():
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile, torch.profiler.record_function("a range"):
+        torch.ones(10).sum()
+    found = list(events_of(profile))
+    names = [event.name for event in found]
+    assert "aten::sum" in names
+    assert "a range" not in names
+    assert all(event.duration > 0 and not event.on_device for event in found if event.name.startswith("aten::"))

@@ -53,6 +53,8 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
         settings["recompute_granularity"] = recipe.trainer.recompute
     if recipe.trainer.recompute == "full":
         settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    if recipe.data.packing:
+        settings["apply_rope_fusion"] = True  # unfused, each layer asks the device for the examples' lengths
     if backend is AttnBackend.local:
         settings["masked_softmax_fusion"] = False  # its kernels are Apex's
     if not torch.cuda.is_available():

@@ -7,6 +7,7 @@ NeMo importable without CUDA, is imported before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,10 +41,10 @@ class ObjectiveReduction(MaskedTokenLossReduction):
 class CollectReduction(MaskedTokenLossReduction):
     """Forward-only: keeps log p of every target of this rank."""
 
-    def __init__(self, data: SFTData) -> None:
+    def __init__(self, data: SFTData, output: Path) -> None:
         super().__init__(validation_step=True)
         self.data, self.num_micro_batches = data, data.micro_batches.num_micro_batches
-        self.collected = CollectedLogp()
+        self.collected = CollectedLogp(output)
         self.head_rows = self.collected.head_rows
 
     def forward(self, batch: Batch, forward_out: torch.Tensor) -> ThreeTuple:
