@@ -160,7 +160,7 @@ def report(cases, ours, theirs, seconds, given_up, plain, solutions) -> str:
         f"- Right: ours {share(ours_right)}, the paper's {share(right)}.",
         f"- Given up for time: ours {given_up}, the paper's {sum(verdict is None for verdict in theirs)}.",
         f"- Ours took {seconds:.0f} s in all ({len(cases) / seconds:.0f} responses/s). Numbers for answer and gold: "
-        f"{plain:.0f} responses/s; the sets' own solutions: {solutions:.0f} responses/s; on one core of a busy machine.",
+        f"{plain:.0f} responses/s; the sets' own solutions: {solutions:.0f} responses/s; one core, a busy machine.",
         "",
         "| responses | n | same verdict | ours right | the paper's right |",
         "|---|---|---|---|---|",
