@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from evaluation.prompt_tokens import prompt_ids
 from evaluation.vllm_cpu import register_vllm_cpu
+from nemo_probsft.data.ends import template_ends
 
 register_vllm_cpu()
 # The engine in this process, not in one of its own that would outlive a `kill -9` of this one (vLLM 0.32: its workers
@@ -61,10 +62,13 @@ class ReproducibleVLLM(VLLM):
     - A generation budget that exceeds the context shrinks to what the prompt leaves. Upstream cuts the prompt instead
       (`maybe_truncate(shrink_gen_toks=False)`): a 4096-token budget in a 4096-token context would leave no prompt.
     - Prompts get the ids of training: no BOS where the chat template wrote none.
+    - An answer also ends with the token that the chat template ends answers with, whatever eos_token is; vLLM itself
+      adds those of generation_config.json.
     - Answers come as they are finished, with their token counts and finish reasons.
     """
 
     sampling_seed: int = 0
+    end_ids: list[int]  # of the chat template
     num_tokens: int = 0  # of finished answers
 
     def answers(
@@ -124,6 +128,7 @@ class ReproducibleVLLM(VLLM):
             max_tokens=max(1, min(budget, self.max_length - prompt_length)),
             stop=stop,
             seed=seed,
+            stop_token_ids=self.end_ids,
             **options,
         )
 
@@ -150,7 +155,7 @@ def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[R
             enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
             seed=seed,
         )
-        lm.sampling_seed = seed
+        lm.sampling_seed, lm.end_ids = seed, template_ends(lm.tokenizer)
         check_tokenizer(model_dir, lm)
         yield lm
     finally:

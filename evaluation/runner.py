@@ -82,6 +82,17 @@ def check_model_dir(model_dir: Path) -> None:
     for what, patterns in needs.items():
         if not any(any(model_dir.glob(pattern)) for pattern in patterns):
             raise ValueError(f"{model_dir}: no {what} in the model directory; export the model again")
+    _refuse_two_models(model_dir)
+
+
+def _refuse_two_models(model_dir: Path) -> None:
+    """transformers, and so training, loads model.safetensors; vLLM the index's files, without one every file."""
+    single = model_dir / "model.safetensors"
+    others = [path.name for path in sorted(model_dir.glob("*.safetensors")) if path != single]
+    if single.is_file() and others:
+        raise ValueError(
+            f"{single}: vLLM would read {others[0]} beside it too, and transformers would not; move one of them away"
+        )
 
 
 def model_stores(model_dirs: list[Path], output: Path) -> dict[Path, Path]:

@@ -28,6 +28,7 @@ from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
 from nemo_probsft.progress import Progress
 from nemo_probsft.run import eval_env, preflight
+from nemo_probsft.run.parents import ending_with_this
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
 
@@ -94,6 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     planned = plan_sweep(options.recipe, options.overrides, options.objectives, options_of(Options, options))
+    if not options.plan:
+        local_model(planned.recipe)  # its plan needs what a hub name is downloaded as
     show_plan(planned)
     return 0 if options.plan or sweep(planned) else 1
 
@@ -223,10 +226,16 @@ def import_base(recipe: Recipe) -> Path:
     """What all cells start from, imported if their engine cannot start from the model itself."""
     from nemo_probsft.run import prepare
 
-    engine = preflight.engine(recipe).name
-    output = Path(recipe.run_dir)
+    model, output = local_model(recipe), Path(recipe.run_dir)
     output.mkdir(parents=True, exist_ok=True)
-    return prepare.import_base(prepare.local_model(recipe, engine), output, engine)
+    return prepare.import_base(model, output, preflight.engine(recipe).name)
+
+
+def local_model(recipe: Recipe) -> Path:
+    """The model's directory; a hub name is downloaded first."""
+    from nemo_probsft.run import prepare
+
+    return prepare.local_model(recipe, preflight.engine(recipe).name)
 
 
 def link_base(base: Path, run_dir: Path) -> None:
@@ -261,11 +270,12 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
 def _train_cell(planned: Sweep, cell: Cell, running: dict[str, subprocess.Popen]) -> tuple[float, str | None]:
     """Seconds, and the reason where it failed: the last line of stderr is the command's error."""
     print(f"{cell.name}: log in {_log(cell)}", flush=True)
-    environment = dict(os.environ)
+    environment = ending_with_this()
     num_processes = planned.jobs * planned.recipe.trainer.devices
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     command = [sys.executable, "-m", "nemo_probsft", *planned.command(cell)]
     started, said = time.monotonic(), cell.run_dir / "sweep.stderr.log"
+    cell.run_dir.mkdir(parents=True, exist_ok=True)
     with _log(cell).open("w", encoding="utf-8") as output, said.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment)
     running[cell.name] = process
@@ -322,13 +332,17 @@ def _state(cell: Cell) -> str:
 def _evaluate(planned: Sweep, trained: Sequence[Cell]) -> dict[str, str]:
     """All cells and the base model in one command. Returns what failed."""
     models = _models(planned, trained)
+    if len(models) == len(trained):
+        print(f"the base model is not evaluated: {planned.recipe.model.path} is no Hugging Face model", flush=True)
     code = eval_env.evaluate([*map(str, models), *planned.evaluation, "--output", str(_results(planned))])
     return {"evaluation": f"exit code {code}, its own error stands above"} if code else {}
 
 
 def _models(planned: Sweep, trained: Sequence[Cell]) -> list[Path]:
-    source = Path(planned.recipe.model.path)
-    return [source] * (source / "config.json").exists() + [cell.export for cell in trained]
+    from conversion.checkpoint import kind_of
+
+    source = local_model(planned.recipe)
+    return [source] * (kind_of(source) == "huggingface") + [cell.export for cell in trained]
 
 
 def _results(planned: Sweep) -> Path:

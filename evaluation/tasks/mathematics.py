@@ -4,8 +4,9 @@ from collections import Counter
 
 from datasets import Dataset
 
+from evaluation.answer_text import MAX_ANSWER_CHARS, extract_answer, normalize
 from evaluation.graders import judge
-from evaluation.grading.answer_text import MAX_ANSWER_CHARS, extract_answer, normalize, plain_number
+from evaluation.numerals import plain_number
 from evaluation.reasoning import without_reasoning
 from evaluation.tasks.answers import documents
 from evaluation.tasks.fields import answer_of, shown, text_of

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.grading.answer_text import extract_answer, plain_number
+from evaluation.answer_text import extract_answer
+from evaluation.numerals import plain_number
 from evaluation.runner import check_model_dir, model_stores
 from evaluation.tasks.coding import ANSWER_START
 from nemo_probsft.data.prompts import CODE, boxed

@@ -46,7 +46,8 @@ ARROWS = {
     "evaluation/report": ("evaluation", "objectives", "pages"),
     "experiments": ("commands", "config", "data", "evaluation", "files", "objectives", "pages", "run"),
     "benchmarks": (
-        *("adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "loss", "objectives", "ops", "run"),
+        *("adapters/bridge", "adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "data", "loss"),
+        *("objectives", "ops", "run"),
     ),
 }
 
