@@ -17,7 +17,7 @@ def test_a_busy_process_still_writes_lines(monkeypatch, capsys):
             time.sleep(0.01)
             lines += capsys.readouterr().err.splitlines()
     assert len(lines) >= 3
-    assert all(line.startswith("answering: 2 of 8 answers, ") for line in lines[1:])
+    assert all(line.startswith("answering: 2 answers of 8, ") for line in lines[1:])
     assert all(line.endswith(" s left  10 tokens, 5 a second") for line in lines[1:])
     capsys.readouterr()
     time.sleep(0.1)
