@@ -129,9 +129,9 @@ def read_number(answer: str) -> Number | None:
     number = match and _value(match)
     if number is None:
         return None
-    rest = text[match.end() :].strip()
-    if rest in ("%", "°"):
-        return replace(number, percent=rest == "%")
+    rest = text[match.end() :]
+    if rest.strip() in ("%", "°"):
+        return replace(number, percent=rest.strip() == "%")
     return _with_unit(number, rest)
 
 
@@ -277,8 +277,8 @@ def _with_unit(number: Number, rest: str) -> Number | None:
         return None
     if not wrapped and set(words) & {"sin", "cos", "tan", "log", "ln", "exp", "mod", "if", "in", "not", "pi"}:
         return None
-    if not wrapped and any(len(word) == 1 for word in words):
-        return None
+    if not wrapped and rest[0] != " ":
+        return None  # 5m is a product
     return replace(number, unit=_unit(" ".join(words)))
 
 

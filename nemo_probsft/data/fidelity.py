@@ -99,8 +99,12 @@ def _reasoning(message: Turn) -> dict[str, str]:
 def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
     """What shows only where the row is rendered in another way, too."""
 
-    def rendered(messages: Sequence[Turn], **names: Any) -> str:
-        return templates.render(tokenizer, messages, row.tools, row.where, add_generation_prompt=False, **names)
+    def rendered(messages: Sequence[Turn], **names: Any) -> str | None:
+        """None for what the template refuses: it looks at what was changed."""
+        try:
+            return templates.render(tokenizer, messages, row.tools, row.where, add_generation_prompt=False, **names)
+        except ValueError:
+            return None
 
     notes = []
     known = {"role", "content", "tool_calls", *REASONING}
@@ -110,7 +114,7 @@ def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
     for i, message in enumerate(row.messages):
         if message.get("content", "") is None:
             empty = [*row.messages[:i], {**message, "content": ""}, *row.messages[i + 1 :]]
-            if len(rendered(row.messages)) == len(rendered(empty)) + len("None"):
+            if len(rendered(row.messages) or "") == len(rendered(empty) or "") + len("None"):
                 raise ValueError(
                     f"{row.where}: messages[{i}].content is null, which the chat template writes as None: write an "
                     "empty text"

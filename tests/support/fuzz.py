@@ -287,8 +287,9 @@ def check_tokens(rng: random.Random) -> str:
     """A conversation with a mutated turn or tool: its whole text goes to the template, or its row is named."""
     row = {"messages": copy.deepcopy(TALK), "tools": [copy.deepcopy(TOOL)]}
     for _ in range(rng.choice([1, 1, 2])):
-        inner = [*(row.get("messages") or ()), *(row.get("tools") or ())] if rng.random() < 0.8 else []
-        mutate_tree(rng.choice([row, *(part for part in inner if part and isinstance(part, dict))]), rng)
+        lists = [row[key] for key in ("messages", "tools") if isinstance(row.get(key), list)]
+        inner = [part for parts in lists for part in parts if part and isinstance(part, dict)]
+        mutate_tree(rng.choice(inner) if inner and rng.random() < 0.8 else row, rng)
     row = {key: value for key, value in row.items() if key in ("messages", "tools")}
     try:
         parsed = rows.parse_row(row, "line 1")

@@ -59,6 +59,9 @@ def test_all_refusals_are_shown_and_reading_goes_on(recipe, capsys):
     )
     write("a.jsonl", pair("a"))
     assert check(capsys, recipe)[0] == 0
+    write("a.jsonl", "{", "}")
+    code, text = check(capsys, recipe)
+    assert (code, "refused 2" in text, "rows 2 0 of them can be trained on" in text) == (1, True, True)
 
 
 def test_what_is_cut_repeated_or_unused_is_counted_with_its_places(recipe, capsys):

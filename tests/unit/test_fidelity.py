@@ -100,6 +100,8 @@ def test_fields_that_nobody_writes_are_counted_by_name():
     assert notes(PLAIN_CHATML, named) == [f"{fidelity.UNUSED} 'id'", f"{fidelity.LEFT_OUT} 'name'"]
     written = PLAIN_CHATML.replace("{{ m.role }}", "{{ m.role }}{{ m.name or '' }}")
     assert notes(written, named) == [f"{fidelity.UNUSED} 'id'"]
+    needed = "{% for m in messages if m.role == 'user' and not m.name %}{{ raise_exception('who?') }}{% endfor %}"
+    assert notes(needed + PLAIN_CHATML, named) == [f"{fidelity.UNUSED} 'id'"]
 
 
 def test_fields_without_a_value_are_no_fields():

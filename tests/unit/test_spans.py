@@ -1,7 +1,9 @@
 """Which ids a row has: those of its text as one, cut at the answers that are supervised; the same at evaluation."""
 
+import random
+
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.prompt_tokens import prompt_ids as ids_at_evaluation
@@ -106,6 +108,41 @@ def test_where_a_token_would_span_the_border_the_prompt_keeps_its_ids_and_the_an
         "nothing spans the border"
     )
     assert tokenizer.decode(found[start:-1]) == "cd"
+
+
+def trained(kind: str) -> PreTrainedTokenizerFast:
+    """As SentencePiece trains them, on words that share beginnings and ends."""
+    core = Tokenizer(models.Unigram() if kind == "unigram" else models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = (
+        trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>", show_progress=False)
+        if kind == "unigram"
+        else trainers.BpeTrainer(vocab_size=80, special_tokens=special, show_progress=False)
+    )
+    rng = random.Random(0)
+    core.train_from_iterator([random_text(rng, 40) for _ in range(400)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def random_text(rng: random.Random, length: int) -> str:
+    return "".join(rng.choices("abcdef \n.=0", k=length))
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_any_split_of_a_text_is_that_text_in_tokens(kind):
+    tokenizer, rng, num_apart = trained(kind), random.Random(1), 0
+    for _ in range(300):
+        prompt, response = (random_text(rng, rng.randrange(1, 12)) for _ in range(2))
+        if not response.strip():
+            continue
+        found, is_target = token_ids(tokenizer, parse_row({"prompt": prompt, "response": response}, "here"))
+        assert found[: is_target.index(1)] == tokenizer(prompt)["input_ids"]
+        pieces = "".join(tokenizer.convert_ids_to_tokens(found[:-1])).replace("\u2581", " ")
+        assert pieces.removeprefix(" ") == (prompt + response).removeprefix(" ")
+        num_apart += found[:-1] != tokenizer(prompt + response)["input_ids"]
+    assert num_apart > 20, "no token ever spans a border"
 
 
 ASKED = turn("user", "one?")
