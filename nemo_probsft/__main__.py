@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from nemo_probsft import __version__
 from nemo_probsft.command_line import PROGRAM, Parser, answer, run_command
+from nemo_probsft.run.parents import end_with_command
 
 DESCRIPTION = "Fine-tune language models with probability-based objectives f(p) on NeMo and Megatron."
 # Each module has `add_arguments(parser)` and `run(options)`, which returns an exit code or None for 0.
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for an error, 130 when interrupted. Inside a rank errors are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    end_with_command()
     return answer(lambda: _run(arguments))
 
 

@@ -38,8 +38,10 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     _refuse_paths(recipe)
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
+    _refuse_packing(recipe)
     _refuse_head(recipe)
     _refuse_peft(recipe)
+    _refuse_attention(recipe)
     if not own_objective:
         objective.resolve(recipe, objective.any_rising)
         recipe = dataclasses.replace(recipe, objective="original")
@@ -189,6 +191,16 @@ def _refuse_what_cannot_train(recipe: Recipe) -> None:
         raise recipe.error("export.dtype", problem, "export.at_end")
 
 
+def _refuse_packing(recipe: Recipe) -> None:
+    cp = recipe.parallel.context_parallel_size
+    if recipe.data.packing and cp > 1:
+        problem = (
+            f"true with parallel.context_parallel_size {cp}: Megatron-Core 0.15 would slice a row over the ranks as if "
+            "it were one example; set one of them to its default"
+        )
+        raise recipe.error("data.packing", problem, "parallel.context_parallel_size")
+
+
 def _refuse_head(recipe: Recipe) -> None:
     head = recipe.head
     if head.skip_rows:
@@ -213,6 +225,17 @@ def _refuse_peft(recipe: Recipe) -> None:
             "frozen embedding has none; use selective or none"
         )
         raise recipe.error("trainer.recompute", problem, "peft")
+
+
+def _refuse_attention(recipe: Recipe) -> None:
+    """What Transformer Engine would find no kernel for, with CUDA or without."""
+    backend, cp = recipe.trainer.attention_backend, recipe.parallel.context_parallel_size
+    if backend in ("flash", "fused") and recipe.trainer.precision == "fp32":
+        problem = f"{backend} has no kernels for trainer.precision fp32; use auto or unfused, or precision bf16"
+        raise recipe.error("trainer.attention_backend", problem, "trainer.precision")
+    if backend in ("unfused", "local") and cp > 1:
+        problem = f"{backend} attention cannot divide a sequence over context_parallel_size {cp}; use auto, or size 1"
+        raise recipe.error("trainer.attention_backend", problem, "parallel.context_parallel_size")
 
 
 def _refuse_layout(recipe: Recipe) -> None:

@@ -33,8 +33,12 @@ MEANINGS = {
     "data.train[].max_rows": "Of a list: take only so many rows, from the beginning.",
     "data.split": "Split of the data set.",
     "data.max_length": "Most tokens of an example, prompt and response together.",
-    "data.global_batch_size": "Sequences per optimizer step.",
-    "data.micro_batch_size": "Sequences per forward pass of one data-parallel rank.",
+    "data.global_batch_size": "Examples per optimizer step.",
+    "data.micro_batch_size": "Rows per forward pass of one data-parallel rank. Without packing, a row is an example.",
+    "data.packing": (
+        "Put several examples into each row of `max_length`. Loss and gradient stay the same: see "
+        "[packing](packing.md). `nemo-probsft diagnose` never packs."
+    ),
     "data.long_prompts": "What to do with a prompt that leaves no room for its response.",
     "data.chat_template": "Jinja text to use instead of the tokenizer's template, or the file that it stands in.",
     "data.supervise": (
@@ -89,6 +93,10 @@ MEANINGS = {
     "trainer.max_steps": "Optimizer steps, instead of epochs.",
     "trainer.precision": "`bf16` keeps fp32 master weights and moments.",
     "trainer.recompute": "Compute activations again in the backward pass, to save memory.",
+    "trainer.attention_backend": (
+        "Attention on a GPU. `auto`: the fastest that Transformer Engine can use. `flash` (flash-attn), `fused` "
+        "(cuDNN), `unfused` (no special kernels), `local` (Megatron's own). A CPU always has Megatron's own."
+    ),
     "trainer.seed": "Seed of the data order and of new parameters.",
     "head.skip_rows": (
         "Skip the LM head for tokens without a loss, and its backward pass for tokens whose gradient is zero. Exact."
@@ -128,9 +136,10 @@ TAIL = """
 ## Continue a run
 
 Start the same recipe again and the run continues from its last checkpoint. In between you may change the layout
-(`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `trainer.recompute`, `head.skip_rows`,
-`head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`, `diagnose`). Anything else makes it another run,
-which is refused: give it another `run_dir`. A run goes on with the engine that it was started with.
+(`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `data.packing`, `trainer.recompute`,
+`trainer.attention_backend`, `head.skip_rows`, `head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`,
+`diagnose`). Anything else makes it another run, which is refused: give it another `run_dir`. A run goes on with the
+engine that it was started with.
 """
 
 

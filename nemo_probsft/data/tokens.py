@@ -93,6 +93,10 @@ class TokenizedDataset:
         span = slice(self.offsets[index], self.offsets[index + 1])
         return Example(self.input_ids[span], self.loss_mask[span])
 
+    def positions(self) -> np.ndarray:
+        """[num_examples] int64: positions that each example takes in a row; its last token is a label only."""
+        return np.diff(self.offsets) - 1
+
     def place(self, index: int) -> int | str:
         """The row that an example is, with its file where there are several."""
         row = int(self.rows[index])

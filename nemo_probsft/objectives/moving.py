@@ -40,6 +40,11 @@ class Scheduled:
         thresholds = (along(path, moment.fraction) for path in (self.min_p, self.max_p))
         return make_objective(self.name, parameter, *thresholds)
 
+    @property
+    def has_threshold(self) -> bool:
+        """At any step."""
+        return max(self.min_p) > 0 or min(self.max_p) < 1
+
     def moving(self, moment: Moment) -> dict[str, float]:
         """What moves, and where it is now."""
         paths = {str(FORMS[self.name].parameter): self.parameter, "min_p": self.min_p, "max_p": self.max_p}
@@ -94,8 +99,11 @@ class Adaptive:
         name, defaults = ("adaptive", CONSTANTS) if self.shrinkage is None else ("adaptive-by-label", BY_LABEL)
         constants = [getattr(self, constant) for constant in defaults]
         base = "-".join([name, *map(number_text, constants if constants != list(defaults.values()) else ())])
-        has_threshold = self.min_p > 0 or self.max_p < 1
-        return f"{base}@{number_text(self.min_p)}..{number_text(self.max_p)}" if has_threshold else base
+        return f"{base}@{number_text(self.min_p)}..{number_text(self.max_p)}" if self.has_threshold else base
+
+    @property
+    def has_threshold(self) -> bool:
+        return self.min_p > 0 or self.max_p < 1
 
     @property
     def formula(self) -> str:

@@ -15,15 +15,15 @@ from typing import Any
 
 from nemo_probsft.config import Recipe, SourceConfig, dump, strictyaml
 from nemo_probsft.data.rows import FORMATS, HUB_NAME
-from nemo_probsft.run import engines
+from nemo_probsft.run import attention, engines
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.engines import Engine
 from nemo_probsft.run.model_files import check_model
 
 # Keys that do not change what is learnt: a run may be continued with others.
 LAYOUT = (
-    *("parallel", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.recompute"),
-    *("head.skip_rows", "head.chunk_tokens"),
+    *("parallel", "data.micro_batch_size", "data.packing", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.recompute", "trainer.attention_backend", "head.skip_rows", "head.chunk_tokens"),
 )
 REPORTING = ("checkpoint", "log", "export", "diagnose")
 PREPARED = "prepared.json"  # what the ranks need; in a run directory from the moment when a run starts
@@ -41,6 +41,7 @@ def check(recipe: Recipe, here: bool = True) -> list[Decision]:
         _refuse_missing_gpus(recipe)
         found = engine(recipe)
         decisions, chosen = [Decision("engine", found.text, found.reason)], found.name
+        attention.refuse(recipe, found.name, attention.this_machine())
     return decisions + [decision for part in parts(chosen) for decision in part(recipe)]
 
 
@@ -49,7 +50,7 @@ def parts(engine: str | None) -> list[Callable[[Recipe], list[Decision]]]:
 
     engine: None if it is the one that another machine has.
     """
-    return [_objective, _head, _peft, _layout, partial(check_model, engine=engine), _data, _run_dir]
+    return [_objective, _head, _peft, _layout, attention.decide, partial(check_model, engine=engine), _data, _run_dir]
 
 
 def engine(recipe: Recipe) -> Engine:
@@ -151,7 +152,9 @@ def _layout(recipe: Recipe) -> list[Decision]:
         Decision(
             "data.global_batch_size",
             str(data.global_batch_size),
-            f"micro-batch {data.micro_batch_size} x data-parallel {dp} x {recipe.num_micro_batches} micro-batches",
+            "examples, in packed rows"
+            if data.packing
+            else f"micro-batch {data.micro_batch_size} x data-parallel {dp} x {recipe.num_micro_batches} micro-batches",
         ),
     ]
 

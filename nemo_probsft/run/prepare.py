@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +18,16 @@ from conversion.checkpoint import kind_of, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import mixture, order, templates, tokens
+from nemo_probsft.data.ends import oddities, trained_ends
 from nemo_probsft.files import first_line, write_atomically
-from nemo_probsft.run import decisions, engines, model_files, preflight
+from nemo_probsft.run import decisions, engines, model_files, packed, preflight
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.preflight import PREPARED
 
 RUN = "run.yaml"
-TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]  # of a model: its configuration and its tokenizer
+SLOW_BF16 = "bf16 takes about twice the time of fp32 on a CPU: trainer.precision=fp32 is faster there"
+# Of a model on the hub: its configuration and its tokenizer, whose code runs only where model.trust_remote_code asks.
+TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 STARTS_FROM = {"nemo": ("nemo",), "bridge": ("bridge", "huggingface")}  # kinds of directories that need no import
 
 
@@ -41,6 +45,7 @@ class Prepared:
     num_examples: int
     num_target_tokens: int
     num_steps: int
+    num_rows: int | None = None  # of a step, with data.packing
 
 
 def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
@@ -82,11 +87,13 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     engine = preflight.engine(recipe).name
     model = _open_model(recipe, engine)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_run_yaml(recipe, model.source, engine, run_dir / RUN)
     examples, dataset = _tokenize(recipe, model, run_dir)
     num_steps, per_epoch = _count_steps(recipe, len(dataset))
+    num_rows = packed.count_rows(recipe, dataset, num_steps) if recipe.data.packing else None
+    ends = trained_ends(dataset, model.tokenizer, recipe.data.max_length)
+    hf, changes = _files_of_run(recipe, model, ends)
+    _write_run_yaml(recipe, model, engine, ends, changes)
     base = import_base(model.source, run_dir, engine)
-    hf = _with_chat_template(recipe, model.hf, base, engine)
     prepared = Prepared(
         fingerprint=_fingerprint(recipe),
         engine=engine,
@@ -98,9 +105,11 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         num_examples=len(dataset),
         num_target_tokens=dataset.summary.num_target_tokens,
         num_steps=num_steps,
+        num_rows=num_rows,
     )
     write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
-    return prepared, _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
+    found = _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
+    return prepared, [*found, *end_decisions(model.tokenizer, ends, changes)]
 
 
 def _open_model(recipe: Recipe, engine: str) -> Model:
@@ -198,12 +207,23 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
         *_notes(counts),
         Decision("example", tokens.preview(dataset, tokenizer), f"the loss covers what stands in [[ ]]: {covered}"),
         Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
-        Decision("trainer.precision", recipe.trainer.precision, "log p, f(p), gradient sums and Adam's state are fp32"),
+        _precision(recipe),
     ]
+    if prepared.num_rows is not None:
+        found.append(packed.decision(recipe, dataset, prepared.num_steps, prepared.num_rows))
     last = last_checkpoint(Path(recipe.run_dir) / "checkpoints")
     if last is not None:
         found.append(Decision("start", str(last), "the last complete checkpoint of this run"))
     return found
+
+
+def _precision(recipe: Recipe) -> Decision:
+    import torch
+
+    reason = "log p, f(p), gradient sums and Adam's state are fp32"
+    if recipe.trainer.precision == "bf16" and not torch.cuda.is_available():
+        reason += f"; {SLOW_BF16}"
+    return Decision("trainer.precision", recipe.trainer.precision, reason)
 
 
 def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
@@ -290,10 +310,16 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
     """That of a model's files, with the recipe's chat template."""
     from transformers import AutoTokenizer
 
+    from conversion.hf_files import tokenizer_code
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
         tokenizer("whether it works shows when it is used")
     except Exception as error:  # the tokenizers library raises nothing narrower
+        if (code := tokenizer_code(hf)) and not recipe.model.trust_remote_code:
+            problem = f"{hf} has a tokenizer with code of its own ({', '.join(code)}), which would run here"
+            remedy = "read it, and set model.trust_remote_code: true if you trust it"
+            raise recipe.error("model.path", f"{problem}; {remedy}", "model.trust_remote_code") from error
         reason = first_line(error)
         problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"
         raise recipe.error("model.path", problem) from error
@@ -304,25 +330,47 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
     return tokenizer
 
 
-def _with_chat_template(recipe: Recipe, hf: Path, base: Path, engine: str) -> Path:
-    """The model's files with the recipe's template: an exported model must be asked in the form it was trained in."""
-    if recipe.data.chat_template is None:
-        return hf
+def _files_of_run(recipe: Recipe, model: Model, ends: list[int]) -> tuple[Path, list[str]]:
+    """The model's files as checkpoints and export carry them, and what was changed, in words.
+
+    An exported model must be asked in the form that it was trained in, and stop where it was trained to stop.
+    """
+    from conversion.generation import add_stop_tokens, missing_stop_tokens
     from conversion.hf_files import copy_model_files
 
-    run_dir = Path(recipe.run_dir)
-    # NeMo's checkpoints copy the files of the base that they were imported into, Bridge's those of `Prepared.hf`.
-    files = base / "hf" if engine == "nemo" and base.parent == run_dir else run_dir / "hf"
+    stop = missing_stop_tokens(model.hf, ends)
+    if recipe.data.chat_template is None and stop is None:
+        return model.hf, []
+    files = Path(recipe.run_dir) / "hf"
     files.mkdir(exist_ok=True)
-    copy_model_files(hf, files)
-    (files / "chat_template.jinja").write_text(recipe.data.chat_template, encoding="utf-8")
-    return files
+    copy_model_files(model.hf, files)
+    if recipe.data.chat_template is not None:
+        (files / "chat_template.jinja").write_text(model.tokenizer.chat_template, encoding="utf-8")
+    add_stop_tokens(files, ends)
+    template = ["chat_template.jinja: data.chat_template of the recipe"] if recipe.data.chat_template else []
+    return files, template + ([] if stop is None else [stop])
 
 
-def _write_run_yaml(recipe: Recipe, source: Path, engine: str, target: Path) -> None:
+def end_decisions(tokenizer: Any, ends: list[int], changes: Sequence[str]) -> list[Decision]:
+    """What answers end with, and what is odd about the tokenizer's own end token."""
+    stop = [change for change in changes if "eos_token_id" in change]
+    reason = f"generate and vLLM must stop there: {stop[0]}" if stop else "generate and vLLM stop there by themselves"
+    named = ", ".join(f"{text} ({number})" for text, number in named_tokens(tokenizer, ends).items())
+    found = [Decision("end of answers", named or "not known", reason)]
+    return found + [Decision("end of answers", "CHECK", problem) for problem in oddities(tokenizer, ends)]
+
+
+def named_tokens(tokenizer: Any, ids: list[int]) -> dict[str, int]:
+    return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+
+
+def _write_run_yaml(recipe: Recipe, model: Model, engine: str, ends: list[int], changes: list[str]) -> None:
+    target = Path(recipe.run_dir) / RUN
     if not target.exists():
-        content = decisions.run_yaml(recipe, source, engine) | {"data": mixture.identity(sources(recipe))}
-        write_atomically(target, strictyaml.dump(content))
+        record = decisions.run_yaml(recipe, model.source, engine)
+        record |= {"data": mixture.identity(sources(recipe))}
+        record |= {"end_tokens": named_tokens(model.tokenizer, ends), "changed_model_files": changes}
+        write_atomically(target, strictyaml.dump(record))
 
 
 def _fingerprint(recipe: Recipe) -> str:

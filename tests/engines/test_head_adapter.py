@@ -61,13 +61,18 @@ def _run(model, **settings):
     from megatron.core import parallel_state
 
     from nemo_probsft.adapters.megatron.hook import install_target_logprob
+    from nemo_probsft.adapters.megatron.rows import HeadRows
     from nemo_probsft.config import HeadConfig
+    from nemo_probsft.data.batches import loss_rows
     from nemo_probsft.ops import HeadReport
 
-    report, group = HeadReport(), parallel_state.get_tensor_model_parallel_group()
-    said = install_target_logprob([model], V, group, HeadConfig(**settings), report)
+    report, group, known = HeadReport(), parallel_state.get_tensor_model_parallel_group(), HeadRows()
+    said = install_target_logprob([model], V, group, HeadConfig(**settings), report, known)
     *inputs, labels, weights = _batch()
+    batch = {"loss_rows": loss_rows(labels != -100)}
+    assert next(known.watch(iter([(batch, 0, 0)])))[0] is batch
     nll = model(*inputs, labels=labels)
+    assert (known.rows is None) == said.startswith("on"), "they belong to one forward pass"
     (nll * weights).sum().backward()
     with torch.no_grad():
         logits = model(*inputs)

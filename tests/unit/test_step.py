@@ -22,7 +22,7 @@ def a_step(key: str, denominator: str = "target") -> TrainingStep:
         ResolvedObjective(parse_objective(key), denominator, key),
         num_steps=NUM_STEPS,
         num_labels=NUM_LABELS,
-        examples=lambda step, micro_batch: np.array([10 * step, 10 * micro_batch]),
+        examples=lambda step, micro_batch: np.array([[10 * step], [10 * micro_batch]]),
     )
 
 

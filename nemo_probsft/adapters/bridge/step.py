@@ -6,7 +6,7 @@ megatron-bridge 0.6.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from megatron.bridge.training.gpt_step import get_batch
 from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 from megatron.bridge.training.state import GlobalState
 from megatron.bridge.training.utils.checkpoint_utils import get_checkpoint_name
+from megatron.bridge.training.utils.packed_seq_utils import get_packed_seq_params
 from megatron.bridge.training.utils.pg_utils import get_pg_collection
 from megatron.core import parallel_state
 from megatron.core.utils import get_model_config
 
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, unwrap
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
+from nemo_probsft.adapters.megatron.norm import install_exact_norm
 from nemo_probsft.adapters.megatron.statistics import pairs, plain_loss
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import HeadConfig, ResolvedObjective
@@ -75,19 +77,22 @@ class ObjectiveStep(Callback):
         self.vocab_size = size
 
     def __call__(
-        self, state: GlobalState, data_iterator: Iterable, model: torch.nn.Module, return_schedule_plan: bool = False
+        self, state: GlobalState, data_iterator: Iterator, model: torch.nn.Module, return_schedule_plan: bool = False
     ) -> tuple[torch.Tensor, partial]:
         """A micro-batch through a model chunk: its output, -log p [b, s] fp32 on the last stage, and the loss of it."""
         assert not return_schedule_plan, "Bridge asks for a plan of mixture-of-experts models only"
         if not self.installed:
             raise ValueError("the objective is not among the callbacks: call finetune(cfg, step, callbacks=[step])")
         stage = getattr(unwrap(model), "vp_stage", None)
-        batch = get_batch(data_iterator, state.cfg, pg_collection=get_pg_collection(model), vp_stage=stage)
+        batches = self.training.head_rows.watch(data_iterator)
+        batch = get_batch(batches, state.cfg, pg_collection=get_pg_collection(model), vp_stage=stage)
         tokens, labels, loss_mask, attention_mask, position_ids, packed = batch
-        assert packed is None, "the configuration's check refuses packing"
         if labels is not None:
             labels = labels.masked_fill(loss_mask == 0, IGNORED)  # Bridge's data sets keep labels without a loss
-        output = model(input_ids=tokens, position_ids=position_ids, attention_mask=attention_mask, labels=labels)
+        inputs = {"input_ids": tokens, "position_ids": position_ids, "attention_mask": attention_mask}
+        if packed is not None:
+            inputs["packed_seq_params"] = get_packed_seq_params(packed)
+        output = model(**inputs, labels=labels)
         loss = self.training_loss if model.training else self.evaluation_loss
         return output, partial(loss, labels=labels, loss_mask=loss_mask)
 
@@ -101,6 +106,7 @@ class ObjectiveStep(Callback):
 
     def on_train_start(self, context: CallbackContext) -> None:
         self.on_eval_start(context)
+        install_exact_norm(context.optimizer)
         context.user_state[OBJECTIVE] = self.training
         self.training.to(torch.cuda.current_device())
         if number := context.state.train_state.step:
@@ -114,7 +120,8 @@ class ObjectiveStep(Callback):
         for chunk in context.model:
             check_config(get_model_config(chunk))
         tp_group = parallel_state.get_tensor_model_parallel_group()
-        said = install_target_logprob(context.model, self.vocab_size, tp_group, self.head, self.training.head)
+        step = self.training
+        said = install_target_logprob(context.model, self.vocab_size, tp_group, self.head, step.head, step.head_rows)
         if said is not None and holds_the_loss():
             print(f"row skipping in the LM head is {said}", flush=True)
         self.installed = True

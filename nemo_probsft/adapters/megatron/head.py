@@ -17,6 +17,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import ColumnParallelLinear
 
+from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.config import HeadConfig
 from nemo_probsft.data.batches import IGNORED
 from nemo_probsft.ops import HeadReport, lm_head_logprob
@@ -45,10 +46,12 @@ def why_not(chunk: GPTModel) -> str | None:
 class RowSparseHead:
     """Takes over the output layer and the loss of one last pipeline stage; `report` sums up what was computed."""
 
-    def __init__(self, chunk: GPTModel, settings: HeadConfig, vocab_size: int, report: HeadReport) -> None:
+    def __init__(
+        self, chunk: GPTModel, settings: HeadConfig, vocab_size: int, report: HeadReport, known: HeadRows
+    ) -> None:
         assert why_not(chunk) is None
         self.layer: ColumnParallelLinear = chunk.output_layer
-        self.settings, self.vocab_size, self.report = settings, vocab_size, report
+        self.settings, self.vocab_size, self.report, self.known = settings, vocab_size, report, known
         self.product = self.layer.forward
         self.weight: torch.Tensor | None = None
         self.has_labels = False
@@ -69,14 +72,14 @@ class RowSparseHead:
 
     def _nll(self, labels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """labels [b, s] int64, hidden [s, b, H], or [s/tp, b, H] with sequence parallelism -> -log p, [b, s] fp32."""
-        rows = labels.transpose(0, 1)
+        labels = labels.transpose(0, 1)
         weight, self.weight = self.weight, None
         assert weight is not None
         logp = lm_head_logprob(
             hidden,
             weight,
-            rows,
-            rows != IGNORED,
+            labels,
+            labels != IGNORED,
             tp_group=self.layer.tp_group,
             sequence_parallel=self.layer.sequence_parallel,
             vocab_size=self.vocab_size,
@@ -84,6 +87,8 @@ class RowSparseHead:
             chunk_tokens=self.settings.chunk_tokens,
             skip_below=self.settings.skip_below,
             accumulate_main_grad=self.layer.gradient_accumulation_fusion,
+            rows=self.known.take(labels.device),
+            find_zeros=self.known.find_zeros,
             report=self.report,
         )
         return -logp.transpose(0, 1).contiguous()

@@ -13,6 +13,7 @@ from megatron.core.transformer import TransformerConfig
 from torch import nn
 
 from nemo_probsft.adapters.megatron import head
+from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.config import HeadConfig
 from nemo_probsft.config.exactness import MODEL_SETTINGS, SET_BY_THE_TRAINER, refused_setting
 from nemo_probsft.ops import HeadReport, target_logprob
@@ -37,11 +38,13 @@ def install_target_logprob(
     tp_group: torch.distributed.ProcessGroup | None,
     settings: HeadConfig,
     report: HeadReport,
+    known: HeadRows | None = None,
 ) -> str | None:
     """Make the last pipeline stage return -log p of each target, [b, s] fp32, from `ops`.
 
-    Instance attributes, not a subclass: NeMo's inference asks for exactly `GPTModel`. Returns in words whether the head
-    skips rows and why not; None on the other stages.
+    Instance attributes, not a subclass: NeMo's inference asks for exactly `GPTModel`. known: which rows the head needs,
+    where the host knows; else it finds them. Returns in words whether the head skips rows and why not; None on the
+    other stages.
     """
     said = None
     for chunk in map(unwrap, chunks):
@@ -49,7 +52,7 @@ def install_target_logprob(
             continue
         reason = head.why_not(chunk) if settings.skip_rows else "head.skip_rows is false"
         if reason is None:
-            head.RowSparseHead(chunk, settings, vocab_size, report)
+            head.RowSparseHead(chunk, settings, vocab_size, report, known or HeadRows())
             said = "on: rows without a loss skip all its products, rows without a gradient the two of the backward pass"
         else:
             vars(chunk)["compute_language_model_loss"] = _TargetNLL(vocab_size, tp_group)

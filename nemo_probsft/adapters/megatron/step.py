@@ -5,13 +5,14 @@ A step is `begin`, `loss` once a micro-batch, `reduce` on the last pipeline stag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from nemo_probsft.adapters.megatron import guards
+from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.adapters.megatron.statistics import REPORT, STATISTICS_LENGTH, add_weights, loss_function, summarise
 from nemo_probsft.config import ResolvedObjective
 from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at
@@ -23,8 +24,9 @@ Group = torch.distributed.ProcessGroup
 class TrainingStep:
     """Holds what an objective needs to know of training: where it stands, and the running means of p.
 
-    num_labels: the size of the vocabulary, without padding. examples(step, micro_batch): the rows of the training set
-    in this rank's micro-batch, int64 [b], both counted from 0; asked only to name them in an error, if it is given.
+    num_labels: the size of the vocabulary, without padding. examples(step, micro_batch), both counted from 0: which one
+    of the training set each position of this rank's micro-batch belongs to, int64 [b, 1] where a row is an example, or
+    [b, s]; asked only to name them in an error, if it is given.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class TrainingStep:
         self.running_p = RunningMean(self.objective.decay) if isinstance(self.objective, Adaptive) else RunningMean()
         self.label_means = label_means(self.objective, num_labels)
         self.head = HeadReport()  # the head hook adds to it; see `hook.install_target_logprob`
+        self.head_rows = HeadRows(find_zeros=self.objective.has_threshold)  # and takes from this what it needs to know
         self.number = 0  # of the step being trained, from 1
         self.micro_batches: list[torch.Tensor] = []  # statistics of those seen in this step
         self.statistics = torch.zeros(STATISTICS_LENGTH)  # the last step's sums over the global batch
@@ -76,9 +79,9 @@ class TrainingStep:
         if guards.finite(loss_sum, nll, loss_mask):
             return
         micro_batch = len(self.micro_batches)
-        examples: Sequence[object] = [f"row {i} of the micro-batch" for i in range(len(nll))]
+        examples = np.array([[f"row {i} of the micro-batch"] for i in range(len(nll))])
         if self.examples is not None:
-            examples = self.examples(self.number - 1, micro_batch - 1).tolist()
+            examples = self.examples(self.number - 1, micro_batch - 1)
         place = f"step {self.number}, rank {torch.distributed.get_rank()}, micro-batch {micro_batch}"
         raise FloatingPointError(f"{place}: {guards.describe(loss_sum, nll, loss_mask, examples)}")
 

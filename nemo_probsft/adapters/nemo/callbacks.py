@@ -5,6 +5,7 @@ Source of the events: lightning.pytorch.Callback 2.4, nemo/lightning/megatron_pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import lightning.pytorch as pl
 import torch
 from megatron.core import parallel_state
 from nemo.collections import llm
+from nemo.collections.llm.gpt.model.base import gpt_data_step
 
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
+from nemo_probsft.adapters.megatron.norm import install_exact_norm
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
 from nemo_probsft.config import HeadConfig, Recipe
@@ -35,6 +38,8 @@ class InstallObjective(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_training_loss_reduction")
+        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
+        install_exact_norm(wrapper.mcore_optimizer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_validation_loss_reduction")
@@ -44,22 +49,28 @@ class InstallObjective(pl.Callback):
         for chunk in chunks:
             check_config(chunk.config)
             setattr(chunk, attribute, self.reduction)
+            chunk.data_step = self._data_step  # not in the description, which checkpoints keep and others load
         tp_group = parallel_state.get_tensor_model_parallel_group()
-        said = install_target_logprob(chunks, self.vocab_size, tp_group, self.settings, self.head)
+        said = install_target_logprob(
+            chunks, self.vocab_size, tp_group, self.settings, self.head, self.reduction.head_rows
+        )
         if said is not None and holds_the_loss():
             print(f"row skipping in the LM head is {said}", flush=True)
+
+    def _data_step(self, batches: Iterator[Any]) -> dict[str, Any]:
+        return gpt_data_step(self.reduction.head_rows.watch(batches))
 
 
 class WriteMetrics(pl.Callback):
     """Writes the step's metrics on the rank that has them."""
 
-    def __init__(self, recipe: Recipe, step: TrainingStep) -> None:
-        self.recipe, self.step = recipe, step
+    def __init__(self, recipe: Recipe, step: TrainingStep, num_micro_batches: int) -> None:
+        self.recipe, self.step, self.num_micro_batches = recipe, step, num_micro_batches
         self.writer: MetricsWriter | None = None
         self.lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step)
+        self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step, self.num_micro_batches)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

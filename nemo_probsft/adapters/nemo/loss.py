@@ -7,6 +7,7 @@ NeMo importable without CUDA, is imported before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class ObjectiveReduction(MaskedTokenLossReduction):
 
     def __init__(self, step: TrainingStep) -> None:
         super().__init__()
-        self.step = step
+        self.step, self.head_rows = step, step.head_rows
 
     def forward(self, batch: Batch, forward_out: torch.Tensor) -> ThreeTuple:
         """forward_out: -log p of each target, [b, s] fp32 -> Megatron's 3-tuple."""
@@ -40,10 +41,11 @@ class ObjectiveReduction(MaskedTokenLossReduction):
 class CollectReduction(MaskedTokenLossReduction):
     """Forward-only: keeps log p of every target of this rank."""
 
-    def __init__(self, data: SFTData, num_micro_batches: int) -> None:
+    def __init__(self, data: SFTData, output: Path) -> None:
         super().__init__(validation_step=True)
-        self.data, self.num_micro_batches = data, num_micro_batches  # the latter of a step
-        self.collected = CollectedLogp()
+        self.data, self.num_micro_batches = data, data.micro_batches.num_micro_batches
+        self.collected = CollectedLogp(output)
+        self.head_rows = self.collected.head_rows
 
     def forward(self, batch: Batch, forward_out: torch.Tensor) -> ThreeTuple:
         loss_mask = batch["loss_mask"]
