@@ -63,7 +63,7 @@ def test_with_a_threshold_a_micro_batch_waits_once_in_its_backward_pass(counts):
 
 def test_a_guard_that_asks_in_every_micro_batch_would_be_seen(counts):
     for step in counts["known-wrong"]:
-        assert before_the_transfer(step) == ["the known wrong"] * MICRO_BATCHES
+        assert before_the_transfer(step) == ["tests/support/synchronisation.py:asks_at_once"] * MICRO_BATCHES
 
 
 @pytest.mark.parametrize("loss", ["power", "by-label", "threshold"])
