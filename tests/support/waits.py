@@ -29,7 +29,7 @@ WAIT = {
 }
 TRANSFERS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy)
 OF_A_CPU = ("ops/tiles.py", "ops/native.py")  # kernels.py stands in their place on a GPU
-CHECKS = ("check", "_check")  # of labels and rows in ops, left out on a GPU
+CHECKS = {"check_labels", "_check_rows"}  # of ops, left out on a GPU
 OF_THE_HOST = ("nemo_probsft/data/",)  # batches before they are sent to the device
 
 
@@ -89,7 +89,7 @@ def who() -> str | None:
             return f"engine {file.split('site-packages/')[-1]}:{function}"
         if file.startswith(ROOT) and "site-packages" not in file and file != __file__:
             place = file.removeprefix(ROOT).lstrip("/")
-            of_a_cpu = place.endswith(OF_A_CPU) or function.startswith(CHECKS)
+            of_a_cpu = place.endswith(OF_A_CPU) or {function, frame.f_back.f_code.co_name} & CHECKS
             return None if of_a_cpu or place.startswith(OF_THE_HOST) else f"{place}:{function}"
         frame = frame.f_back
     return "engine ?"
