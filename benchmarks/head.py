@@ -2,18 +2,20 @@
 
 Every sequence starts with its masked prompt tokens. Forward and backward through autograd; making the input is outside
 of the clock. The objective is -log p, and in the second row of the table a threshold that keeps a part of the tokens.
+The floor is the three products of the rows with a loss, alone, on operands that look like a run's: a GPU multiplies
+zeros and NaN faster. So read a peer's time with its errors; see `peers` on the NaN of quack.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from benchmarks.measure import milliseconds, num_collectives, peak_bytes, relative_error, report
+from benchmarks import peers
+from benchmarks.measure import milliseconds, num_collectives, num_launches, peak_bytes, relative_error, report
 from nemo_probsft.loss import token_loss
 from nemo_probsft.objectives import Objective, parse_objective
 from nemo_probsft.ops import HeadReport, lm_head_logprob
@@ -21,6 +23,7 @@ from tests.support import reference
 from tests.support.ranks import run_ranks
 
 SEQUENCE = 512
+FLOOR = "floor: the products alone"
 
 
 def main() -> None:
@@ -48,23 +51,25 @@ def _arguments() -> argparse.Namespace:
 
 
 def _rank(args: argparse.Namespace) -> list[dict]:
-    from megatron.core import parallel_state
+    if peers.imported("megatron.core"):
+        from megatron.core import parallel_state
 
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=args.tp)
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=args.tp)
     dtype = getattr(torch, args.dtype)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(args.tokens, args.hidden, generator=generator).to(dtype)
     weight = (torch.randn(args.vocab, args.hidden, generator=generator) * 3 / args.hidden**0.5).to(dtype)
     labels = torch.randint(args.vocab, (args.tokens,), generator=generator)
     mask = torch.arange(args.tokens) % SEQUENCE >= args.masked * SEQUENCE
-    hidden, weight, labels, mask = (x.to(args.device) for x in (hidden, weight, labels, mask))
+    known = mask.nonzero().squeeze(1)  # where there is a loss, as a data loader knows it
+    hidden, weight, labels, mask, known = (x.to(args.device) for x in (hidden, weight, labels, mask, known))
     shard = weight.chunk(args.tp)[dist.get_rank()]
     objective = parse_objective(args.objective)
     threshold = _threshold(hidden, weight, labels, mask, args.kept)
     implementations = {
-        f"ours, {objective.key}": (objective, _ours()),
-        f"ours, OnlyTopP keeps {args.kept:.0%}": (threshold, _ours()),
-        **{name: (objective, logprob_of) for name, logprob_of in _peers(args).items()},
+        f"ours, {objective.key}": (objective, _ours(known, find_zeros=objective.has_threshold)),
+        f"ours, OnlyTopP keeps {args.kept:.0%}": (threshold, _ours(known)),
+        **{name: (objective, logprob_of) for name, logprob_of in _peers(args, known).items()},
     }
     truth_rows = mask.nonzero().squeeze(1)[:64]
 
@@ -80,29 +85,43 @@ def _rank(args: argparse.Namespace) -> list[dict]:
         return call
 
     calls = {name: call_of(*pair) for name, pair in implementations.items()}
-    times = milliseconds({name: (prepare, call) for name, call in calls.items()}, args.repeats, args.device)
+    timed = {name: (prepare, call) for name, call in calls.items()}
+    times = milliseconds(timed | {FLOOR: _products(hidden[known], shard)}, args.repeats, args.device)
     rows = []
     for name, call in calls.items():
-        wall, cpu = times[name]
         logp, dhidden, _ = call(*prepare())
         objective = implementations[name][0]
         truth = _truth(objective, hidden[truth_rows], weight, labels[truth_rows])
         rows.append(
-            {
-                "implementation": name,
-                "ms": wall,
-                "ratio": None,
-                "cpu_ms": cpu,
-                "cpu_ratio": None,
-                # hidden and weight are read in both directions, their gradients written
-                "GB/s": 3 * (hidden.numel() + shard.numel()) * shard.element_size() / wall / 1e6,
+            _row(name, times[name], hidden, shard)
+            | {
                 "extra_MiB": peak_bytes(prepare, call, args.device) / 2**20,
                 "collectives": num_collectives(prepare, call),
+                "launches": num_launches(prepare, call, args.device),
                 "error_logp": relative_error(logp[truth_rows], truth[0]),
                 "error_dhidden": relative_error(dhidden[truth_rows], truth[1]),
             }
         )
-    return rows
+    unknown = dict.fromkeys(("extra_MiB", "collectives", "launches", "error_logp", "error_dhidden"))
+    return [*rows, _row(FLOOR, times[FLOOR], hidden, shard) | unknown]
+
+
+def _row(name: str, times: tuple[float, float], hidden: torch.Tensor, shard: torch.Tensor) -> dict:
+    wall, cpu = times
+    # hidden and weight are read in both directions, their gradients written
+    num_bytes = 3 * (hidden.numel() + shard.numel()) * shard.element_size()
+    measured = {"ms": wall, "ratio": None, "cpu_ms": cpu, "cpu_ratio": None, "GB/s": num_bytes / wall / 1e6}
+    return {"implementation": name} | measured
+
+
+def _products(kept: torch.Tensor, weight: torch.Tensor) -> tuple:
+    """(prepare, call) of what every implementation multiplies: the logits, and a gradient with both of its operands."""
+    dlogits = (kept @ weight.t()).float().softmax(-1).to(kept.dtype)
+
+    def call(kept, weight):
+        return kept @ weight.t(), dlogits @ weight, dlogits.t() @ kept
+
+    return lambda: (kept, weight), call
 
 
 def _threshold(hidden, weight, labels, mask, kept: float) -> Objective:
@@ -116,23 +135,42 @@ def _truth(objective: Objective, hidden, weight, labels) -> tuple:
     return reference.head_and_grad(hidden, weight, labels, dlogp)[:2]
 
 
-def _ours(**options):
+def _ours(rows, **options):
+    options |= {"rows": rows, "tp_group": dist.group.WORLD if dist.get_world_size() > 1 else None}
+
     def logprob(hidden, weight, labels, mask):
-        group = dist.group.WORLD
-        return lm_head_logprob(hidden, weight, labels, mask, tp_group=group, report=HeadReport(), **options)
+        return lm_head_logprob(hidden, weight, labels, mask, report=HeadReport(), **options)
 
     return logprob
 
 
-def _peers(args: argparse.Namespace) -> dict:
-    peers = {"megatron head + unfused loss": _megatron}
+def _peers(args: argparse.Namespace, known: torch.Tensor) -> dict:
+    found = {"megatron head + unfused loss": _megatron} if peers.imported("megatron.core") else {}
     if args.tp == 1:
         if hasattr(F, "linear_cross_entropy"):  # torch 2.13
-            peers["torch linear_cross_entropy"] = _torch
-        peers |= _cuda_peers() if args.device == "cuda" else {}
+            found["torch linear_cross_entropy"] = _all_in_one(F.linear_cross_entropy)
+        if args.device == "cuda" and (module := peers.imported("cut_cross_entropy")):
+            found["cut-cross-entropy"] = _all_in_one(module.linear_cross_entropy)
+        found |= {f"product + {name}": _product_and(loss) for name, loss in peers.losses(args.device).items()}
     if args.chunk_tokens:
-        peers[f"ours, chunks of {args.chunk_tokens}"] = _ours(chunk_tokens=args.chunk_tokens)
-    return peers
+        found[f"ours, chunks of {args.chunk_tokens}"] = _ours(known, chunk_tokens=args.chunk_tokens)
+    return found
+
+
+def _product_and(loss: peers.Loss):
+    """A plain product, whose logits the loss may overwrite. Rows without a loss are multiplied, too."""
+
+    def logprob(hidden, weight, labels, mask):
+        return -loss(hidden @ weight.t(), labels)
+
+    return logprob
+
+
+def _all_in_one(loss):
+    def logprob(hidden, weight, labels, mask):
+        return -loss(hidden, weight, torch.where(mask, labels, -100), reduction="none")
+
+    return logprob
 
 
 def _megatron(hidden, weight, labels, mask):
@@ -149,23 +187,6 @@ def _megatron(hidden, weight, labels, mask):
         tp_group=dist.group.WORLD,
     )
     return -vocab_parallel_cross_entropy(logits, labels.unsqueeze(1)).squeeze(1)
-
-
-def _torch(hidden, weight, labels, mask):
-    return -F.linear_cross_entropy(hidden, weight, torch.where(mask, labels, -100), reduction="none")
-
-
-def _cuda_peers() -> dict:
-    """Those of the known peers that are installed."""
-    peers = {}
-    if importlib.util.find_spec("cut_cross_entropy"):
-        from cut_cross_entropy import linear_cross_entropy
-
-        def cut_cross_entropy(hidden, weight, labels, mask):
-            return -linear_cross_entropy(hidden, weight, torch.where(mask, labels, -100), reduction="none")
-
-        peers["cut-cross-entropy"] = cut_cross_entropy
-    return peers
 
 
 if __name__ == "__main__":

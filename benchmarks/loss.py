@@ -1,24 +1,26 @@
 """Per-token loss and logit gradient from given logits, ours against its peers: python -m benchmarks.loss --help
 
 Forward and backward through autograd with a random upstream gradient per token. Making the input is outside of the
-clock. Some implementations overwrite their input, so each call gets a fresh copy.
+clock. Some implementations overwrite their input, so each call gets a fresh copy. The floor is what nobody can be
+faster than: the logits read twice and written once, at the bandwidth of a copy between calls.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from benchmarks.measure import milliseconds, num_collectives, peak_bytes, relative_error, report
+from benchmarks import peers
+from benchmarks.measure import milliseconds, num_collectives, num_launches, peak_bytes, relative_error, report
 from nemo_probsft.ops import target_logprob
 from tests.support import reference
 from tests.support.ranks import run_ranks
 
 CHECKED_ROWS = 128
+COPY = "copy"
 
 
 def main() -> None:
@@ -42,9 +44,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _rank(args: argparse.Namespace) -> list[dict]:
-    from megatron.core import parallel_state
+    if peers.imported("megatron.core"):
+        from megatron.core import parallel_state
 
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=args.tp)
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=args.tp)
     width, dtype = args.vocab // args.tp, getattr(torch, args.dtype)
     start = dist.get_rank() * width
     generator = torch.Generator().manual_seed(0)
@@ -63,27 +66,40 @@ def _rank(args: argparse.Namespace) -> list[dict]:
         return logits.clone().requires_grad_(), labels, dloss
 
     calls = {name: call for name, call in _implementations(args).items() if _wanted(name, args.only)}
-    times = milliseconds({name: (prepare, call) for name, call in calls.items()}, args.repeats, args.device)
+    buffer = torch.empty_like(logits)
+    timed = {name: (prepare, call) for name, call in calls.items()}
+    times = milliseconds(timed | {COPY: (lambda: (logits,), buffer.copy_)}, args.repeats, args.device)
+    floor = [1.5 * ms for ms in times.pop(COPY)]
     rows = []
     for name, call in calls.items():
         loss, grad = call(*prepare())
-        wall, cpu = times[name]
+        errors = relative_error(loss[:CHECKED_ROWS], truth[0]), relative_error(grad[:CHECKED_ROWS], truth[1])
+        del loss, grad
         rows.append(
-            {
-                "implementation": name,
-                "ms": wall,
-                "ratio": None,
-                "cpu_ms": cpu,
-                "cpu_ratio": None,
-                "GB/s": 3 * logits.numel() * logits.element_size() / wall / 1e6,
+            _row(name, times[name], floor, logits)
+            | {
                 "extra_MiB": peak_bytes(prepare, call, args.device) / 2**20,
                 "collectives": num_collectives(prepare, call),
-                "error_loss": relative_error(loss[:CHECKED_ROWS], truth[0]),
-                "error_grad": relative_error(grad[:CHECKED_ROWS], truth[1]),
+                "launches": num_launches(prepare, call, args.device),
+                "error_loss": errors[0],
+                "error_grad": errors[1],
             }
         )
-        del loss, grad
-    return rows
+    unknown = dict.fromkeys(("extra_MiB", "collectives", "launches", "error_loss", "error_grad"))
+    return [*rows, _row("floor: 2 reads, 1 write", floor, floor, logits) | unknown]
+
+
+def _row(name: str, times: list[float], floor: list[float], logits: torch.Tensor) -> dict:
+    wall, cpu = times
+    return {
+        "implementation": name,
+        "ms": wall,
+        "ratio": None,
+        "cpu_ms": cpu,
+        "cpu_ratio": None,
+        "of_the_floor": floor[0] / wall,
+        "GB/s": 3 * logits.numel() * logits.element_size() / wall / 1e6,
+    }
 
 
 def _wanted(name: str, only: str) -> bool:
@@ -91,21 +107,21 @@ def _wanted(name: str, only: str) -> bool:
 
 
 def _implementations(args: argparse.Namespace) -> dict:
-    from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
-    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
-
-    group = dist.group.WORLD
+    group = dist.group.WORLD if args.tp > 1 else None
     calls = {
         "ours, in place": _with_grad(lambda x, y: -target_logprob(x, y, tp_group=group, inplace=True)),
         "ours": _with_grad(lambda x, y: -target_logprob(x, y, tp_group=group)),
-        "megatron unfused": _with_grad(vocab_parallel_cross_entropy),
-        "megatron fused": _with_grad(lambda x, y: fused_vocab_parallel_cross_entropy(x, y, group)),
         "torch loss_parallel": _loss_parallel(args),
     }
+    if peers.imported("megatron.core"):
+        from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
+        from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+
+        fused = fused_vocab_parallel_cross_entropy
+        calls["megatron unfused"] = _with_grad(vocab_parallel_cross_entropy)
+        calls["megatron fused"] = _with_grad(lambda x, y: fused(x, y, dist.group.WORLD))
     if args.tp == 1:
-        calls["torch cross_entropy"] = _with_grad(lambda x, y: F.cross_entropy(x.float(), y, reduction="none"))
-        calls["paper: log_softmax + gather"] = _with_grad(_paper)
-        calls |= _cuda_peers() if args.device == "cuda" else {}
+        calls |= {name: _with_grad(loss) for name, loss in peers.losses(args.device).items()}
     return calls
 
 
@@ -115,10 +131,6 @@ def _with_grad(loss_of):
         return loss.detach(), torch.autograd.grad(loss, logits, dloss)[0]
 
     return call
-
-
-def _paper(logits, labels):
-    return -F.log_softmax(logits.float(), dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def _loss_parallel(args: argparse.Namespace):
@@ -137,27 +149,6 @@ def _loss_parallel(args: argparse.Namespace):
         return loss.to_local().detach(), grad
 
     return call
-
-
-def _cuda_peers() -> dict:
-    """Those of the known peers that are installed."""
-    calls = {}
-    if importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.transformers.functional import liger_cross_entropy
-
-        calls["liger"] = _with_grad(lambda x, y: liger_cross_entropy(x, y, reduction="none"))
-    if importlib.util.find_spec("flash_attn"):
-        from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
-
-        calls["flash-attn, in place"] = _with_grad(lambda x, y: cross_entropy_loss(x, y, inplace_backward=True)[0])
-    if importlib.util.find_spec("transformer_engine"):
-        from transformer_engine.pytorch.cross_entropy import parallel_cross_entropy
-
-        def transformer_engine(logits, labels):
-            return parallel_cross_entropy(logits.unsqueeze(1), labels.unsqueeze(1), 0.0, False, dist.group.WORLD)
-
-        calls["transformer engine"] = _with_grad(lambda x, y: transformer_engine(x, y).squeeze(1))
-    return calls
 
 
 if __name__ == "__main__":

@@ -7,10 +7,21 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+PACKAGES = (
+    "triton",
+    "megatron-core",
+    "quack-kernels",
+    "transformer-engine",
+    "liger-kernel",
+    "flash-attn",
+    "cut-cross-entropy",
+)
 
 
 def milliseconds(
@@ -82,6 +93,18 @@ def num_collectives(prepare: Callable[[], tuple], call: Callable) -> int:
     return counter.num_calls
 
 
+def num_launches(prepare: Callable[[], tuple], call: Callable, device: str) -> int | None:
+    """What call(*prepare()) runs on the device: kernels, copies and fills. None on a CPU."""
+    if device != "cuda":
+        return None
+    inputs = prepare()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call(*inputs)
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+
+
 def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
     """Largest error as a share of the largest magnitude."""
     truth = truth.to(ours.device)
@@ -95,7 +118,7 @@ def report(title: str, rows: Iterable[dict], path: str | None) -> None:
         row["ratio"] = row["ms"] / rows[0]["ms"]
         if "cpu_ms" in row:
             row["cpu_ratio"] = row["cpu_ms"] / rows[0]["cpu_ms"]
-    versions = f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s) per rank"
+    versions = ", ".join([f"torch {torch.__version__}", *_installed(), *_machine()])
     print(f"{title} | {versions}")
     keys = list(rows[0])
     cells = [[key.replace("_", " ") for key in keys], *([_cell(row[key]) for key in keys] for row in rows)]
@@ -105,6 +128,17 @@ def report(title: str, rows: Iterable[dict], path: str | None) -> None:
         print("  ".join([first, *(cell.strip().rjust(len(cell)) for cell in others)]))
     if path:
         Path(path).write_text(json.dumps({"title": title, "versions": versions, "rows": rows}, indent=1) + "\n")
+
+
+def _installed() -> list[str]:
+    versions = {dist.name.lower().replace("_", "-"): dist.version for dist in metadata.distributions()}
+    return [f"{name} {versions[name]}" for name in PACKAGES if name in versions]
+
+
+def _machine() -> list[str]:
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name()]
+    return [platform.machine(), f"{torch.get_num_threads()} thread(s) per rank"]
 
 
 def _cell(value: object) -> str:

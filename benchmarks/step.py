@@ -1,77 +1,122 @@
-"""A whole training step of NeMo's trainer, with our loss and head against NeMo's own: python -m benchmarks.step --help
+"""A whole training step, with our loss and head against the engine's own: python -m benchmarks.step --help
 
-One model, one trainer, one process: steps take turns between the two, so that a disturbance hits both. The clock runs
-from the batch to the updated weights. NeMo's default is its -log p with Megatron's fused cross entropy on every row.
+One model, one run of the trainer, one process: steps take turns, so that a disturbance hits all. The clock runs from
+the batch to the updated weights and, with ours, the step's line in metrics.jsonl. The engine's default is its -log p
+with Megatron's fused cross entropy on every row. On a CPU, columns that only a GPU has are "-".
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import socket
-import statistics
+import importlib
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
 from benchmarks.measure import report
+from benchmarks.turns import Turns, one_process
 from nemo_probsft import config, demo_data
-from nemo_probsft.run import prepare
+from nemo_probsft.data import order
+from nemo_probsft.run import engines, prepare
 
-STOCK = "NeMo's default loss"
-WARM_UP = 2  # steps of each, in which Megatron's fused loss is compiled
+SHAPES = {
+    "small": {"layers": 24, "hidden": 896, "length": 2048, "precision": "bf16"},
+    "big": {"layers": 24, "hidden": 2048, "length": 4096, "precision": "bf16"},  # the device is what it waits for
+    "demo": {"layers": 3, "hidden": 128, "length": 32, "precision": "fp32"},
+}
+STOCK = {"nemo": "NeMo's default loss", "bridge": "Bridge's default loss"}
+MEDIAN, SPREAD = 350 / 3072, 0.8  # lengths of examples in mathematics, of the limit: log-normal
 
 
 def main() -> None:
     args = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        times = _train(_recipe(args, Path(folder)))
-    rows = [
-        {
-            "implementation": name,
-            "ms": 1e3 * statistics.median(seconds[WARM_UP:]),
-            "ratio": None,
-            "steps": len(seconds) - WARM_UP,
-        }
-        for name, seconds in times.items()
-    ]
-    shape = "the demo's model" if args.demo else f"{args.layers} layers, H={args.hidden} V={args.vocab}"
-    tokens = f"{args.batch} x {args.length} tokens ({args.micro_batch} at a time), {args.prompt:.0%} prompt"
-    report(f"training step: {shape}, {tokens}, {args.precision}, {args.objective}", rows, args.json)
+        engine, turns, tokens = _run(args, Path(folder))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    shape = "the demo's model" if args.shape == "demo" else f"{args.layers} layers, H={args.hidden} V={args.vocab}"
+    size = f"{args.batch} x {args.length} tokens ({args.micro_batch} at a time)"
+    for prompt in turns.kinds:
+        title = f"training step of {engine.text} on {device}: {shape}, {size}, {prompt} prompt, {args.precision}, "
+        title += ", ".join([args.objective, *args.overrides])
+        path = args.json and Path(args.json).with_stem(f"{Path(args.json).stem}-{prompt.removesuffix('%')}")
+        report(title, turns.rows(prompt, tokens), path)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", action="store_true", help="the demo's model instead of --layers, --hidden, --vocab")
-    parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--hidden", type=int, default=896)
+    parser.add_argument("--engine", choices=["auto", "nemo", "bridge"], default="auto")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="what the next four are by default")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--hidden", type=int)
+    parser.add_argument("--length", type=int, help="tokens of a sequence")
+    parser.add_argument("--precision", choices=["fp32", "bf16"])
     parser.add_argument("--vocab", type=int, default=151936)
-    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
-    parser.add_argument("--batch", type=int, default=4, help="sequences of a step")
-    parser.add_argument("--micro-batch", type=int, default=1, help="sequences of a forward pass")
-    parser.add_argument("--prompt", type=float, default=0.75, help="fraction of the tokens that have no loss")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--batch", type=int, default=16, help="sequences of a step")
+    parser.add_argument("--micro-batch", type=int, default=4, help="sequences of a forward pass")
+    parser.add_argument("--prompt", type=float, nargs="+", default=[0.75, 0.25], help="shares of tokens without a loss")
+    parser.add_argument(
+        "--lengths", choices=["fixed", "math"], default="fixed", help="math: log-normal, up to --length"
+    )
     parser.add_argument("--objective", default="original")
-    parser.add_argument("--steps", type=int, default=5, help="measured steps of each")
-    parser.add_argument("--json", help="also write the table there")
-    return parser.parse_args()
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
+    parser.add_argument("--json", help="also write the tables there, the share in the name")
+    parser.add_argument("overrides", nargs="*", help="of the recipe, as trainer.attention_backend=unfused")
+    args = parser.parse_intermixed_args()
+    for name, value in SHAPES[args.shape].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return args
 
 
-def _recipe(args: argparse.Namespace, folder: Path) -> config.Recipe:
+def _run(args: argparse.Namespace, folder: Path) -> tuple[engines.Engine, Turns, float]:
+    """The engine, the turns when all are over, and the tokens of a step."""
+    engine = engines.choose(args.engine)
+    turns = Turns(STOCK[engine.name], [f"{share:.0%}" for share in args.prompt], args.steps)
     model = folder / "model"
     demo_data.write_tokenizer(model)
-    demo_data.write_random_base(model, seed=0) if args.demo else _write_model(args, model)
-    num_prompt = round(args.prompt * args.length)
-    row = {"prompt": "a" * num_prompt, "response": "b" * (args.length - num_prompt)}
-    rows = [row] * (2 * args.batch)
-    demo_data.write_rows(folder / "train.jsonl", rows)
+    demo_data.write_random_base(model, seed=0) if args.shape == "demo" else _write_model(args, model)
+    lengths = list(_lengths(args, turns))
+    demo_data.write_rows(folder / "train.jsonl", _rows(args, turns, lengths))
+    recipe = _recipe(args, engine.name, folder, turns.num_steps)
+    prepared, _ = prepare.prepare(recipe)
+    one_process()
+    importlib.import_module(f"benchmarks.step_{engine.name}").train(recipe, prepared, turns)
+    return engine, turns, sum(map(sum, lengths)) / len(lengths)
+
+
+def _lengths(args: argparse.Namespace, turns: Turns) -> Iterator[list[int]]:
+    """Positions of the examples of each round of implementations, which all get the same."""
+    random = np.random.default_rng(0)
+    for _ in range(turns.num_steps // len(turns.implementations)):
+        drawn = (
+            random.lognormal(np.log(MEDIAN * args.length), SPREAD, args.batch).round().clip(4, args.length).astype(int)
+        )
+        yield drawn.tolist() if args.lengths == "math" else [args.length] * args.batch
+
+
+def _rows(args: argparse.Namespace, turns: Turns, lengths: list[list[int]]) -> list[dict[str, str]]:
+    """The file of which the package's shuffle makes the steps of `turns`. A token is a letter; the end is one more."""
+    size = args.batch * turns.num_steps
+    rows: list[dict[str, str]] = [{}] * size
+    for step in range(turns.num_steps):
+        share = args.prompt[turns.kinds.index(turns.kind(step))]
+        drawn = order.step_indices(size, args.batch, seed=0, step=step)
+        for index, length in zip(drawn, lengths[step // len(turns.implementations)], strict=True):
+            prompt = max(1, round(share * length))
+            rows[index] = {"prompt": "a" * prompt, "response": "b" * (length - prompt)}
+    return rows
+
+
+def _recipe(args: argparse.Namespace, engine: str, folder: Path, num_steps: int) -> config.Recipe:
     path = folder / "step.yaml"
     content = {
         "run_dir": str(folder / "run"),
-        "model": {"path": str(model)},
+        "engine": engine,
+        "model": {"path": str(folder / "model")},
         "data": {
             "train": str(folder / "train.jsonl"),
             "max_length": args.length + 1,
@@ -79,104 +124,29 @@ def _recipe(args: argparse.Namespace, folder: Path) -> config.Recipe:
             "micro_batch_size": args.micro_batch,
         },
         "objective": args.objective,
-        "trainer": {"max_steps": 2 * (args.steps + WARM_UP), "precision": args.precision},
+        "trainer": {"max_steps": num_steps, "precision": args.precision},
+        "checkpoint": {"every_steps": config.MAX_INT32},
     }
     path.write_text(yaml.safe_dump(content))
-    return config.load(path)
+    return config.load(path, args.overrides)
 
 
 def _write_model(args: argparse.Namespace, folder: Path) -> None:
-    """A random model of Qwen2.5-0.5B's shape; fewer layers leave the head's share of the step larger."""
+    """A random model of Qwen2.5's form; fewer layers leave the head's share of the step larger."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shape = Qwen2Config(
         vocab_size=args.vocab,
         hidden_size=args.hidden,
-        intermediate_size=round(args.hidden * 4864 / 896),
+        intermediate_size=round(args.hidden * 4864 / 896 / 64) * 64,
         num_hidden_layers=args.layers,
         num_attention_heads=args.hidden // 64,
         num_key_value_heads=2,
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    Qwen2ForCausalLM(shape).save_pretrained(folder, safe_serialization=True)
-
-
-def _train(recipe: config.Recipe) -> dict[str, list[float]]:
-    prepared, _ = prepare.prepare(recipe)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0"}
-    os.environ |= {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-
-    from nemo_probsft.adapters.megatron import micro_batches
-    from nemo_probsft.adapters.megatron.step import TrainingStep
-    from nemo_probsft.adapters.nemo import trainer as nemo
-    from nemo_probsft.adapters.nemo.callbacks import InstallObjective, MoveObjective
-
-    nemo.quiet()
-    turns, data = _turns(), nemo.SFTData(micro_batches.training(recipe, prepared))
-    step = TrainingStep(
-        recipe.resolved,
-        num_steps=prepared.num_steps,
-        num_labels=prepared.vocab_size,
-        examples=data.examples,
-    )
-    trainer = nemo.make_trainer(recipe, max_steps=prepared.num_steps)
-    # As in `fit`, less the metrics, which would find half of the steps without an objective, and the checkpoints.
-    reduction = nemo.ObjectiveReduction(step)
-    trainer.callbacks += [InstallObjective(reduction, step.head, recipe.head, prepared.vocab_size), turns]
-    trainer.callbacks.append(MoveObjective(step))
-    nemo.llm.train(
-        nemo.load_model(recipe, prepared),
-        data,
-        trainer,
-        log=nemo.nl.NeMoLogger(explicit_log_dir=str(Path(recipe.run_dir) / "nemo"), update_logger_directory=False),
-        resume=nemo.weights_of(prepared.base),
-        optim=nemo.optimizer(recipe, prepared.num_steps),
-    )
-    return turns.seconds
-
-
-def _turns():
-    """A callback that times the steps and gives every second one NeMo's own loss and head."""
-    import lightning.pytorch as pl
-    from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
-
-    from nemo_probsft.adapters.megatron.hook import unwrap
-
-    class Turns(pl.Callback):
-        def on_train_start(self, trainer, pl_module) -> None:
-            """Comes after `InstallObjective`."""
-            (self.chunk,) = trainer.strategy.megatron_parallel
-            self.model = unwrap(self.chunk)
-            self.reduction = self.chunk._training_loss_reduction
-            hooked = (self.model, "compute_language_model_loss"), (self.model.output_layer, "forward")
-            self.hooks = [(vars(owner), name, vars(owner)[name]) for owner, name in hooked]
-            self.seconds: dict[str, list[float]] = {"ours": [], STOCK: []}
-
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-            self.name = list(self.seconds)[trainer.global_step % 2]
-            ours = self.name == "ours"
-            for attributes, name, hook in self.hooks:
-                attributes.pop(name, None)
-                if ours:
-                    attributes[name] = hook
-            self.model.config.cross_entropy_loss_fusion = not ours
-            self.chunk._training_loss_reduction = self.reduction if ours else MaskedTokenLossReduction()
-            self.started = _now()
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-            self.seconds[self.name].append(_now() - self.started)
-
-    return Turns()
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    model = Qwen2ForCausalLM(shape)
+    model.to(torch.bfloat16 if args.precision == "bf16" else torch.float32).save_pretrained(folder)
 
 
 if __name__ == "__main__":

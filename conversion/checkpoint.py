@@ -85,6 +85,16 @@ def last_checkpoint(directory: Path) -> Path | None:
     return max([*complete, *([] if iteration is None else [iteration])], key=step_of, default=None)
 
 
+def advice(path: Path) -> str | None:
+    """What to name instead of a directory that is no model, but has one below it; None where that is not known."""
+    last = last_checkpoint(path) or last_checkpoint(path / "checkpoints")
+    if last is not None:
+        return f"it holds the checkpoints of a run: name one of them, for example {last}"
+    if path.name == "weights" and is_nemo(path.parent):
+        return f"it is a part of a checkpoint: name {path.parent}"
+    return None
+
+
 def remove_incomplete(directory: Path) -> None:
     """Removes each `iter_N` whose save was killed."""
     for path in directory.glob(f"{_ITERATION}*"):

@@ -14,8 +14,9 @@ from conversion.bridge_checkpoint import COMMON_STATE, ITERATION, common_state, 
 from conversion.checkpoint import HF_FILES, is_bridge, iteration_directory
 from conversion.dtypes import Tensors, cast, dtype_name, parse_dtype
 from conversion.families import ModelSpec, extra_state_keys, mappings, mappings_by_layer
+from conversion.generation import add_stop_tokens
 from conversion.hf_files import copy_model_files, set_config_dtype
-from conversion.model_card import base_model, read_record, write_card
+from conversion.model_card import base_model, end_tokens, read_record, write_card
 from conversion.nemo_context import write_context
 from conversion.open import Model, open_checkpoint, open_model
 from conversion.peft_adapter import write_adapter
@@ -152,7 +153,8 @@ def write_hf(
         copy_model_files(model.files, partial)
         set_config_dtype(partial / "config.json", model.config, {kind for kind, _ in outputs.values()})
         if provenance is not None:
-            write_card(partial, model.config, provenance, source.name)
+            stop = add_stop_tokens(partial, end_tokens(provenance).values())
+            write_card(partial, model.config, provenance, source.name, [] if stop is None else [stop])
         if snapshot is not None:
             snapshot.check()
 

@@ -5,8 +5,10 @@ One dense decoder layout covers Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSN
 Imports neither torch nor NeMo.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 # NeMo builds the model with exactly `vocab_size` rows, so the value in context/ is padded for every usual TP size.
 VOCAB_MULTIPLE = 128
@@ -92,7 +94,7 @@ def model_spec(config: dict) -> ModelSpec:
     if num_heads % groups:
         raise ValueError(f"num_attention_heads {num_heads} is not a multiple of the {groups} key-value heads")
     rope_theta, scaling = _rope(config)
-    _check_rope_scaling(model_type, scaling)
+    _check_rope_scaling(model_type, rope_settings(config)[0], scaling)
     vocab_size = _size(config, "vocab_size")
     return ModelSpec(
         model_type=model_type,
@@ -129,7 +131,7 @@ def rope_that_bridge_replaces(config: dict) -> str | None:
     A conversion there and back does not show it: only the logits differ.
     """
     _, scaling = _rope(config)
-    place = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
+    place, _ = rope_settings(config)
     for key, constant in ROPE_CONSTANTS.items():
         if scaling and scaling.get(key, constant) != constant:
             return f"{place}.{key} {scaling[key]!r}, which Megatron-Core replaces by {constant}"
@@ -248,31 +250,59 @@ def _nemo_config_class(model_type: str, scaling: dict | None) -> tuple[str, str]
     return f"{_LLM}.{model_type}", names[model_type]
 
 
-def _check_rope_scaling(model_type: str, scaling: dict | None) -> None:
+def _check_rope_scaling(model_type: str, place: str, scaling: dict | None) -> None:
     if not scaling:
         return
     if model_type != "llama":
-        raise ValueError(f"rope_scaling {scaling} of {model_type} has no counterpart in NeMo or Megatron-Bridge")
+        raise ValueError(f"{place} {scaling} of {model_type} has no counterpart in NeMo or Megatron-Bridge")
     names = ("factor", *ROPE_CONSTANTS)
     if scaling.get("rope_type", scaling.get("type")) != "llama3" or set(names) - scaling.keys():
-        raise ValueError(f"rope_scaling {scaling} is not supported; only the llama3 type with {', '.join(names)}")
+        raise ValueError(f"{place} {scaling} is not supported; only the llama3 type with {', '.join(names)}")
+
+
+def rope_settings(config: dict) -> tuple[str, dict]:
+    """(key, mapping) of what config.json says about rope, as transformers 5 reads it: `rope_scaling`, which 4 wrote,
+    hides `rope_parameters` where it is not empty (`convert_rope_params_to_dict` in modeling_rope_utils.py).
+
+    Raises: ValueError for anything but one mapping for all layers.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        found = config.get(key) or {}
+        if not isinstance(found, dict):
+            raise ValueError(f"{key} must be a mapping, not {found!r}")
+        if any(isinstance(value, dict) for value in found.values()):
+            raise ValueError(f"{key} {found} differs by layer; only one set for all layers is supported")
+        if found:
+            return key, found
+    return "rope_scaling", {}
 
 
 def _rope(config: dict) -> tuple[float, dict | None]:
-    """(rope_theta, rope_scaling or None), from transformers 4 (two keys) or 5 (`rope_parameters`)."""
-    for key in ("rope_parameters", "rope_scaling"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise ValueError(f"{key} must be a mapping, not {config[key]!r}")
-    parameters = config.get("rope_parameters")
-    if parameters is None:
-        theta, scaling = config.get("rope_theta", 10000.0), config.get("rope_scaling")
-    elif "rope_theta" in parameters:
-        theta, scaling = parameters["rope_theta"], {k: v for k, v in parameters.items() if k != "rope_theta"}
-    else:
-        raise ValueError(f"rope_parameters {parameters} has no rope_theta; only one set for all layers is supported")
-    if not scaling or scaling.get("rope_type", scaling.get("type")) in (None, "default"):
+    """(rope_theta, scaling or None). Where transformers 4 and 5 would read two values, neither is taken."""
+    place, found = rope_settings(config)
+    theta = _agreed("rope_theta", {"rope_theta": config, f"{place}.rope_theta": found}, 10000.0)
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
+        raise ValueError(f"rope_theta must be a positive number, not {theta!r}")
+    kind = found.get("rope_type", found.get("type"))
+    if found.get("type", kind) != kind:
+        raise ValueError(f"{place} has rope_type {kind!r} and type {found['type']!r}; remove one of them")
+    if kind in (None, "default"):
         return theta, None
+    scaling = {key: value for key, value in found.items() if key != "rope_theta"}
+    key = "original_max_position_embeddings"  # transformers 5 takes it from beside the mapping, too
+    if config.get(key) is not None:
+        scaling[key] = _agreed(key, {key: config, f"{place}.{key}": found}, None)
     return theta, scaling
+
+
+def _agreed(key: str, places: dict[str, dict], default: object) -> Any:
+    """The value of `key` in the mappings, by their names. Raises: ValueError if they give two."""
+    given = {name: place[key] for name, place in places.items() if place.get(key) is not None}
+    first = next(iter(given.values()), default)
+    if any(value != first for value in given.values()):
+        values = " and ".join(f"{name} {value!r}" for name, value in given.items())
+        raise ValueError(f"{values} disagree: transformers 4 reads one, transformers 5 the other; remove one of them")
+    return first
 
 
 def _check_options(config: dict) -> None:
@@ -283,6 +313,7 @@ def _check_options(config: dict) -> None:
         "use_sliding_window": (bool(config.get("use_sliding_window")), False),
         "partial_rotary_factor": (_partial_rotary_factor(config), 1.0),
         "quantization_config": (config.get("quantization_config"), None),
+        "transformers_weights": (config.get("transformers_weights"), None),  # a file in place of model.safetensors
     }
     for key, (value, supported) in required.items():
         if value != supported:
@@ -290,9 +321,11 @@ def _check_options(config: dict) -> None:
 
 
 def _partial_rotary_factor(config: dict) -> object:
-    parameters = config.get("rope_parameters")
-    place = parameters if isinstance(parameters, dict) and "partial_rotary_factor" in parameters else config
-    return place.get("partial_rotary_factor", 1.0)
+    _, rope = rope_settings(config)
+    given = [
+        place["partial_rotary_factor"] for place in (rope, config) if place.get("partial_rotary_factor") is not None
+    ]
+    return next((value for value in given if value != 1.0), 1.0)
 
 
 def _size(config: dict, key: str, default: int | None = None) -> int:

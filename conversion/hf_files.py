@@ -36,11 +36,17 @@ def read_config(directory: Path) -> dict:
 
 
 def model_files(directory: Path) -> list[Path]:
-    """What a Hugging Face directory holds besides weights, relative: configuration, tokenizer, templates, licence."""
+    """What a Hugging Face directory holds besides weights, relative: configuration, tokenizer, templates, licence.
+
+    A tokenizer's own code is among them; nothing here runs it. Raises: ValueError where such code is missing.
+    """
+    code = tokenizer_code(directory)
+    _refuse_missing_code(directory, code)
+    suffixes = _SUFFIXES | ({".py"} if code else set())
     found = []
     for file in sorted(directory.iterdir()):
         is_licence = file.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
-        if not (is_licence or file.suffix in _SUFFIXES) or file.name.endswith(".index.json"):
+        if not (is_licence or file.suffix in suffixes) or file.name.endswith(".index.json"):
             continue
         if file.is_symlink() and not file.exists():
             raise ValueError(f"{file}: a link to nothing, or a loop of links; download the model again")
@@ -50,6 +56,30 @@ def model_files(directory: Path) -> list[Path]:
     if templates.is_dir():
         found += [file.relative_to(directory) for file in sorted(templates.iterdir()) if file.is_file()]
     return found
+
+
+def tokenizer_code(directory: Path) -> list[str]:
+    """Files beside a tokenizer with the code that it would run (`auto_map` in tokenizer_config.json); they may import
+    others beside them. What `repo--module` names lies on the hub."""
+    file = directory / "tokenizer_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        classes = (settings.get("auto_map") or {}).get("AutoTokenizer") or []
+        named = [classes] if isinstance(classes, str) else [name for name in classes if isinstance(name, str)]
+    except FileNotFoundError:
+        return []
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: not a JSON object with a tokenizer's settings ({error}); restore it") from error
+    return sorted({f"{name.split('.')[0]}.py" for name in named if "--" not in name})
+
+
+def _refuse_missing_code(directory: Path, code: list[str]) -> None:
+    for name in code:
+        if not (directory / name).is_file():
+            raise ValueError(
+                f"{directory}: its tokenizer needs {name} (auto_map of tokenizer_config.json), which is not there, so "
+                "it cannot be loaded; download the model with its code"
+            )
 
 
 def copy_model_files(source: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """Say where an exported model came from: run.yaml for programs, README.md (a model card) for people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ def read_yaml(file: Path) -> dict:
     return content
 
 
-def write_card(directory: Path, config: dict, record: dict, checkpoint: str) -> None:
+def write_card(directory: Path, config: dict, record: dict, checkpoint: str, changes: Sequence[str] = ()) -> None:
     """record: a run's run.yaml, written whole, and its main facts into the card. checkpoint: name of what was exported.
+    changes: made to the base model's files by the export itself, in words.
 
     Facts that the record does not have are left out of the card.
     """
@@ -42,6 +44,8 @@ def write_card(directory: Path, config: dict, record: dict, checkpoint: str) -> 
         "f(p)": _get(record, "objective", "formula"),
         "Denominator": _get(record, "objective", "denominator"),
         "Training data": _get(record, "recipe", "data", "train"),
+        "Answers end with": ", ".join(f"`{text}` ({number})" for text, number in end_tokens(record).items()) or None,
+        "Changed files": "; ".join(dict.fromkeys([*_changes(record), *changes])) or None,
         "Checkpoint": checkpoint,
         "Seed": record.get("seed"),
         "Versions": ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items()) or None,
@@ -67,6 +71,19 @@ def write_card(directory: Path, config: dict, record: dict, checkpoint: str) -> 
 def base_model(record: dict | None) -> str | None:
     """Hub name, else path, of the model that a run started from."""
     return _get(record, "model", "id") or _get(record, "model", "path")
+
+
+def end_tokens(record: dict) -> dict[str, int]:
+    """Text and id of each token that answers were trained to end with; empty where the record does not say."""
+    found = record.get("end_tokens")
+    return (
+        {str(text): number for text, number in found.items() if type(number) is int} if isinstance(found, dict) else {}
+    )
+
+
+def _changes(record: dict) -> list[str]:
+    found = record.get("changed_model_files")
+    return [str(change) for change in found] if isinstance(found, list) else []
 
 
 def _get(record: Any, *keys: str) -> Any:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversion import bridge_config, nemo_context
-from conversion.checkpoint import RUN_CONFIG, holds_weights, kind_of, model_files_directory, weights_directory
+from conversion.checkpoint import RUN_CONFIG, advice, holds_weights, kind_of, model_files_directory, weights_directory
 from conversion.families import ModelSpec
 from conversion.hf_files import read_model
 from conversion.lora import Adapters, is_lora, noted_base
@@ -29,6 +29,7 @@ def open_model(source: Path, base: Path | None) -> Model:
     """A checkpoint of an engine, else a Hugging Face directory. base: see `open_checkpoint`."""
     if holds_weights(source):
         return open_checkpoint(source, base)
+    _refuse_other_directories(source)
     files = source if base is None else model_files_directory(source, base)
     config, spec = read_model(files)
     return Model(files, config, spec, HFWeights(source, spec), None, (source,))
@@ -40,6 +41,10 @@ def open_checkpoint(source: Path, base: Path | None, files: Path | None = None) 
     files: the directory of config.json, where it is known; it says nothing about adapters.
     Raises: ValueError when something is missing or the tensors are not those of config.json.
     """
+    if not holds_weights(source):
+        _refuse_other_directories(source)
+        if kind_of(source) == "huggingface":
+            raise ValueError(f"{source}: a Hugging Face directory already; name a checkpoint")
     reader = TorchDistReader(weights_directory(source))
     if not is_lora(reader):
         files = files or model_files_directory(source, base)
@@ -56,6 +61,11 @@ def open_checkpoint(source: Path, base: Path | None, files: Path | None = None) 
     else:
         root, weights = under, HFWeights(under, spec)
     return Model(files, config, spec, MergedWeights(weights, adapters), adapters, (reader.directory, root, files))
+
+
+def _refuse_other_directories(source: Path) -> None:
+    if kind_of(source) is None and (instead := advice(source)):
+        raise ValueError(f"{source}: {instead}")
 
 
 def _nemo_lora(reader: TorchDistReader, base: Path | None) -> tuple[LoraSettings, Path]:

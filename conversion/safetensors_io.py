@@ -21,6 +21,7 @@ _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100 << 20  # the limit of the reference implementation
 SHARD_BYTES = 5 * 10**9
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,19 +44,17 @@ class TensorInfo:
 
 
 def read_index(directory: Path) -> dict[str, TensorInfo]:
-    """All tensors of a model directory, by name.
+    """All tensors of a model directory, by name, from the files that transformers would load
+    (`_get_resolved_checkpoint_files` in modeling_utils.py, 4 and 5): model.safetensors, else what the index names.
 
     Raises: ValueError if there are no weights, if a shard is missing, truncated or malformed, or if the index and
     the files disagree.
     """
-    index = directory / INDEX
-    if not index.exists():
-        single = directory / "model.safetensors"
-        if not single.exists():
-            raise ValueError(
-                f"{directory}: has neither model.safetensors nor {INDEX}; name the directory of a Hugging Face model"
-            )
+    index, single = directory / INDEX, directory / SINGLE
+    if single.is_file():
         return read_header(single)
+    if not index.is_file():
+        raise ValueError(f"{directory}: has neither {SINGLE} nor {INDEX}; name the directory of a Hugging Face model")
     weight_map = _weight_map(index)
     tensors: dict[str, TensorInfo] = {}
     for name in sorted(set(weight_map.values())):
@@ -71,6 +70,11 @@ def read_index(directory: Path) -> dict[str, TensorInfo]:
             f"the index says {weight_map.get(name)}, the files say {listed.get(name)}; download the model again"
         )
     return tensors
+
+
+def indexed_files(index: Path) -> set[str]:
+    """Names of the files that an index names. Raises: ValueError if it is none."""
+    return set(_weight_map(index).values())
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -120,7 +124,7 @@ class ShardedWriter:
         """`tensors` in the order of the model's state dict, which decides the shards."""
         self._places: dict[str, TensorInfo] = {}
         shards = _split_into_shards(tensors, shard_bytes)
-        names = ["model.safetensors"]
+        names = [SINGLE]
         if len(shards) > 1:
             names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
         for name, shard in zip(names, shards, strict=True):

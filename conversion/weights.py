@@ -18,7 +18,7 @@ from conversion import layout
 from conversion.dtypes import Tensors, cast, check_dtype, finite
 from conversion.families import ModelSpec, hf_shapes, mappings, mappings_by_layer
 from conversion.lora import Adapters
-from conversion.safetensors_io import read_index, read_rows
+from conversion.safetensors_io import INDEX, SINGLE, indexed_files, read_index, read_rows
 from conversion.torch_dist import TorchDistReader, global_shape
 
 BLOCK_BYTES = 64 << 20
@@ -42,8 +42,10 @@ class HFWeights:
     def __init__(self, directory: Path, spec: ModelSpec):
         """Raises: ValueError if weights are missing, damaged, pickled or not those of `spec`."""
         _refuse_pickled(directory)
+        _refuse_adapter(directory)
         self._directory = directory
         self._infos = read_index(directory)
+        _warn_of_index(directory, {info.file.name for info in self._infos.values()})
         self.tensors = self._check({name: (info.dtype, info.shape) for name, info in self._infos.items()}, spec)
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
@@ -209,4 +211,28 @@ def _refuse_pickled(directory: Path) -> None:
         raise ValueError(
             f"{pickled[0]}: pickled weights can run code when they are loaded, so only safetensors are read; if you "
             "trust the file, convert it first: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
+        )
+
+
+def _refuse_adapter(directory: Path) -> None:
+    """transformers loads the model that an adapter names, and the adapter, in place of the weights beside it."""
+    file = directory / "adapter_config.json"
+    if file.is_file():
+        raise ValueError(
+            f"{file}: transformers would load this PEFT adapter on the model that it names, not the weights beside it; "
+            "move it away, or merge it first: model.merge_and_unload()"
+        )
+
+
+def _warn_of_index(directory: Path, read: set[str]) -> None:
+    """Where model.safetensors lies beside an index of other files, transformers and vLLM load different weights."""
+    index = directory / INDEX
+    if SINGLE not in read or not index.is_file():
+        return
+    named = indexed_files(index)
+    if named != read:
+        warnings.warn(
+            f"{directory}: {SINGLE} is read, as transformers does, not the files that {INDEX} names; vLLM reads those, "
+            "so remove whichever is older",
+            stacklevel=2,
         )

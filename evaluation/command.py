@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
 
 from nemo_probsft.command_line import count
+from nemo_probsft.run import eval_env
+
+KEPT = "finished answers are kept; the same command goes on from them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate in the Python that has vLLM; returns its exit code."""
-    from nemo_probsft.run import eval_env
-
     return eval_env.evaluate(options.arguments)
 
 
 def run_here(options: argparse.Namespace) -> int:
     """Evaluate in this process, which must have vLLM; print the results' paths. Raises ValueError for the user."""
+    eval_env.end_with_parent()
+    _interrupt_once()
     from evaluation.alpaca import check_judge, judge
     from evaluation.runner import evaluate, not_evaluated
 
@@ -70,3 +74,15 @@ def run_here(options: argparse.Namespace) -> int:
     if failures:
         raise ValueError(not_evaluated(failures))
     return 0
+
+
+def _interrupt_once() -> None:
+    """Let SIGTERM end the evaluation as Ctrl-C does. One of them is enough: a second must not end what it writes."""
+
+    def interrupt(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(KEPT)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)

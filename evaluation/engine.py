@@ -2,17 +2,22 @@
 
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.prompt_tokens import prompt_ids
 from evaluation.vllm_cpu import register_vllm_cpu
+from nemo_probsft.data.ends import template_ends
 
 register_vllm_cpu()
+# The engine in this process, not in one of its own that would outlive a `kill -9` of this one (vLLM 0.32: its workers
+# watch their parent, EngineCore does not). vLLM's page on reproducibility asks for it, too.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 import torch  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -35,6 +40,20 @@ class Completion:
     finish: str
 
 
+class Place(NamedTuple):
+    """Which answer: that of an item of the data set, from 0, and of its repeated answers, from 0."""
+
+    item: int
+    repeat: int
+
+
+class Speed(NamedTuple):
+    """Of unfinished answers, too. num_tokens: generated so far. most_left: those that budgets still allow."""
+
+    num_tokens: int
+    most_left: int
+
+
 class ReproducibleVLLM(VLLM):
     """As upstream, except where upstream would make a benchmark number wrong without saying so.
 
@@ -43,49 +62,79 @@ class ReproducibleVLLM(VLLM):
     - A generation budget that exceeds the context shrinks to what the prompt leaves. Upstream cuts the prompt instead
       (`maybe_truncate(shrink_gen_toks=False)`): a 4096-token budget in a 4096-token context would leave no prompt.
     - Prompts get the ids of training: no BOS where the chat template wrote none.
-    - `completions` keeps token counts and finish reasons of the last call, in the order of its requests.
+    - An answer also ends with the token that the chat template ends answers with, whatever eos_token is; vLLM itself
+      adds those of generation_config.json.
+    - Answers come as they are finished, with their token counts and finish reasons.
     """
 
     sampling_seed: int = 0
-    item_indices: list[int]  # data set index of each document of the call; a request knows its position only
-    rendered: bool = False  # whether the call's prompts are a chat template's texts
-    completions: list[Completion]
+    end_ids: list[int]  # of the chat template
+    num_tokens: int = 0  # of finished answers
+
+    def answers(
+        self, requests: list[Instance], *, rendered: bool, known: Collection[Place] = ()
+    ) -> Iterator[dict[Place, Completion]]:
+        """After every step of the engine, the answers that ended in it, often none.
+
+        requests: one an item, whose `doc_id` is the item's index, with `repeats`. rendered: whether their prompts are a
+        chat template's texts. known: answers that are not wanted, because there are some.
+        """
+        prompts = prompt_ids(self.tokenizer, [request.args[0] for request in requests], rendered=rendered)
+        too_long: dict[Place, Completion] = {}
+        wanted: list[tuple[Place, TokensPrompt, SamplingParams]] = []
+        for request, prompt in zip(requests, prompts, strict=True):
+            for place in (Place(request.doc_id, repeat) for repeat in range(request.repeats)):
+                if place in known:
+                    continue
+                if len(prompt) >= self.max_length:
+                    too_long[place] = Completion("", 0, "prompt_too_long")
+                    continue
+                params = self._sampling_params(request, len(prompt), self._seed(request, place))
+                wanted.append((place, TokensPrompt(prompt_token_ids=prompt), params))
+        if too_long:
+            yield too_long
+        if wanted:
+            yield from self._run(*map(list, zip(*wanted, strict=True)))
+
+    def speed(self) -> Speed:
+        """Of the answers that `answers` is at."""
+        running = self.model.llm_engine.output_processor.request_states.values()
+        lengths = [(state.detokenizer.num_output_tokens(), state.max_tokens_param) for state in running]
+        return Speed(self.num_tokens + sum(n for n, _ in lengths), sum(most - n for n, most in lengths))
+
+    def _run(
+        self, places: list[Place], prompts: list[TokensPrompt], params: list[SamplingParams]
+    ) -> Iterator[dict[Place, Completion]]:
+        """Step the engine until all are finished."""
+        engine, self.num_tokens = self.model.llm_engine, 0
+        # An output has the number of its request; `enqueue` gives it with a random end (vLLM 0.32).
+        numbers = [name.partition("-")[0] for name in self.model.enqueue(prompts, params, use_tqdm=False)]
+        requests = dict(zip(numbers, zip(places, params, strict=True), strict=True))
+        while engine.has_unfinished_requests():
+            finished = {}
+            for output in engine.step():
+                place, asked = requests[output.request_id]
+                finished[place] = _completion(output, asked.stop)
+            self.num_tokens += sum(completion.num_tokens for completion in finished.values())
+            yield finished
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        texts = [request.args[0] for request in requests]
-        prompts = prompt_ids(self.tokenizer, texts, rendered=self.rendered)
-        seeds = self._request_seeds(requests)
-        params = [
-            self._sampling_params(request, len(prompt), seed)
-            for request, prompt, seed in zip(requests, prompts, seeds, strict=True)
-        ]
-        self.completions = [Completion("", 0, "prompt_too_long")] * len(requests)
-        served = [number for number, prompt in enumerate(prompts) if len(prompt) < self.max_length]
-        outputs = self.model.generate(
-            [TokensPrompt(prompt_token_ids=prompts[number]) for number in served],
-            sampling_params=[params[number] for number in served],
-            use_tqdm=False,
-        )
-        for number, output in zip(served, outputs, strict=True):
-            self.completions[number] = _completion(output, params[number].stop)
-        return [completion.text for completion in self.completions]
+        raise NotImplementedError("answers come one by one: see `answers`")
 
     def _sampling_params(self, request: Instance, prompt_length: int, seed: int) -> SamplingParams:
         eos = self.tokenizer.decode(self.eot_token_id)
         options, stop, budget = self.modify_gen_kwargs(request.args[1], eos=eos, default_max_gen_toks=self.max_gen_toks)
         return SamplingParams(
-            max_tokens=max(1, min(budget, self.max_length - prompt_length)), stop=stop, seed=seed, **options
+            max_tokens=max(1, min(budget, self.max_length - prompt_length)),
+            stop=stop,
+            seed=seed,
+            stop_token_ids=self.end_ids,
+            **options,
         )
 
-    def _request_seeds(self, requests: list[Instance]) -> list[int]:
-        seen: dict[int, int] = {}
-        seeds = []
-        for request in requests:
-            repeat = seen.get(request.doc_id, 0)
-            seen[request.doc_id] = repeat + 1
-            key = f"{self.sampling_seed}|{self.item_indices[request.doc_id]}|{repeat}|{request.args[0]}"
-            seeds.append(int.from_bytes(sha256(key.encode()).digest()[:7], "big"))
-        return seeds
+    def _seed(self, request: Instance, place: Place) -> int:
+        key = f"{self.sampling_seed}|{place.item}|{place.repeat}|{request.args[0]}"
+        return int.from_bytes(sha256(key.encode()).digest()[:7], "big")
 
 
 def _completion(output, stop: list[str]) -> Completion:
@@ -106,7 +155,7 @@ def open_engine(model_dir: Path, *, max_model_len: int, seed: int) -> Iterator[R
             enable_prefix_caching=False,  # a cached prefix is computed in other batch shapes: other low-order bits
             seed=seed,
         )
-        lm.sampling_seed = seed
+        lm.sampling_seed, lm.end_ids = seed, template_ends(lm.tokenizer)
         check_tokenizer(model_dir, lm)
         yield lm
     finally:

@@ -2,10 +2,12 @@
 
 <output>/<model>/<task>/<decoding>/settings.json   everything the answers depend on
                                    samples.jsonl   one object per item: prompt, target, answers, score of each answer
+                                   answers.jsonl   while it runs: answers of items that are not judged yet
                                    results.json    written last, so its presence means complete
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
-from nemo_probsft.files import write_json
+from nemo_probsft.files import write_atomically, write_json
 
 COUNTS = ("cut_at_token_limit", "prompt_too_long", "timed_out_judgements")  # answers to look at
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -31,6 +33,10 @@ class Store:
         return self.directory / "results.json"
 
     @property
+    def answers_path(self) -> Path:
+        return self.directory / "answers.jsonl"
+
+    @property
     def samples_path(self) -> Path:
         return self.directory / "samples.jsonl"
 
@@ -40,7 +46,7 @@ class Store:
         if path.is_file() and json.loads(path.read_text()) == json.loads(json.dumps(settings)):
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        for stale in (self.results_path, self.samples_path):
+        for stale in (self.results_path, self.samples_path, self.answers_path):
             stale.unlink(missing_ok=True)
         write_json(path, settings)
 
@@ -48,19 +54,50 @@ class Store:
         return self.results_path.is_file()
 
     def samples(self) -> list[dict[str, Any]]:
-        """The samples so far, in the order of their items; a last line cut off by an interruption is dropped."""
-        if not self.samples_path.is_file():
-            return []
-        text = self.samples_path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.samples_path.write_text(whole, encoding="utf-8")
-        # Not splitlines(): an answer may hold U+2028 and the like, which JSON leaves as they are.
-        return sorted((json.loads(line) for line in whole.split("\n") if line), key=lambda sample: sample["item"])
+        """The samples so far, in the order of their items."""
+        return sorted(_lines(self.samples_path), key=lambda sample: sample["item"])
 
     def append(self, samples: list[dict[str, Any]]) -> None:
-        with self.samples_path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        _append(self.samples_path, samples)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """What `append_answers` kept, of items that are judged and of others."""
+        return _lines(self.answers_path)
+
+    def append_answers(self, answers: list[dict[str, Any]]) -> None:
+        """Keep finished answers until all of their item are there, and are judged."""
+        _append(self.answers_path, answers)
+
+    def finish(self, result: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
+        """Put the samples in the order of their items, write what `result` makes of them, forget the answers."""
+        samples = self.samples()
+        write_atomically(self.samples_path, "".join(map(_line, samples)))
+        summary = result(samples)
+        write_json(self.results_path, summary)
+        self.answers_path.unlink(missing_ok=True)
+        return summary
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _append(path: Path, contents: list[dict[str, Any]]) -> None:
+    if contents:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(map(_line, contents))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that grows by lines; a last line cut off by an interruption is dropped, there, too."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="ignore")  # the cut may be in a character
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_atomically(path, whole)
+    # Not splitlines(): an answer may hold U+2028 and the like, which JSON leaves as they are.
+    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 def summarize(settings: dict[str, Any], samples: list[dict[str, Any]], versions: dict[str, str]) -> dict[str, Any]:
@@ -109,12 +146,18 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def fingerprint(model_dir: Path) -> str:
-    """sha256 over configuration, tokenizer and weights of a Hugging Face directory."""
+def model_files(model_dir: Path) -> list[Path]:
+    """Configuration, tokenizer and weights of a Hugging Face directory."""
+    return sorted({path for pattern in MODEL_FILES for path in model_dir.glob(pattern)})
+
+
+def fingerprint(model_dir: Path, advance: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """sha256 over `model_files`. advance: told of so many bytes more."""
     digest = sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in model_dir.glob(pattern)}):
+    for path in model_files(model_dir):
         digest.update(path.name.encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
+                advance(len(block))
     return digest.hexdigest()

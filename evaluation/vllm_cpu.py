@@ -24,7 +24,7 @@ def register_vllm_cpu() -> None:
 
     importlib.metadata.version = version
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; the default takes half of the memory
-    # One process: the patched lookup reaches the engine, and a second import of vLLM (10-20 s) is saved.
+    # One process: the patched lookup reaches the engine.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 

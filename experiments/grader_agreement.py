@@ -118,11 +118,12 @@ def judge_all(cases: list[dict]) -> tuple[list[bool], float, int]:
 
 def plain_per_second(cases: list[dict]) -> float:
     """Responses per second where answer and gold are plain numbers, in one process that has seen none of them."""
+    from evaluation.answer_text import clean, extract_answer, normalize
     from evaluation.graders import judge, judge_answer
-    from evaluation.grading.answer_text import extract_answer, normalize, plain_number
+    from evaluation.numerals import plain_number, read_number
 
     plain = [c for c in cases if plain_number(c["gold"]) and plain_number(extract_answer(c["response"]))]
-    for cache in (normalize, plain_number, judge_answer):
+    for cache in (clean, normalize, read_number, judge_answer):
         cache.cache_clear()
     start = time.monotonic()
     for case in plain:
@@ -183,7 +184,7 @@ def examples(cases: list[dict], chosen: list[bool]) -> list[str]:
 
 
 def final(response: str) -> str:
-    from evaluation.grading.answer_text import extract_answer
+    from evaluation.answer_text import extract_answer
 
     return extract_answer(response)[:60].replace("\n", " ")
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from nemo_probsft import __version__
 from nemo_probsft.command_line import PROGRAM, Parser, answer, run_command
+from nemo_probsft.run.parents import end_with_command
 
 DESCRIPTION = "Fine-tune language models with probability-based objectives f(p) on NeMo and Megatron."
 # Each module has `add_arguments(parser)` and `run(options)`, which returns an exit code or None for 0.
@@ -26,7 +27,7 @@ COMMANDS = {
     "convert": ("conversion.cli", "import, export or verify a checkpoint"),
     "eval": ("evaluation.command", "evaluate models with vLLM and lm-evaluation-harness"),
     "report": ("evaluation.report.command", "write one page about training runs and their evaluations"),
-    "data": ("nemo_probsft.data.domains.command", "prepare the training sets of the paper's domains"),
+    "data": ("nemo_probsft.data_command", "check the data of a recipe, or prepare the sets of the paper's domains"),
     "demo": ("nemo_probsft.demo", "run the paper's continuum on this machine: two tasks, two objectives"),
 }
 
@@ -34,10 +35,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns 0, 1 when `convert verify` finds a difference or a cell of a sweep failed, 2 for an error, 130 when
-    interrupted. Inside a rank errors are raised.
+    Returns 0, 1 when `convert verify` finds a difference, `data check` a row to refuse, or a cell of a sweep failed, 2
+    for an error, 130 when interrupted. Inside a rank errors are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    end_with_command()
     return answer(lambda: _run(arguments))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nemo_probsft.files import SOURCE_ROOT
 from nemo_probsft.progress import Progress
+from nemo_probsft.run.parents import ending_with_this
 
 ROOT = Path("runs/demo")
 RECIPES = SOURCE_ROOT / "recipes" / "demo"
@@ -76,7 +77,9 @@ def _run(stage: Stage) -> Stage:
     log = ROOT / "logs" / f"{stage.title}.log"
     log.parent.mkdir(exist_ok=True)
     print(f"{stage.title}: nemo-probsft {' '.join(stage.arguments)}", flush=True)
-    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if stage.num_ranks == 1 else {})  # it has one of the cores
+    environment = ending_with_this() | (
+        {"OMP_NUM_THREADS": "1"} if stage.num_ranks == 1 else {}
+    )  # it has one of the cores
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run(_command(stage.arguments), stdout=output, stderr=subprocess.STDOUT, env=environment)
     if done.returncode or not stage.done():
@@ -156,7 +159,7 @@ def command(*arguments: str) -> None:
 
     Raises ValueError when it fails.
     """
-    code = subprocess.run(_command(arguments)).returncode
+    code = subprocess.run(_command(arguments), env=ending_with_this()).returncode
     if code:
         raise ValueError(
             f"`nemo-probsft {' '.join(arguments)}` ended with exit code {code}; "

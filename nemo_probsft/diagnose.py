@@ -17,10 +17,14 @@ from nemo_probsft import config, files
 from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import order
+from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.diagnosis.measures import CONFIDENT, measure
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.progress import Progress
 from nemo_probsft.run import decisions, engines, prepare, ranks
+from nemo_probsft.run.decisions import Decision
+
+ENOUGH_TOKENS = 20_000  # targets: of MATH solutions, the interval of mean p is then about 0.03 wide
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,15 +48,16 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     # A diagnosis does not depend on the objective, and must be there before one with a percentile can be resolved.
     recipe = config.load(path, overrides, own_objective=False)
     output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
-    work = dataclasses.replace(recipe, run_dir=str(output))
+    # Each target's example and position are those of an unpacked row.
+    work = dataclasses.replace(recipe, run_dir=str(output), data=dataclasses.replace(recipe.data, packing=False))
     if ranks.inside_ranks():
         _diagnose_rank(recipe, work)
     else:
         ranks.refuse_many_nodes(recipe)
         prepared = _prepare(work)
-        with Progress(f"diagnose {path}") as waiting:
-            arguments = ["diagnose", path, *overrides]
-            ranks.run_ranks(arguments, recipe.trainer.devices, output / "logs", lambda: waiting.advance(0))
+        with Progress(f"diagnose {path}", _num_batches(recipe, prepared), "batches") as progress:
+            arguments, follow = ["diagnose", path, *overrides], Follower(progress, output / "logp")
+            ranks.run_ranks(arguments, recipe.trainer.devices, output / "logs", follow)
         _finish(recipe, prepared, output)
     return output / "diagnose.json"
 
@@ -69,8 +74,42 @@ def _diagnose_rank(recipe: Recipe, work: Recipe) -> None:
         _finish(recipe, prepared, Path(work.run_dir))
 
 
+class Follower:
+    """Called while ranks run: shows how many micro-batches each has done, and the mean p so far."""
+
+    def __init__(self, progress: Progress, shards: Path) -> None:
+        self.progress, self.shards = progress, shards
+
+    def __call__(self) -> None:
+        lines = [path.read_text(encoding="utf-8").split("\n")[:-1] for path in self.shards.glob("*.progress.jsonl")]
+        last = [json.loads(line[-1]) for line in lines if line]
+        num_targets = sum(found[1] for found in last)
+        if not num_targets:
+            self.progress.advance(0)  # the display's clock goes on
+            return
+        mean = sum(found[2] for found in last) / num_targets
+        self.progress.update(min(found[0] for found in last), f"mean p {mean:.4f} of {num_targets} targets")
+
+
+def _num_batches(recipe: Recipe, prepared: prepare.Prepared) -> int:
+    """Micro-batches that each data-parallel rank will see."""
+    num_examples = len(_drawn(recipe, TokenizedDataset.load(Path(prepared.examples))))
+    return -(-num_examples // recipe.data.global_batch_size) * recipe.num_micro_batches
+
+
+def _drawn(recipe: Recipe, dataset: TokenizedDataset) -> np.ndarray:
+    """The examples that `diagnose.max_tokens` leaves."""
+    return order.sample(dataset.num_targets(), recipe.diagnose.max_tokens, recipe.trainer.seed)
+
+
 def _prepare(work: Recipe) -> prepare.Prepared:
     prepared, found = prepare.prepare(work)
+    if work.diagnose.max_tokens is None and prepared.num_target_tokens > 2 * ENOUGH_TOKENS:
+        reason = (
+            f"all are measured; diagnose.max_tokens={ENOUGH_TOKENS} draws examples with so many, in "
+            f"{ENOUGH_TOKENS / prepared.num_target_tokens:.0%} of the time, and the interval shows how sure the mean is"
+        )
+        found.append(Decision("diagnose.max_tokens", f"{prepared.num_target_tokens} targets", reason))
     decisions.show(found)
     shards = Path(work.run_dir) / "logp"
     shutil.rmtree(shards, ignore_errors=True)
@@ -87,11 +126,10 @@ def _finish(recipe: Recipe, prepared: prepare.Prepared, output: Path) -> None:
 
 def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> dict[str, Any]:
     """What diagnose.json holds. Every target that `diagnose.max_tokens` leaves was measured, and once."""
-    from nemo_probsft.data.tokens import TokenizedDataset
     from nemo_probsft.diagnosis import text
 
     dataset = TokenizedDataset.load(Path(prepared.examples))
-    drawn = order.sample(dataset.num_targets(), recipe.diagnose.max_tokens, recipe.trainer.seed)
+    drawn = _drawn(recipe, dataset)
     positions = [1 + np.flatnonzero(dataset[example].loss_mask) for example in drawn]
     assert np.array_equal(targets.position, np.concatenate(positions))
     assert np.array_equal(targets.example, np.repeat(drawn, [len(found) for found in positions]))
@@ -104,7 +142,7 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
         "of_examples": prepared.num_examples,  # where diagnose.max_tokens drew some of them
         "seed": recipe.trainer.seed,
         "model": recipe.model.path,
-        "data": recipe.data.train,
+        "data": recipe.data.name,
         "versions": files.versions(decisions.PACKAGES),
     }
 

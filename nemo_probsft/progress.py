@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
+T = TypeVar("T")
+EACH = 64  # of many small things: the display is asked once for so many
 LOG_SECONDS = 30.0  # between two lines of a log
 
 
@@ -39,6 +43,15 @@ class Progress:
     def advance(self, amount: int, note: str | None = None) -> None:
         """So much more is done."""
         self.update(self.done + amount, note)
+
+    def each(self, things: Iterable[T]) -> Iterator[T]:
+        """The same things; each is one more that is done when the next one is asked for."""
+        number = 0
+        for number, thing in enumerate(things, 1):
+            yield thing
+            if number % EACH == 0:
+                self.advance(EACH)
+        self.advance(number % EACH)
 
     def update(self, done: int, note: str | None = None) -> None:
         """So much is done in all; `note` stays until another one comes."""

@@ -16,8 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
 from nemo_probsft.progress import Progress
 from nemo_probsft.run import eval_env, preflight
+from nemo_probsft.run.log import last_row
+from nemo_probsft.run.parents import ending_with_this
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
 
@@ -94,6 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     planned = plan_sweep(options.recipe, options.overrides, options.objectives, options_of(Options, options))
+    if not options.plan:
+        local_model(planned.recipe)  # its plan needs what a hub name is downloaded as
     show_plan(planned)
     return 0 if options.plan or sweep(planned) else 1
 
@@ -223,10 +227,16 @@ def import_base(recipe: Recipe) -> Path:
     """What all cells start from, imported if their engine cannot start from the model itself."""
     from nemo_probsft.run import prepare
 
-    engine = preflight.engine(recipe).name
-    output = Path(recipe.run_dir)
+    model, output = local_model(recipe), Path(recipe.run_dir)
     output.mkdir(parents=True, exist_ok=True)
-    return prepare.import_base(prepare.local_model(recipe, engine), output, engine)
+    return prepare.import_base(model, output, preflight.engine(recipe).name)
+
+
+def local_model(recipe: Recipe) -> Path:
+    """The model's directory; a hub name is downloaded first."""
+    from nemo_probsft.run import prepare
+
+    return prepare.local_model(recipe, preflight.engine(recipe).name)
 
 
 def link_base(base: Path, run_dir: Path) -> None:
@@ -243,7 +253,7 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
     with ThreadPoolExecutor(planned.jobs) as pool, Progress("train", len(todo), "cells") as progress:
         futures = {pool.submit(_train_cell, planned, cell, running): cell for cell in todo}
         try:
-            for future in as_completed(futures):
+            for future in _as_completed(futures, lambda: progress.advance(0, _where(todo, running))):
                 cell, (seconds, failure) = futures[future], future.result()
                 progress.advance(1)
                 if failure is not None:
@@ -258,14 +268,36 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
     return failures
 
 
+def _as_completed(futures: Collection[Future], tick: Callable[[], None]) -> Iterator[Future]:
+    """Futures as they end; calls `tick` twice a second."""
+    pending = set(futures)
+    while pending:
+        ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        yield from ended
+        tick()
+
+
+def _where(todo: Sequence[Cell], running: Mapping[str, subprocess.Popen]) -> str:
+    """The steps of the cells that are being trained."""
+    return ", ".join(_step(cell) for cell in todo if cell.name in running and running[cell.name].poll() is None)
+
+
+def _step(cell: Cell) -> str:
+    row, prepared = last_row(cell.run_dir), cell.run_dir / preflight.PREPARED
+    if row is None or not prepared.exists():
+        return f"{cell.name} starts"
+    return f"{cell.name} step {row['step']} of {json.loads(prepared.read_text(encoding='utf-8'))['num_steps']}"
+
+
 def _train_cell(planned: Sweep, cell: Cell, running: dict[str, subprocess.Popen]) -> tuple[float, str | None]:
     """Seconds, and the reason where it failed: the last line of stderr is the command's error."""
     print(f"{cell.name}: log in {_log(cell)}", flush=True)
-    environment = dict(os.environ)
+    environment = ending_with_this()
     num_processes = planned.jobs * planned.recipe.trainer.devices
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_processes)))
     command = [sys.executable, "-m", "nemo_probsft", *planned.command(cell)]
     started, said = time.monotonic(), cell.run_dir / "sweep.stderr.log"
+    cell.run_dir.mkdir(parents=True, exist_ok=True)
     with _log(cell).open("w", encoding="utf-8") as output, said.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=environment)
     running[cell.name] = process
@@ -322,13 +354,17 @@ def _state(cell: Cell) -> str:
 def _evaluate(planned: Sweep, trained: Sequence[Cell]) -> dict[str, str]:
     """All cells and the base model in one command. Returns what failed."""
     models = _models(planned, trained)
+    if len(models) == len(trained):
+        print(f"the base model is not evaluated: {planned.recipe.model.path} is no Hugging Face model", flush=True)
     code = eval_env.evaluate([*map(str, models), *planned.evaluation, "--output", str(_results(planned))])
     return {"evaluation": f"exit code {code}, its own error stands above"} if code else {}
 
 
 def _models(planned: Sweep, trained: Sequence[Cell]) -> list[Path]:
-    source = Path(planned.recipe.model.path)
-    return [source] * (source / "config.json").exists() + [cell.export for cell in trained]
+    from conversion.checkpoint import kind_of
+
+    source = local_model(planned.recipe)
+    return [source] * (kind_of(source) == "huggingface") + [cell.export for cell in trained]
 
 
 def _results(planned: Sweep) -> Path:

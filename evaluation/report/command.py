@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> None:
 
     from evaluation.report.write import report_table, write_report
 
+    missing = [path for path in (*options.run_dirs, *options.results, *options.diagnoses) if not path.exists()]
+    if missing:
+        raise ValueError(f"{missing[0]} does not exist; name what `train`, `eval` or `diagnose` wrote")
     results = [path for directory in options.results for path in sorted(directory.rglob("results.json"))]
     own = [path for run_dir in options.run_dirs if (path := run_dir / "diagnose" / "diagnose.json").exists()]
     diagnoses = list(dict.fromkeys([*own, *options.diagnoses]))

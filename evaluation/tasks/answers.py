@@ -4,6 +4,8 @@ import math
 
 from datasets import Dataset
 
+from evaluation.reasoning import without_reasoning
+from evaluation.tasks.fields import text_of
 from evaluation.tasks.sets import read_set
 
 
@@ -14,8 +16,14 @@ def documents(docs: list[dict]) -> dict[str, Dataset]:
 
 def load_rows(*, file: str, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:
     """The demo's sets: {"prompt", "response"}; they are made by `nemo-probsft demo`, not published."""
-    rows = read_set(data_dir=data_dir, file=file, dataset="the demo's data", fields=["prompt", "response"])
-    return documents([{"prompt": row["prompt"], "answer": row["response"]} for row in rows])
+    fields = ["prompt", "response"]
+    return documents(
+        read_set(data_dir=data_dir, file=file, dataset="the demo's data", fields=fields, document=_document)
+    )
+
+
+def _document(row: dict) -> dict:
+    return {"prompt": text_of(row, "prompt"), "answer": text_of(row, "response", may_be_empty=True)}
 
 
 def keep_all(responses, docs):
@@ -26,7 +34,8 @@ def keep_all(responses, docs):
 def exact_match(doc: dict, results: list[list[str]]) -> dict[str, list[float]]:
     """One 0/1 score per answer: the answer, without surrounding white space, is the expected one."""
     (answers,) = results
-    return {"score": [float(answer.strip() == doc["answer"].strip()) for answer in answers]}
+    said = [without_reasoning(answer).strip() for answer in answers]
+    return {"score": [float(answer == doc["answer"].strip()) for answer in said]}
 
 
 def mean_over_items(scores: list[list[float]]) -> float:

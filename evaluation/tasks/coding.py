@@ -1,9 +1,14 @@
 """HumanEval, HumanEval+, MBPP, MBPP+: programs judged by running them with their tests."""
 
+import re
+
 from datasets import Dataset
 
-from evaluation.grading.sandbox import passes
+from evaluation import programs
+from evaluation.reasoning import without_reasoning
+from evaluation.sandbox import passes
 from evaluation.tasks.answers import documents
+from evaluation.tasks.fields import shown, text_of, texts_of
 from evaluation.tasks.sets import read_set
 from nemo_probsft.data.prompts import code
 
@@ -14,25 +19,32 @@ ANSWER_START = (
 
 
 def load_humaneval(*, file: str, dataset: str, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:
-    rows = read_set(data_dir=data_dir, file=file, dataset=dataset, fields=["prompt", "entry_point", "test"])
-    return documents(
-        [
-            _document(row["prompt"], row["prompt"], f"{row['test']}\ncheck({row['entry_point']})\n", row["entry_point"])
-            for row in rows
-        ]
-    )
+    fields = ["prompt", "entry_point", "test"]
+    return documents(read_set(data_dir=data_dir, file=file, dataset=dataset, fields=fields, document=_humaneval))
 
 
 def load_mbpp(*, file: str, dataset: str, plus: bool, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:
     """plus: EvalPlus's tests instead of the original three, the first of which the prompt shows, as EvalPlus's does."""
     fields = ["prompt", "test_list", "test_imports", "test"]
-    rows = read_set(data_dir=data_dir, file=file, dataset=dataset, fields=fields)
-    docs = []
-    for row in rows:
-        tests = row["test"] if plus else "\n".join([*row["test_imports"], *row["test_list"], ""])
-        problem = f'"""\n{row["prompt"]}\n{row["test_list"][0]}\n"""'
-        docs.append(_document(problem, "", tests, ""))
+    docs = read_set(data_dir=data_dir, file=file, dataset=dataset, fields=fields, document=lambda row: _mbpp(row, plus))
     return documents(docs)
+
+
+def _humaneval(row: dict) -> dict:
+    prompt, entry_point, tests = (text_of(row, field) for field in ("prompt", "entry_point", "test"))
+    if not re.search(rf"^(?:async\s+)?def\s+{re.escape(entry_point)}\b", prompt, re.MULTILINE):
+        raise ValueError(f"entry_point is {shown(entry_point)}: must be a function that prompt begins")
+    if "def check(" not in tests:
+        raise ValueError(f"test is {shown(tests)}: must define check(candidate)")
+    return _document(prompt, prompt, f"{tests}\ncheck({entry_point})\n", entry_point)
+
+
+def _mbpp(row: dict, plus: bool) -> dict:
+    shown_test, imports = texts_of(row, "test_list"), texts_of(row, "test_imports")
+    if not shown_test:
+        raise ValueError("test_list is []: must have a test")
+    tests = text_of(row, "test") if plus else "\n".join([*imports, *shown_test, ""])
+    return _document(f'"""\n{text_of(row, "prompt")}\n{shown_test[0]}\n"""', "", tests, "")
 
 
 def _document(problem: str, preamble: str, tests: str, entry_point: str) -> dict:
@@ -54,15 +66,5 @@ def score(doc: dict, results: list[list[str]]) -> dict[str, list[float]]:
 
 
 def program(doc: dict, answer: str) -> str:
-    """The answer up to the end of its block; a bare function body continues the prompt's."""
-    text = answer.split("```", 1)[0]
-    if not doc["preamble"]:
-        return text
-    if f"def {doc['entry_point']}" in text:
-        return _imports(doc["preamble"]) + text
-    return doc["preamble"] + text
-
-
-def _imports(prompt: str) -> str:
-    """The prompt's code before its last function: imports and helpers."""
-    return prompt[: prompt.rfind("\ndef ") + 1] if "\ndef " in prompt else ""
+    """What runs before the tests, see `programs.program`."""
+    return programs.program(without_reasoning(answer), doc["preamble"], doc["entry_point"], doc["answer"])

@@ -3,8 +3,9 @@
 from datasets import Dataset
 from lm_eval.tasks.mmlu_prox.lang_libs import LANG_LIBS, LANG_SUBJECTS
 
-from evaluation.grading.choices import explicit_letter
+from evaluation.choices import explicit_letter
 from evaluation.tasks.answers import documents
+from evaluation.tasks.fields import letter_of, options_of, text_of
 from evaluation.tasks.sets import read_set
 
 LETTERS = "ABCDEFGHIJ"
@@ -12,23 +13,30 @@ OPTIONS = [f"option_{number}" for number in range(len(LETTERS))]
 
 
 def load_questions(*, language: str, data_dir: str | None = None, **_metadata) -> dict[str, Dataset]:
-    rows = read_set(
+    docs = read_set(
         data_dir=data_dir,
         file=f"mmlu_prox_{language}",
         dataset=f"li-lab/MMLU-ProX:{language}@test",
         fields=["question", *OPTIONS, "category", "answer"],
+        document=lambda row: _document(row, language),
     )
-    return documents([{"prompt": _prompt(row, language), "answer": row["answer"]} for row in rows])
+    return documents(docs)
 
 
-def _prompt(row: dict, language: str) -> str:
+def _document(row: dict, language: str) -> dict:
+    options = options_of(dict(zip(LETTERS, [row[option] for option in OPTIONS], strict=True)), "option_0 to option_9")
+    return {"prompt": _prompt(row, options, language), "answer": letter_of(row, "answer", options)}
+
+
+def _prompt(row: dict, options: dict[str, str], language: str) -> str:
     """The harness's words for the language: instruction, question, options, "let's think step by step"."""
-    question, options, think, instruction, _, suffix = LANG_LIBS[language]
-    subject = LANG_SUBJECTS[language][row["category"].replace(" ", "_")]
-    texts = [row[option] for option in OPTIONS]
-    listed = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=True) if text is not None]
-    told = instruction.format(subject=subject, ans_suffix=suffix.format("X"))
-    return "\n".join([told, question, row["question"], options, *listed, think])
+    question_word, options_word, think, instruction, _, suffix = LANG_LIBS[language]
+    subjects, category = LANG_SUBJECTS[language], text_of(row, "category").replace(" ", "_")
+    if category not in subjects:
+        raise ValueError(f"category is {row['category']!r}: must be one of {', '.join(subjects)}")
+    told = instruction.format(subject=subjects[category], ans_suffix=suffix.format("X"))
+    listed = [f"{letter}. {text}" for letter, text in options.items()]
+    return "\n".join([told, question_word, text_of(row, "question"), options_word, *listed, think])
 
 
 def score(doc: dict, results: list[list[str]]) -> dict[str, list[float]]:

@@ -4,9 +4,12 @@ from collections import Counter
 
 from datasets import Dataset
 
+from evaluation.answer_text import MAX_ANSWER_CHARS, extract_answer, normalize
 from evaluation.graders import judge
-from evaluation.grading.answer_text import extract_answer, normalize, plain_number
+from evaluation.numerals import plain_number
+from evaluation.reasoning import without_reasoning
 from evaluation.tasks.answers import documents
+from evaluation.tasks.fields import answer_of, shown, text_of
 from evaluation.tasks.sets import read_set
 from nemo_probsft.data.prompts import boxed
 
@@ -15,23 +18,31 @@ def load_problems(
     *, file: str, dataset: str, problem: str, answer: str, data_dir: str | None = None, **_metadata
 ) -> dict[str, Dataset]:
     """Documents from the fields `problem` and `answer` of the set."""
-    rows = read_set(data_dir=data_dir, file=file, dataset=dataset, fields=[problem, answer])
-    return documents([{"prompt": boxed(row[problem]), "answer": gold_answer(row[answer])} for row in rows])
+    docs = read_set(
+        data_dir=data_dir,
+        file=file,
+        dataset=dataset,
+        fields=[problem, answer],
+        document=lambda row: {"prompt": boxed(text_of(row, problem)), "answer": gold_answer(row[answer], answer)},
+    )
+    return documents(docs)
 
 
-def gold_answer(value: str | float | list[str]) -> str:
-    """The gold answer as LaTeX: of a list of one its item, of a solution the boxed part; a whole float without ".0"."""
-    if isinstance(value, list):
-        (value,) = value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = str(value)
-    return extract_answer(text) if "\\boxed" in text else text
+def gold_answer(value: object, field: str = "answer") -> str:
+    """The gold answer as LaTeX: of a list of one its item, of a solution the boxed part; a whole float without ".0".
+
+    Raises: ValueError for a value of the field `field` that holds no one answer.
+    """
+    text = answer_of(value, field)
+    gold = extract_answer(text) if "\\boxed" in text else text.strip()
+    if not gold or "\n" in gold or len(gold) > MAX_ANSWER_CHARS:
+        raise ValueError(f"{field} is {shown(text)}: must be one answer, or a solution with its answer in \\boxed{{}}")
+    return gold
 
 
 def score(doc: dict, results: list[list[str]]) -> dict:
     """score and timed_out of each answer, and the score of the most frequent one (maj@n)."""
-    (answers,) = results
+    answers = [without_reasoning(answer) for answer in results[0]]
     judgements = [judge(answer, doc["answer"]) for answer in answers]
     scores = [float(judgement.correct) for judgement in judgements]
     return {

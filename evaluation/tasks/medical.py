@@ -5,8 +5,9 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from evaluation.grading.choices import medical_letter
+from evaluation.choices import medical_letter
 from evaluation.tasks.answers import documents
+from evaluation.tasks.fields import letter_of, options_of, shown, text_of
 from evaluation.tasks.sets import checked, read_set
 from nemo_probsft.data.prompts import boxed, with_options
 from nemo_probsft.data.records import Record, parse_json
@@ -20,11 +21,11 @@ def load_questions(*, source: str, data_dir: str | None = None, **_metadata) -> 
     """Documents of one source, from m1's own file, or from `source`.jsonl or .parquet; options are letter -> text."""
     whole = _published() if data_dir is None else Path(data_dir) / ALL_SOURCES
     if whole.is_file():
-        rows = _rows_of(whole, source)
+        docs = _documents_of(whole, source)
     else:
         published, hint = f"{source} of {REPOSITORY}", f"its whole {ALL_SOURCES} beside it"
-        rows = read_set(data_dir=data_dir, file=source, dataset=published, fields=FIELDS, hint=hint)
-    return documents([_document(row) for row in rows])
+        docs = read_set(data_dir=data_dir, file=source, dataset=published, fields=FIELDS, document=_document, hint=hint)
+    return documents(docs)
 
 
 def _published() -> Path:
@@ -36,21 +37,25 @@ def _published() -> Path:
         raise ValueError(f"{REPOSITORY}: not loaded ({first_line(error)}); give a local copy with --data-dir") from None
 
 
-def _rows_of(path: Path, source: str) -> list[dict]:
+def _documents_of(path: Path, source: str) -> list[dict]:
     sources = parse_json(path.read_bytes(), str(path), remedy=f"take {REPOSITORY}")
     if not isinstance(sources, dict) or not all(isinstance(rows, list) for rows in sources.values()):
         raise ValueError(f"{path}: must be one object that holds the rows of each source; take {REPOSITORY}")
     if source not in sources:
         raise ValueError(f"{path}: no source {source!r}, it has {', '.join(sources)}; take {REPOSITORY}")
     found = [Record(row, f"{path} {source} row {number}", number) for number, row in enumerate(sources[source], 1)]
-    return checked(found, FIELDS, f"{path} {source}")
+    return checked(found, FIELDS, f"{path} {source}", _document)
 
 
 def _document(row: dict) -> dict:
-    # A parquet column of structs has every letter in every row, the unused ones null.
-    options = {letter: str(text) for letter, text in row["options"].items() if text is not None}
-    prompt = boxed(with_options(row["question"], options))
-    return {"prompt": prompt, "answer": row["answer_idx"], "options": json.dumps(options, ensure_ascii=False)}
+    if not isinstance(row["options"], dict):
+        raise ValueError(f"options is {shown(row['options'])}: must be an object of letters and texts")
+    options = options_of(row["options"], "options")
+    return {
+        "prompt": boxed(with_options(text_of(row, "question"), options)),
+        "answer": letter_of(row, "answer_idx", options),
+        "options": json.dumps(options, ensure_ascii=False),
+    }
 
 
 def score(doc: dict, results: list[list[str]]) -> dict[str, list[float]]:

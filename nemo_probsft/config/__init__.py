@@ -14,6 +14,7 @@ from nemo_probsft.config.recipe import (
     Recipe,
     ResolvedObjective,
     ScheduleConfig,
+    SourceConfig,
     WandbConfig,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "Recipe",
     "ResolvedObjective",
     "ScheduleConfig",
+    "SourceConfig",
     "WandbConfig",
     "dump",
     "load",

@@ -30,12 +30,11 @@ REFUSED_KEYS = {
     **dict.fromkeys(("objectives", "losses", "loss_weights", "z_loss", "kl_coef", "entropy_coef"), MIXED),
     **dict.fromkeys(("hidden_dropout", "attention_dropout", "dropout"), _DROPOUT),
     **dict.fromkeys(
-        ("packed_sequence", "packed_sequence_specs", "packing"),
-        "every row is a sequence of its own; packing needs Transformer Engine and is not offered yet; remove it",
+        ("packed_sequence", "packed_sequence_specs"),
+        "rows packed beforehand change which examples a step sees; set data.packing: true, which does not",
     ),
     "fp8": "fp8 rounds logits and gradients by scales that depend on the layout; use trainer.precision bf16 or fp32",
 }
-
 
 NEMO, BRIDGE = "nemo", "bridge"
 
@@ -102,7 +101,7 @@ SET_BY_THE_TRAINER = (
 
 _FSDP = "its wrappers and its gradient sums were never compared with the reference"
 _BATCH = "the sequences of a step, and with them N, would not be those of one global batch"
-_PACK = "packed rows need Transformer Engine and were never compared with the reference"
+_PACK = "rows that Bridge packs need Transformer Engine and were never compared with the reference"
 _COUNTS = "the steps left out would still be counted by an objective that moves"
 _TWICE = "a step computed twice is counted twice in the metrics and by an objective that moves"
 _OTHER_SECTIONS = (
@@ -196,6 +195,7 @@ def _exact(combination: str, why: str, shown_by: str) -> Exact:
 
 PARITY = "tests/engines/test_parity.py::test_the_first_step_is_that_of_one_process_in_float64"
 BRIDGE_PARITY = PARITY.replace("test_parity", "test_bridge_parity")
+_PACKED = "packed_rows_have_the_first_step_of_their_examples"
 EXACT = (
     _exact(
         "every objective, any threshold",
@@ -257,6 +257,13 @@ EXACT = (
         "tests/engines/test_bridge_parity.py::test_adapters_have_the_gradient_of_the_merged_model",
     ),
     Exact(
+        "`data.packing`",
+        "a step has the same examples, and attention stays inside each; shown with a mask on a CPU, while Transformer "
+        "Engine's attention of variable length, which a GPU takes, was not run",
+        PARITY.replace("the_first_step_is_that_of_one_process_in_float64", _PACKED),
+        BRIDGE_PARITY.replace("the_first_step_is_that_of_one_process_in_float64", _PACKED),
+    ),
+    Exact(
         "context parallelism",
         "the loss is a sum over tokens, shown on sliced batches; the model needs Transformer Engine, or it is refused",
         "tests/engines/test_parity.py::test_context_parallel_ranks_divide_by_the_tokens_of_all",
@@ -300,12 +307,26 @@ REFUSED_COMBINATIONS = (
         ("peft={name: lora}", "trainer.recompute=full"),
     ),
     RefusedCombination(
+        "`data.packing` with context parallelism",
+        "Megatron-Core 0.15 slices a row over the ranks as if it were one example",
+        ("data.packing=true", "parallel.context_parallel_size=2", "trainer.devices=2"),
+    ),
+    RefusedCombination(
+        "`trainer.attention_backend` `flash` or `fused` with fp32",
+        "neither has kernels for it",
+        ("trainer.attention_backend=flash", "trainer.precision=fp32"),
+    ),
+    RefusedCombination(
+        "`trainer.attention_backend: unfused` or `local` with context parallelism",
+        "neither can divide a sequence over ranks",
+        ("trainer.attention_backend=unfused", "trainer.devices=2", "parallel.context_parallel_size=2"),
+    ),
+    RefusedCombination(
         "2^31 or more tokens in a global batch",
         "Megatron counts them in int32",
         ("data.global_batch_size=4194304", "data.max_length=1024"),
     ),
 )
-
 
 INTRODUCTION = """\
 # What is exact, what is refused, and why
@@ -326,7 +347,8 @@ A Hugging Face model is refused where Megatron would compute another function th
 architecture other than Llama, Qwen2 or Qwen3, an activation other than SiLU, biases or sliding windows that are not
 built, unknown rope scaling, quantised weights, attention dropout, multi-token-prediction layers, and tensors that the
 architecture does not have, such as a bias of the output layer. Both spellings of rope are read: `rope_theta` with
-`rope_scaling`, and `rope_parameters` of transformers 5.
+`rope_scaling`, and `rope_parameters` of transformers 5. Refused, too, is a directory that transformers 4 and 5 would
+read as two models, and one whose weights transformers would replace (`adapter_config.json`, `transformers_weights`).
 
 Bridge takes over only `factor` of Llama's rope scaling; the rest are constants of Megatron-Core 0.16 and later, those
 of Llama 3.1 to 3.3. A model with others is refused with `engine: bridge`.

@@ -2,7 +2,8 @@
 
 `load` refuses, in one line that names place, key, value and remedy, every unknown, missing, duplicate, mistyped or
 out-of-range key and every combination that cannot train. Paths in a recipe are relative to the working directory. What
-needs other files than the recipe, except the diagnosis of a percentile, is checked by `preflight`.
+needs other files than the recipe is checked by `preflight`, except the diagnosis of a percentile and the file of a chat
+template: both are read here, and their content becomes a part of the recipe.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     tree, name = _source(source)
     for text in _once_each(overrides):
         tree = strictyaml.override(tree, text)
-    tree = _with_defaults(tree, name)
+    tree = _with_chat_template(_with_defaults(tree, name))
     _refuse_mixture(tree)
     recipe = dataclasses.replace(strictyaml.build(Recipe, tree, REFUSED_KEYS), tree=tree)
     _refuse_paths(recipe)
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
+    _refuse_packing(recipe)
     _refuse_head(recipe)
     _refuse_peft(recipe)
+    _refuse_attention(recipe)
     if not own_objective:
         objective.resolve(recipe, objective.any_rising)
         recipe = dataclasses.replace(recipe, objective="original")
@@ -50,6 +53,8 @@ def dump(recipe: Recipe) -> dict[str, Any]:
     plain = dataclasses.asdict(dataclasses.replace(recipe, tree=None, _resolved=None))
     del plain["tree"], plain["_resolved"]
     plain["optim"]["betas"] = list(recipe.optim.betas)
+    if isinstance(recipe.data.train, tuple):
+        plain["data"]["train"] = list(plain["data"]["train"])
     resolved = recipe.resolved
     plain["objective"] = resolved.objective.key
     if resolved.denominator != "target":
@@ -67,13 +72,7 @@ def _source(source: str | Path | Mapping[str, Any]) -> tuple[Node, str | None]:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"{path}: is longer than {MAX_BYTES} bytes; name a recipe, which is a page")
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8 text") from None
+        return _page(path, "recipe")
     except IsADirectoryError:
         raise ValueError(f"{path}: is a directory; name a recipe file in it") from None
     except FileNotFoundError:
@@ -83,6 +82,18 @@ def _read(path: Path) -> str:
         raise ValueError(f"{path}: no such recipe; {hint}") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); name a readable recipe file") from None
+
+
+def _page(path: Path, kind: str) -> str:
+    """A file of UTF-8 text. Raises OSError, or ValueError for bytes that are none or too many."""
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{path}: is longer than {MAX_BYTES} bytes; name a {kind}, which is a page")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the {kind} as UTF-8 text") from None
 
 
 def _once_each(overrides: Sequence[str]) -> Sequence[str]:
@@ -110,6 +121,28 @@ def _with_defaults(tree: Node, name: str | None) -> Node:
     return tree
 
 
+def _with_chat_template(tree: Node) -> Node:
+    """The content of the file in place of its name: the run, its run.yaml and its export do not depend on the file."""
+    given = strictyaml.plain(tree)
+    data = given.get("data") if isinstance(given, dict) else None
+    name = data.get("chat_template") if isinstance(data, dict) else None
+    if not isinstance(name, str) or "{" in name or not name.strip():
+        return tree
+    where = strictyaml.locate(tree, "data.chat_template")
+    problem = f"{where}: data.chat_template: {strictyaml.show(name)}"
+    if not name.isprintable():
+        raise ValueError(f"{problem} is no Jinja text, which has braces, nor the name of a file; give one of them")
+    try:
+        text = _page(Path(name), "template")
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        raise ValueError(f"{problem} is no Jinja text, which has braces, nor a file ({reason}); give one") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: data.chat_template: {error}") from None
+    strictyaml.check_text(text, f"{problem}")
+    return strictyaml.put(tree, "data.chat_template", Node(text, where))
+
+
 def _refuse_mixture(tree: Node) -> None:
     objective = tree.value.get("objective") if isinstance(tree.value, dict) else None
     if objective is not None and isinstance(objective.value, list):
@@ -117,11 +150,12 @@ def _refuse_mixture(tree: Node) -> None:
 
 
 def _refuse_paths(recipe: Recipe) -> None:
-    paths = {"run_dir": recipe.run_dir, "model.path": recipe.model.path, "data.train": recipe.data.train}
-    paths["diagnose.output"] = recipe.diagnose.output or "."
+    paths = [("run_dir", recipe.run_dir), ("model.path", recipe.model.path)]
+    paths += [("data.train", source.path) for source in recipe.data.sources]
+    paths += [("diagnose.output", recipe.diagnose.output or ".")]
     if isinstance(recipe.objective, ObjectiveConfig) and recipe.objective.keep is not None:
-        paths["objective.keep.diagnosis"] = recipe.objective.keep.diagnosis or "."
-    for key, text in paths.items():
+        paths += [("objective.keep.diagnosis", recipe.objective.keep.diagnosis or ".")]
+    for key, text in paths:
         # 255 bytes a name and 4096 a path are what Linux takes; a run's own files need some of the latter.
         fits = len(text.encode()) <= 2048 and all(len(part.encode()) <= 255 for part in Path(text).parts)
         if not text.isprintable() or not fits:
@@ -132,6 +166,8 @@ def _refuse_paths(recipe: Recipe) -> None:
 
 def _refuse_what_cannot_train(recipe: Recipe) -> None:
     data, optim, trainer, export = recipe.data, recipe.optim, recipe.trainer, recipe.export
+    if not data.sources:
+        raise recipe.error("data.train", "[] names no data; give at least one file or data set")
     if data.prompt_key == data.response_key:
         problem = f"{strictyaml.show(data.response_key)} is data.prompt_key, too; name the field that holds the answer"
         raise recipe.error("data.response_key", problem, "data.prompt_key")
@@ -153,6 +189,16 @@ def _refuse_what_cannot_train(recipe: Recipe) -> None:
     if export.dtype is not None and not export.at_end:
         problem = f"{export.dtype} has no effect without export.at_end; set export.at_end: true"
         raise recipe.error("export.dtype", problem, "export.at_end")
+
+
+def _refuse_packing(recipe: Recipe) -> None:
+    cp = recipe.parallel.context_parallel_size
+    if recipe.data.packing and cp > 1:
+        problem = (
+            f"true with parallel.context_parallel_size {cp}: Megatron-Core 0.15 would slice a row over the ranks as if "
+            "it were one example; set one of them to its default"
+        )
+        raise recipe.error("data.packing", problem, "parallel.context_parallel_size")
 
 
 def _refuse_head(recipe: Recipe) -> None:
@@ -179,6 +225,17 @@ def _refuse_peft(recipe: Recipe) -> None:
             "frozen embedding has none; use selective or none"
         )
         raise recipe.error("trainer.recompute", problem, "peft")
+
+
+def _refuse_attention(recipe: Recipe) -> None:
+    """What Transformer Engine would find no kernel for, with CUDA or without."""
+    backend, cp = recipe.trainer.attention_backend, recipe.parallel.context_parallel_size
+    if backend in ("flash", "fused") and recipe.trainer.precision == "fp32":
+        problem = f"{backend} has no kernels for trainer.precision fp32; use auto or unfused, or precision bf16"
+        raise recipe.error("trainer.attention_backend", problem, "trainer.precision")
+    if backend in ("unfused", "local") and cp > 1:
+        problem = f"{backend} attention cannot divide a sequence over context_parallel_size {cp}; use auto, or size 1"
+        raise recipe.error("trainer.attention_backend", problem, "parallel.context_parallel_size")
 
 
 def _refuse_layout(recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ Positive = Annotated[float, Bound("above 0", lambda x: x > 0)]
 Share = Annotated[float, Bound("in [0, 1)", lambda x: 0 <= x < 1)]
 Fraction = Annotated[float, Bound("in [0, 1]", lambda x: 0 <= x <= 1)]
 Beta = Annotated[float, Bound("in [0, 1)", lambda x: 0 <= x < 1)]
+Weight = Annotated[float, Bound("above 0 and up to 1000", lambda x: 0 < x <= 1000)]
 Percentile = Annotated[float, Bound("in (0, 100)", lambda x: 0 < x < 100)]
 
 
@@ -31,16 +32,40 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One of several sources of training data."""
+
+    path: str = field(metadata={"give": "a .jsonl or .parquet file, or the name of a Hugging Face data set"})
+    split: str | None = None  # null: data.split
+    weight: Weight = 1.0  # how often its examples occur: 0.5 is half of them
+    max_rows: Size | None = None  # from its beginning
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    train: str = field(metadata={"give": "a .jsonl or .parquet file, or the name of a Hugging Face data set"})
+    train: str | tuple[str | SourceConfig, ...] = field(
+        metadata={"give": "a .jsonl or .parquet file, or the name of a Hugging Face data set"}
+    )
     split: str = "train"  # of a Hugging Face data set
     max_length: AtLeast2 = 2048  # tokens, prompt and response
-    global_batch_size: Size = 256  # sequences per optimizer step
-    micro_batch_size: Size = 1  # sequences per forward pass of one data-parallel rank
+    global_batch_size: Size = 256  # examples per optimizer step
+    micro_batch_size: Size = 1  # rows per forward pass of one data-parallel rank
+    packing: bool = False  # rows of several examples, up to max_length; without it a row is an example
     long_prompts: Literal["error", "skip"] = "error"  # a prompt that leaves no room for the response
-    chat_template: str | None = None  # Jinja text instead of the tokenizer's own
+    chat_template: str | None = None  # Jinja text instead of the tokenizer's own; `load` reads it from a file
+    supervise: Literal["answers", "last", "flagged"] = "answers"  # which turns the loss covers
     prompt_key: str = "prompt"  # field of a row, dotted for a nested one
     response_key: str = "response"
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """What `train` names, as a list."""
+        given = (self.train,) if isinstance(self.train, str) else self.train
+        return tuple(SourceConfig(entry) if isinstance(entry, str) else entry for entry in given)
+
+    @property
+    def name(self) -> str:
+        return ", ".join(source.path for source in self.sources)
 
 
 @dataclass(frozen=True)
@@ -107,6 +132,7 @@ class TrainerConfig:
     max_steps: Size | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     recompute: Literal["none", "selective", "full"] = "none"
+    attention_backend: Literal["auto", "flash", "fused", "unfused", "local"] = "auto"  # Megatron's AttnBackend
     seed: Annotated[int, Bound("from 0 to 2**32 - 1", lambda n: 0 <= n < 2**32)] = 0
 
 
@@ -209,5 +235,16 @@ class Recipe:
 
     @property
     def num_micro_batches(self) -> int:
-        """Micro-batches per data-parallel rank and optimizer step."""
+        """Micro-batches per data-parallel rank and optimizer step, if nothing is packed."""
         return self.data.global_batch_size // (self.data.micro_batch_size * self.data_parallel_size)
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a step come in multiples of it: the same whole micro-batches on every rank.
+
+        Megatron wants them in multiples of the pipeline parallel size, if stages are virtual.
+        """
+        parallel = self.parallel
+        is_virtual = parallel.virtual_pipeline_model_parallel_size is not None
+        times = parallel.pipeline_model_parallel_size if is_virtual else 1
+        return self.data.micro_batch_size * self.data_parallel_size * times

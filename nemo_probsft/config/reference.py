@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from nemo_probsft.config import Recipe
-from nemo_probsft.config.strictyaml import schema
+from nemo_probsft.config.strictyaml import schema, sections_of
 
 MEANINGS = {
     "run_dir": "Directory for everything that a run leaves behind. Never overwritten.",
@@ -23,13 +23,28 @@ MEANINGS = {
     "model.path": "Hugging Face directory or hub name, or a checkpoint of NeMo 2 or Megatron-Bridge.",
     "model.revision": "Branch, tag or commit of the hub name.",
     "model.trust_remote_code": "Run code that the model's repository brings.",
-    "data.train": "`.jsonl` or `.parquet` file, saved data set, or the name of a Hugging Face data set.",
+    "data.train": (
+        "`.jsonl` or `.parquet` file, saved data set, or the name of a Hugging Face data set; or a list of them, see "
+        "[data](data.md)."
+    ),
+    "data.train[].path": "Of a list: the file or data set. An entry that is only text is its path.",
+    "data.train[].split": "Of a list: the split. null takes `data.split`.",
+    "data.train[].weight": "Of a list: how often its examples occur. 0.5 takes half of them, 2 each twice.",
+    "data.train[].max_rows": "Of a list: take only so many rows, from the beginning.",
     "data.split": "Split of the data set.",
     "data.max_length": "Most tokens of an example, prompt and response together.",
-    "data.global_batch_size": "Sequences per optimizer step.",
-    "data.micro_batch_size": "Sequences per forward pass of one data-parallel rank.",
+    "data.global_batch_size": "Examples per optimizer step.",
+    "data.micro_batch_size": "Rows per forward pass of one data-parallel rank. Without packing, a row is an example.",
+    "data.packing": (
+        "Put several examples into each row of `max_length`. Loss and gradient stay the same: see "
+        "[packing](packing.md). `nemo-probsft diagnose` never packs."
+    ),
     "data.long_prompts": "What to do with a prompt that leaves no room for its response.",
-    "data.chat_template": "Jinja text to use instead of the tokenizer's template.",
+    "data.chat_template": "Jinja text to use instead of the tokenizer's template, or the file that it stands in.",
+    "data.supervise": (
+        "What the loss covers: every answer of a conversation, only the `last`, or those `flagged` by `weight: 1` in "
+        "their turn. An answer with `weight: 0` is never covered. See [data](data.md)."
+    ),
     "data.prompt_key": "Field of a row that holds the prompt. Use dots for a nested one.",
     "data.response_key": "Field of a row that holds the response.",
     "objective": "A key such as `p` or `GeneralFamily-10`, or a mapping of the keys below.",
@@ -78,6 +93,10 @@ MEANINGS = {
     "trainer.max_steps": "Optimizer steps, instead of epochs.",
     "trainer.precision": "`bf16` keeps fp32 master weights and moments.",
     "trainer.recompute": "Compute activations again in the backward pass, to save memory.",
+    "trainer.attention_backend": (
+        "Attention on a GPU. `auto`: the fastest that Transformer Engine can use. `flash` (flash-attn), `fused` "
+        "(cuDNN), `unfused` (no special kernels), `local` (Megatron's own). A CPU always has Megatron's own."
+    ),
     "trainer.seed": "Seed of the data order and of new parameters.",
     "head.skip_rows": (
         "Skip the LM head for tokens without a loss, and its backward pass for tokens whose gradient is zero. Exact."
@@ -117,9 +136,10 @@ TAIL = """
 ## Continue a run
 
 Start the same recipe again and the run continues from its last checkpoint. In between you may change the layout
-(`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `trainer.recompute`, `head.skip_rows`,
-`head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`, `diagnose`). Anything else makes it another run,
-which is refused: give it another `run_dir`. A run goes on with the engine that it was started with.
+(`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `data.packing`, `trainer.recompute`,
+`trainer.attention_backend`, `head.skip_rows`, `head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`,
+`diagnose`). Anything else makes it another run, which is refused: give it another `run_dir`. A run goes on with the
+engine that it was started with.
 """
 
 
@@ -137,8 +157,8 @@ def keys(cls: type = Recipe, prefix: str = "") -> Iterator[Key]:
         sections = [part for part in parts if dataclasses.is_dataclass(part)]
         if len(sections) < len([part for part in parts if part is not type(None)]):
             yield Key(prefix + name, _kind(hint), FILLED_IN.get(prefix + name) or _default(defaults[name]))
-        for section in sections:
-            yield from keys(typing.cast(type, section), f"{prefix}{name}.")
+        for section, at in sections_of(hint):
+            yield from keys(section, f"{prefix}{name}{at}.")
 
 
 def page() -> str:

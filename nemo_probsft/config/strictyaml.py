@@ -230,9 +230,19 @@ def _all_keys(cls: type, prefix: str = "") -> list[str]:
     keys = []
     for name, hint in schema(cls).items():
         keys.append(prefix + name)
-        for section in _sections([hint, *typing.get_args(hint)]):
-            keys += _all_keys(section, f"{prefix}{name}.")
+        for section, at in sections_of(hint):
+            keys += _all_keys(section, f"{prefix}{name}{at}.")
     return keys
+
+
+def sections_of(hint: Any, at: str = "") -> Iterator[tuple[type, str]]:
+    """The dataclasses that a value of this type may be a mapping of, "[]" with those that stand in a list."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        yield hint, at
+    if typing.get_origin(hint) is tuple:
+        at += "[]"
+    for inner in typing.get_args(hint):
+        yield from sections_of(inner, at)
 
 
 def _sections(hints: Iterable[Any]) -> list[type]:
@@ -264,6 +274,7 @@ class _Builder:
         if name in self.refused:
             return self.refused[name]
         elsewhere = [key for key in self.all_keys if key.rpartition(".")[2] == name]
+        elsewhere.sort(key=lambda key: "[]" in key)
         beside = [prefix + close for close in difflib.get_close_matches(name.lower(), known, n=1)]
         if suggestions := elsewhere + beside:
             return f"unknown key; did you mean {suggestions[0]}?"
@@ -287,15 +298,18 @@ class _Builder:
         return self.section(hint, node, key) if _sections([hint]) else _exact(hint, node, key)
 
     def union(self, args: tuple[Any, ...], node: Node, key: str) -> Any:
-        """null where None is allowed, a mapping for a dataclass, anything else for the remaining type."""
+        """null where None is allowed, a mapping for a dataclass, a list for a tuple, else the remaining type."""
         if node.value is None and type(None) in args:
             return None
-        sections = _sections(args)
-        others = [arg for arg in args if arg is not type(None) and arg not in sections]
-        if sections and (isinstance(node.value, dict) or not others):
+        sections, lists = _sections(args), [arg for arg in args if typing.get_origin(arg) is tuple]
+        others = [arg for arg in args if arg is not type(None) and arg not in (*sections, *lists)]
+        if sections and (isinstance(node.value, dict) or not (others or lists)):
             return self.section(sections[0], node, key)
-        if sections and (node.value is None or isinstance(node.value, list)):
-            raise _mistyped(node, key, f"{TYPE_NAMES[others[0]]} or a mapping")
+        if lists and (isinstance(node.value, list) or not others):
+            return self.convert(lists[0], node, key)
+        if (sections or lists) and not isinstance(node.value, (bool, int, float, str)):
+            also = " or a mapping" * bool(sections) + " or a list" * bool(lists)
+            raise _mistyped(node, key, f"{TYPE_NAMES[others[0]]}{also}")
         return self.convert(others[0], node, key)
 
 

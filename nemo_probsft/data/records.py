@@ -34,15 +34,18 @@ class Record(NamedTuple):
     number: int  # of the line in a .jsonl file, of the object or row elsewhere, from 1
 
 
-def read_file(path: Path) -> Iterator[Record]:
-    """The records of a .jsonl, .json (one list) or .parquet file in their order, never all of them in memory."""
+def read_file(path: Path, refused: Callable[[ValueError], None] | None = None) -> Iterator[Record]:
+    """The records of a .jsonl, .json (one list) or .parquet file in their order, never all of them in memory.
+
+    refused: is given what a line of a .jsonl file is refused for, and the next line is read.
+    """
     if path.suffix not in READERS:
         raise ValueError(f"{path}: unknown ending {path.suffix!r}: must be one of {', '.join(READERS)}")
     form, read = READERS[path.suffix]
     try:
         if path.stat().st_size == 0:
             raise ValueError(f"{path}: is empty (0 bytes): must be a {form} file with at least one row")
-        yield from read(path)
+        yield from _json_lines(path, refused) if path.suffix == ".jsonl" else read(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}): check its permissions and its disk") from None
 
@@ -55,6 +58,12 @@ def count_records(path: Path) -> int:
 
     with _readable_parquet(path, lambda: 0):
         return parquet.read_metadata(path).num_rows
+
+
+def num_lines(path: Path) -> int:
+    """Lines of a text file, at the speed of the disk."""
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK), b""))
 
 
 def is_saved(directory: Path) -> bool:
@@ -138,14 +147,22 @@ def half_surrogate(text: str) -> int | None:
     return None
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
+def _json_lines(path: Path, refused: Callable[[ValueError], None] | None = None) -> Iterator[Record]:
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(MAX_RECORD + 1), b""), 1):
             where = f"{path} line {number}"
             if len(line) > MAX_RECORD:
                 raise ValueError(f"{where}: is longer than {MAX_RECORD} bytes: write one object a line")
-            if line.strip():
-                yield Record(parse_json(line, where, first=number == 1), where, number)
+            if not line.strip():
+                continue
+            try:
+                fields = parse_json(line, where, first=number == 1)
+            except ValueError as error:
+                if refused is None:
+                    raise
+                refused(error)
+                continue
+            yield Record(fields, where, number)
 
 
 def _json_list(path: Path) -> Iterator[Record]:

@@ -1,8 +1,6 @@
-"""Rows to tokens: which ids the model sees, and which of them the loss covers.
+"""Rows to a tokenized data set. Tokenizing is done once, in the parent process; the ranks map the saved arrays.
 
-With a chat template the loss covers every assistant turn with its end token; without one a row is prompt + response +
-end token, and no BOS that the tokenizer would not add by itself. Training and evaluation take the ids of a prompt from
-the same code (`prompt_ids`). Tokenizing is done once, in the parent process; the ranks map the saved arrays.
+Which ids a row has, and which of them the loss covers, says `spans`.
 """
 
 from __future__ import annotations
@@ -13,24 +11,21 @@ import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nemo_probsft.data import records
-from nemo_probsft.data import rows as rows_module
-from nemo_probsft.data.bounded import bounded
-from nemo_probsft.data.rows import Row, read_rows, source_digest
-from nemo_probsft.files import first_line
+from nemo_probsft.data import fidelity, records, rows, spans, templates, turns
+from nemo_probsft.data.rows import Row
+from nemo_probsft.data.spans import prompt_ids as prompt_ids
+from nemo_probsft.data.spans import token_ids as token_ids
+from nemo_probsft.progress import Progress
 
 LONG_PROMPTS = ("error", "skip")
-# A template is a program that comes with a model or a recipe.
-TEMPLATE_SECONDS = 10.0
-TEMPLATE_BYTES = 1 << 31
-MAX_CHARACTERS = 1 << 26  # of a rendered row
+CODE = (fidelity, records, rows, spans, templates, turns)  # what decides the ids of a row, and is said of it
 TOKENS = ("input_ids", "loss_mask", "offsets")  # what is trained on
 
 
@@ -39,6 +34,23 @@ class Example(NamedTuple):
 
     input_ids: np.ndarray  # [L] int32
     loss_mask: np.ndarray  # [L] uint8
+
+
+class Note(NamedTuple):
+    """What is not as rows have it: how many they are, and where the first of them is."""
+
+    text: str
+    num_rows: int
+    first: str
+
+
+class FileCounts(NamedTuple):
+    """What a data set of several files has of one: examples of the file, and how many of the data set come from it."""
+
+    name: str
+    num_in_file: int
+    num_examples: int
+    num_target_tokens: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,15 @@ class DataSummary:
     num_truncated: int
     num_skipped: int
     longest: int
+    notes: tuple[Note, ...] = ()
+    files: tuple[FileCounts, ...] = ()  # in the order of the examples; () where there is one
+
+    @classmethod
+    def load(cls, path: Path) -> DataSummary:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        notes = tuple(Note(*note) for note in content.pop("notes", ()))
+        files = tuple(FileCounts(*file) for file in content.pop("files", ()))
+        return cls(**content, notes=notes, files=files)
 
 
 @dataclass(frozen=True)
@@ -71,6 +92,18 @@ class TokenizedDataset:
             raise IndexError(index)
         span = slice(self.offsets[index], self.offsets[index + 1])
         return Example(self.input_ids[span], self.loss_mask[span])
+
+    def positions(self) -> np.ndarray:
+        """[num_examples] int64: positions that each example takes in a row; its last token is a label only."""
+        return np.diff(self.offsets) - 1
+
+    def place(self, index: int) -> int | str:
+        """The row that an example is, with its file where there are several."""
+        row = int(self.rows[index])
+        if not self.summary.files:
+            return row
+        ends = np.cumsum([file.num_examples for file in self.summary.files])
+        return f"{self.summary.files[np.searchsorted(ends, index, side='right')].name} {row}"
 
     def num_targets(self) -> np.ndarray:
         """[num_examples] int64: tokens of each example that the loss covers."""
@@ -93,8 +126,7 @@ class TokenizedDataset:
     def load(cls, directory: Path) -> TokenizedDataset:
         """Map a saved data set into memory; processes on one machine share the pages."""
         arrays = map_arrays(directory, (*TOKENS, "rows"))
-        summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-        return cls(**arrays, summary=DataSummary(**summary))
+        return cls(**arrays, summary=DataSummary.load(directory / "summary.json"))
 
 
 def map_arrays(directory: Path, names: Iterable[str] = TOKENS) -> dict[str, np.ndarray]:
@@ -102,30 +134,45 @@ def map_arrays(directory: Path, names: Iterable[str] = TOKENS) -> dict[str, np.n
     return {name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
 
 
-def tokenized(
+def tokenized(source: str | Path, tokenizer: Any, cache_dir: Path, **settings: Any) -> Path:
+    """Tokenize `source` into a directory under `cache_dir`, unless it is there; `TokenizedDataset.load` reads it.
+
+    settings: those of `of_source`. The directory's name is that of `cache_name`.
+    """
+    directory = cache_dir / cache_name(source, tokenizer, **settings)
+    if not directory.exists():
+        of_source(source, tokenizer, **settings).save(directory)
+    return directory
+
+
+def cache_name(source: str | Path, tokenizer: Any, *, split: str = "train", **settings: Any) -> str:
+    """A hash of the source's content, the tokenizer's files, the settings and the code that decides."""
+    content = [rows.source_digest(source, split), tokenizer_digest(tokenizer), split, settings]
+    sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for file in (__file__, *(str(module.__file__) for module in CODE)):
+        sha.update(Path(file).read_bytes())
+    return sha.hexdigest()
+
+
+def of_source(
     source: str | Path,
     tokenizer: Any,
-    cache_dir: Path,
     *,
     max_length: int,
     split: str = "train",
     prompt_key: str = "prompt",
     response_key: str = "response",
     long_prompts: str = "error",
-) -> Path:
-    """Tokenize `source` into a directory under `cache_dir`, unless it is there; `TokenizedDataset.load` reads it.
-
-    The directory's name is a hash of the source's content, the tokenizer's files, the settings and this code.
-    """
-    settings = [split, prompt_key, response_key, max_length, long_prompts]
-    sha = hashlib.sha256(json.dumps([source_digest(source, split), tokenizer_digest(tokenizer), settings]).encode())
-    for code in (__file__, rows_module.__file__, records.__file__):
-        sha.update(Path(code).read_bytes())
-    directory = cache_dir / sha.hexdigest()
-    if not directory.exists():
-        rows = read_rows(source, split, prompt_key=prompt_key, response_key=response_key)
-        tokenize(rows, tokenizer, max_length=max_length, long_prompts=long_prompts).save(directory)
-    return directory
+    supervise: str = "answers",
+    max_rows: int | None = None,
+) -> TokenizedDataset:
+    """The rows of a file or data set, see `rows.read_rows`, tokenized in memory, see `tokenize`."""
+    found = rows.read_rows(source, split, prompt_key=prompt_key, response_key=response_key, max_rows=max_rows)
+    total = rows.num_lines(source)
+    with Progress(f"tokenize {source}", total and min(total, max_rows or total), "rows", after=2.0) as progress:
+        return tokenize(
+            progress.each(found), tokenizer, max_length=max_length, long_prompts=long_prompts, supervise=supervise
+        )
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -174,8 +221,10 @@ def padding_id(tokenizer: Any) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_length: int, long_prompts: str = "error") -> TokenizedDataset:
-    """Tokenize rows, cut on the right to `max_length` tokens.
+def tokenize(
+    found: Iterable[Row], tokenizer: Any, *, max_length: int, long_prompts: str = "error", supervise: str = "answers"
+) -> TokenizedDataset:
+    """Tokenize rows, cut on the right to `max_length` tokens; supervise: see `spans.SUPERVISE`.
 
     A row whose first prompt leaves no room for an answer is an error or skipped, as `long_prompts` says.
     """
@@ -184,18 +233,16 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_length: int, long_promp
     if max_length < 2:
         raise ValueError(f"max_length is {max_length}: must be at least 2, for a prompt and an answer")
     input_ids, loss_mask, lengths, numbers = array("i"), array("B"), array("q"), array("q")
+    notes: dict[str, Note] = {}
     num_truncated = num_skipped = 0
-    for row in rows:
-        ids, is_target = token_ids(tokenizer, row)
-        num_prompt = is_target.index(1)
-        if num_prompt >= max_length:
+    for row in found:
+        ids, is_target, said = spans.tokens_of(tokenizer, row, supervise)
+        if room_error := prompt_problem(row, is_target, max_length):
             if long_prompts == "error":
-                raise ValueError(
-                    f"{row.where}: its prompt of {num_prompt} tokens fills max_length {max_length}: "
-                    "raise max_length, or set long_prompts to skip"
-                )
+                raise ValueError(room_error)
             num_skipped += 1
             continue
+        count(notes, said, row.where)
         num_truncated += len(ids) > max_length
         ids, is_target = ids[:max_length], is_target[:max_length]
         input_ids.extend(ids)
@@ -212,39 +259,46 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, *, max_length: int, long_promp
         num_truncated=num_truncated,
         num_skipped=num_skipped,
         longest=max(lengths),
+        notes=tuple(notes.values()),
     )
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     rows_of = np.frombuffer(numbers, dtype=np.int64)
     return TokenizedDataset(np.frombuffer(input_ids, dtype=np.int32), mask, offsets, rows_of, summary)
 
 
-def token_ids(tokenizer: Any, row: Row) -> tuple[list[int], list[int]]:
-    """Ids of a row and, aligned with them, 1 for each token of an answer or its end token."""
-    ids: list[int] = []
-    is_target: list[int] = []
-    for new_ids, is_answer in _spans(tokenizer, row.messages, row.where):
-        if is_answer and len(new_ids) < 2:
-            raise ValueError(f"{row.where}: an answer has no token but its end token: drop the row")
-        if not ids and not new_ids:
-            raise ValueError(f"{row.where}: its prompt has no tokens: the first answer token needs one before it")
-        ids += new_ids
-        is_target += [int(is_answer)] * len(new_ids)
-    return ids, is_target
+def prompt_problem(row: Row, is_target: Sequence[int], max_length: int) -> str | None:
+    """Why a row has no target among its first `max_length` tokens; None where it has one."""
+    num_prompt = is_target.index(1)
+    if num_prompt < max_length:
+        return None
+    return (
+        f"{row.where}: its prompt of {num_prompt} tokens fills max_length {max_length}: "
+        "raise max_length, or set long_prompts to skip"
+    )
 
 
-def prompt_ids(tokenizer: Any, row: Row | Mapping[str, Any]) -> list[int]:
-    """Ids that come before the last answer, which need not be there: what the model is given at evaluation.
+def said(notes: Iterable[Note]) -> list[tuple[str, str]]:
+    """(how many rows, what of them): a line for each kind of note, and one for all fields of a kind."""
+    kinds: dict[str, list[Note]] = {}
+    for note in notes:
+        kinds.setdefault(note.text.partition(": ")[0] if note.text.endswith("'") else note.text, []).append(note)
+    lines = []
+    for kind, group in kinds.items():
+        if len(group) == 1:
+            lines.append((f"{group[0].num_rows} (first: {group[0].first})", group[0].text))
+        else:  # fields, each with its name at the end
+            names = ", ".join(f"{note.text.rpartition(': ')[2]} ({note.num_rows})" for note in group)
+            lines.append(
+                (f"up to {max(note.num_rows for note in group)} (first: {group[0].first})", f"{kind}: {names}")
+            )
+    return lines
 
-    Equal to the start of the row's ids in training. `row` may be `{"prompt": ...}` or `{"messages": [...]}`.
-    """
-    if isinstance(row, Row):
-        messages = row.messages
-    else:
-        messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    where = row.where if isinstance(row, Row) else "prompt"
-    return [token for ids, _ in _spans(tokenizer, messages, where) for token in ids]
+
+def count(notes: dict[str, Note], said: Iterable[str], where: str) -> None:
+    """Add what is said of one row."""
+    for text in dict.fromkeys(said):
+        before = notes.get(text, Note(text, 0, where))
+        notes[text] = before._replace(num_rows=before.num_rows + 1)
 
 
 def preview(dataset: TokenizedDataset, tokenizer: Any, index: int = 0, max_chars: int = 400) -> str:
@@ -259,94 +313,3 @@ def preview(dataset: TokenizedDataset, tokenizer: Any, index: int = 0, max_chars
             part = f"{part[: max_chars // 2]} ... {part[-max_chars // 2 :]}"
         text += f"[[{part}]]" if i % 2 else part
     return f"example {index}: {len(ids)} tokens, {int(mask.sum())} targets in [[ ]]\n{text}"
-
-
-def _spans(tokenizer: Any, messages: list[dict[str, str]], where: str) -> Iterator[tuple[list[int], bool]]:
-    """Token ids in order, prompts and answers (True) in turn; an answer comes with its end token."""
-    if tokenizer.chat_template is None:
-        yield from _plain_spans(tokenizer, messages, where)
-        return
-    text, ids = "", list[int]()
-    for new_text, is_answer in _rendered_spans(tokenizer, messages, where):
-        # Tokenized as one text where that keeps the ids of the prompt, which is what the model is given at evaluation.
-        # Where a token would span the border, the two sides are tokenized apart.
-        all_ids = _encode(tokenizer, text + new_text)
-        new_ids = all_ids[len(ids) :] if all_ids[: len(ids)] == ids else _encode(tokenizer, new_text)
-        yield new_ids, is_answer
-        text, ids = text + new_text, ids + new_ids
-
-
-def _plain_spans(tokenizer: Any, messages: list[dict[str, str]], where: str) -> Iterator[tuple[list[int], bool]]:
-    roles = [message["role"] for message in messages]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise ValueError(
-            f"{where}: has turns {', '.join(roles)}, but the tokenizer has no chat template: "
-            "give prompt and response, or a tokenizer with one"
-        )
-    prompt = messages[0]["content"]
-    ids = tokenizer(prompt)["input_ids"]
-    if ids[-1:] == [tokenizer.eos_token_id] and _encode(tokenizer, prompt) != ids:
-        raise ValueError(
-            f"{where}: the tokenizer ends prompts with {tokenizer.eos_token!r}: turn its add_eos_token off"
-        )
-    yield ids, False
-    if len(messages) == 2:
-        yield [*_encode(tokenizer, messages[1]["content"]), tokenizer.eos_token_id], True
-
-
-def _rendered_spans(tokenizer: Any, messages: list[dict[str, str]], where: str) -> Iterator[tuple[str, bool]]:
-    """What the template writes for the turns up to each answer, and for the answer itself.
-
-    Rendering a longer conversation must only add text, or an answer would be trained after another text than it follows
-    in use; templates that rewrite earlier turns (Qwen3 drops their reasoning) are refused.
-    """
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    done = ""
-    for i in answers if messages[-1]["role"] == "assistant" else [*answers, len(messages)]:
-        prompt = _render(tokenizer, messages[:i], where, add_generation_prompt=True)
-        _check_prefix(done, prompt, f"messages[{i - 1}]", where)
-        yield prompt[len(done) :], False
-        if i < len(messages):
-            rendered = _render(tokenizer, messages[: i + 1], where, add_generation_prompt=False)
-            _check_prefix(prompt, rendered, f"messages[{i}]", where)
-            answer = _up_to_end_token(tokenizer, rendered[len(prompt) :], where)
-            yield answer, True
-            done = prompt + answer
-
-
-def _render(tokenizer: Any, messages: list[dict[str, str]], where: str, *, add_generation_prompt: bool) -> str:
-    try:
-        with bounded(TEMPLATE_SECONDS, TEMPLATE_BYTES):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Exception as error:  # a template is the user's program, which raises what it likes
-        reason = f"{type(error).__name__} ({first_line(error)})"
-        raise ValueError(f"{where}: the chat template raised {reason}: mend row or template") from error
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{where}: the chat template wrote {len(text)} characters: mend row or template")
-    return text
-
-
-def _check_prefix(shorter: str, longer: str, turn: str, where: str) -> None:
-    if longer.startswith(shorter):
-        return
-    same = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
-    raise ValueError(
-        f"{where}: the chat template rewrites earlier text when it adds {turn}: {shorter[same : same + 20]!r} becomes "
-        f"{longer[same : same + 20]!r}; split the row into single turns, or use a template that only adds text"
-    )
-
-
-def _up_to_end_token(tokenizer: Any, answer: str, where: str) -> str:
-    """The answer without the white space that templates put after its end token."""
-    answer = answer.rstrip()
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if not answer.endswith(tuple(special | {tokenizer.eos_token})):
-        raise ValueError(
-            f"{where}: the chat template ends an answer with {answer[-20:]!r}, no special token of the tokenizer: "
-            "the model would never learn to stop; use a template that ends answers with one"
-        )
-    return answer
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]

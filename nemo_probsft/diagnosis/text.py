@@ -19,7 +19,8 @@ PROMPT_TOKENS, ANSWER_TOKENS = 100, 150  # shown of an example: the end of what 
 def least_likely_tokens(targets: Targets, dataset: TokenizedDataset, tokenizer: Any) -> list[dict[str, Any]]:
     """The targets with the lowest log p, the lowest first, between the text before and after them.
 
-    row is the line of a .jsonl file or the row of another source, from 1; position is the place in the answer, from 1.
+    row is the line of a .jsonl file or the row of another source, from 1, after the name of one of several files;
+    position is the place in the answer, from 1.
     """
     p, place = targets.p, targets.place_in_answer()
     found = []
@@ -31,7 +32,7 @@ def least_likely_tokens(targets: Targets, dataset: TokenizedDataset, tokenizer: 
         before, token, after = parts[: position - start], parts[position - start], parts[position - start + 1 :]
         found.append(
             {
-                "row": int(dataset.rows[example]),
+                "row": dataset.place(example),
                 "example": example,
                 "position": int(place[t]),
                 "logp": float(targets.logp[t]),
@@ -63,7 +64,7 @@ def least_likely_examples(targets: Targets, dataset: TokenizedDataset, tokenizer
         p_at = dict(zip(positions.tolist(), p[span].tolist(), strict=True))
         found.append(
             {
-                "row": int(dataset.rows[example]),
+                "row": dataset.place(example),
                 "example": example,
                 "num_tokens": len(positions),
                 "mean_nll": float(mean_nll[i]),

@@ -15,9 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemo_probsft.ops.logprob import Shard, implementation
-
-_NONE_IGNORED = torch.iinfo(torch.int64).min
+from nemo_probsft.ops.logprob import implementation
+from nemo_probsft.ops.targets import Shard, Targets
 
 
 @dataclass
@@ -66,14 +65,15 @@ def lm_head_logprob(
     Raises: ValueError as `target_logprob` does, and for shapes and options that cannot be.
     """
     shard = Shard.of(weight.shape[0], tp_group, vocab_size)
-    _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below)
+    _check(hidden, weight, labels, loss_mask, rows, shard, sequence_parallel, chunk_tokens, skip_below)
     if rows is None:
         rows = _rows(labels, loss_mask, ignore_index)
     else:
         _check_rows(rows, labels, loss_mask, ignore_index)
     options = _Options(sequence_parallel and shard.tp > 1, chunk_tokens, skip_below, find_zeros, accumulate_main_grad)
     report = HeadReport() if report is None else report
-    return _LmHead.apply(hidden, weight, labels, rows, shard, options, report)
+    Targets(labels, shard, ignore_index, rows).check()
+    return _LmHead.apply(hidden, weight, labels, rows, shard, ignore_index, options, report)
 
 
 @dataclass(frozen=True)
@@ -87,53 +87,49 @@ class _Options:
 
 class _LmHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, rows, shard, options, report) -> Tensor:
+    def forward(ctx, hidden, weight, labels, rows, shard, ignore_index, options, report) -> Tensor:
         every = _gather(hidden, shard) if options.sequence_parallel else hidden
-        kept = every.reshape(-1, hidden.shape[-1]).index_select(0, rows)
-        target = labels.reshape(-1)[rows]
-        shard.check_labels(target, _NONE_IGNORED)
-        column = shard.column(target)
+        kept = _take(every.reshape(-1, hidden.shape[-1]), rows)
+        steps, real = implementation(kept), weight[: shard.valid]
         stats = torch.empty(3, len(rows), dtype=torch.float32, device=hidden.device)
-        real = weight[: shard.valid]
-        rows_of = implementation(kept)
-        skip = torch.zeros_like(target, dtype=torch.bool)
+        make = torch.empty if len(rows) == labels.numel() else torch.zeros
+        logp = make(labels.shape, dtype=torch.float32, device=hidden.device)
         for chunk in _chunks(len(rows), options.chunk_tokens):
             logits = kept[chunk] @ real.t()
-            rows_of.row_stats(logits, column[chunk], skip[chunk], stats[:, chunk])
-        logp, scale = shard.combine(stats, target, ignore_index=_NONE_IGNORED)
+            steps.statistics(logits, Targets(labels, shard, ignore_index, rows[chunk]), stats[:, chunk], logp)
+        if shard.tp > 1:
+            steps.combine(shard.gather(stats), Targets(labels, shard, ignore_index, rows), stats, logp)
         saved = () if options.chunk_tokens or not len(rows) else (logits,)
-        ctx.save_for_backward(kept, weight, rows, column, stats[0].clone(), scale, logp, *saved)
-        ctx.shard, ctx.options, ctx.report, ctx.shape = shard, options, report, hidden.shape
-        ctx.rows_of = rows_of
+        ctx.save_for_backward(kept, weight, labels, rows, stats, *saved)
+        ctx.shard, ctx.ignore_index, ctx.options, ctx.report = shard, ignore_index, options, report
+        ctx.steps, ctx.shape = steps, hidden.shape
         report.num_tokens += labels.numel()
         report.num_forward += len(rows)
-        return torch.zeros(labels.numel(), device=logp.device).index_copy(0, rows, logp).view(labels.shape)
+        return logp
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dlogp: Tensor):
-        kept, weight, rows, column, top, scale, logp, *saved = ctx.saved_tensors
+        kept, weight, labels, rows, stats, *saved = ctx.saved_tensors
         shard, options = ctx.shard, ctx.options
-        g = dlogp.reshape(-1)[rows].float()
-        active = _active_rows(g, options, ctx.report)
-        g, rows = g[active], rows[active]
-        hidden = kept if len(active) == len(kept) else kept[active]
-        target_grad = -g * torch.expm1(logp[active])
-        row_args = column[active], top[active], scale[active], g, target_grad
+        active = _active_rows(dlogp, rows, options, ctx.report)
+        if active is not None:
+            kept, rows, stats = kept.index_select(0, active), rows[active], stats.index_select(1, active)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        real, dhidden = weight[: shard.valid], torch.empty_like(hidden)
+        real, dhidden = weight[: shard.valid], kept.new_empty(kept.shape)
         dweight = _WeightGradient(weight, shard.valid, options) if wants_weight else None
-        for chunk in _chunks(len(active), options.chunk_tokens):
-            logits = saved[0] if saved and len(active) == len(kept) else None
-            if logits is None:
-                logits = saved[0][active] if saved else hidden[chunk] @ real.t()
-            ctx.rows_of.row_grad(logits, *(x[chunk] for x in row_args), logits)
+        for chunk in _chunks(len(rows), options.chunk_tokens):
+            logits = saved[0] if saved else kept[chunk] @ real.t()
+            select = active if saved else None
+            dlogits = logits if select is None else logits.new_empty(len(rows), shard.valid)
+            targets = Targets(labels, shard, ctx.ignore_index, rows[chunk])
+            ctx.steps.gradient(logits, targets, stats[:, chunk], dlogp, dlogits, select)
             if wants_hidden:
-                torch.mm(logits, real, out=dhidden[chunk])
+                torch.mm(dlogits, real, out=dhidden[chunk])
             if dweight:
-                dweight.add(logits, hidden[chunk])
+                dweight.add(dlogits, kept[chunk])
         dinput = _scatter(dhidden, rows, ctx.shape, shard, options) if wants_hidden else None
-        return dinput, dweight.result() if dweight else None, *[None] * 5
+        return dinput, dweight.result() if dweight else None, *[None] * 6
 
 
 class _WeightGradient:
@@ -175,10 +171,12 @@ def _rows(labels: Tensor, loss_mask: Tensor, ignore_index: int) -> Tensor:
     return ((loss_mask != 0) & (labels != ignore_index)).reshape(-1).nonzero().squeeze(1)
 
 
-def _active_rows(dlogp: Tensor, options: _Options, report: HeadReport) -> Tensor:
-    """[A] int64, ascending: rows whose |dlogp| is not 0, less the smallest ones up to a share skip_below of the sum."""
-    weight = dlogp.abs()
-    if options.skip_below > 0 and len(dlogp):
+def _active_rows(dlogp: Tensor, rows: Tensor, options: _Options, report: HeadReport) -> Tensor | None:
+    """[A] int64, ascending: which of the rows have a |dlogp| that is not 0, less the smallest ones up to a share
+    skip_below of the sum. None for all of them."""
+    active = None
+    if options.skip_below > 0 and len(rows):
+        weight = dlogp.reshape(-1)[rows].abs()
         order = weight.argsort(stable=True)  # the same on every rank, ties included
         cumulative = weight[order].double().cumsum(0)
         total = cumulative[-1]
@@ -187,11 +185,16 @@ def _active_rows(dlogp: Tensor, options: _Options, report: HeadReport) -> Tensor
         report.total_weight += total
         report.skipped_weight += torch.where(small, cumulative, 0.0).amax()
     elif options.find_zeros:
-        active = weight.nonzero().squeeze(1)  # NaN counts as nonzero
-    else:
-        active = torch.arange(len(dlogp), device=dlogp.device)
-    report.num_backward += len(active)
+        active = dlogp.reshape(-1)[rows].nonzero().squeeze(1)  # NaN counts as nonzero
+    if active is not None and len(active) == len(rows):
+        active = None
+    report.num_backward += len(rows if active is None else active)
     return active
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows] without a copy where they are all of them."""
+    return x if len(rows) == len(x) else x.index_select(0, rows)
 
 
 def _chunks(num_rows: int, chunk_tokens: int | None) -> list[slice]:
@@ -209,16 +212,18 @@ def _scatter(dkept: Tensor, rows: Tensor, shape: torch.Size, shard: Shard, optio
     """dhidden of the op's input from the active rows' partial one, summed over the vocabulary shards."""
     if shard.tp > 1 and not options.sequence_parallel and len(rows):
         dist.all_reduce(dkept, group=shard.group)
-    num_shards = shard.tp if options.sequence_parallel else 1
-    every = dkept.new_zeros(num_shards * shape[:-1].numel(), shape[-1]).index_copy_(0, rows, dkept)
+    num_rows = shape[:-1].numel() * (shard.tp if options.sequence_parallel else 1)
+    every = dkept
+    if len(rows) < num_rows:
+        every = dkept.new_zeros(num_rows, shape[-1]).index_copy_(0, rows, dkept)
     if not options.sequence_parallel:
         return every.view(shape)
     mine = dkept.new_empty(shape)
-    dist.reduce_scatter_tensor(mine, every.view(num_shards * shape[0], *shape[1:]), group=shard.group)
+    dist.reduce_scatter_tensor(mine, every.view(shard.tp * shape[0], *shape[1:]), group=shard.group)
     return mine
 
 
-def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_tokens, skip_below) -> None:
+def _check(hidden, weight, labels, loss_mask, rows, shard, sequence_parallel, chunk_tokens, skip_below) -> None:
     expected = list(hidden.shape[:-1])
     if sequence_parallel:
         expected[0] *= shard.tp
@@ -228,6 +233,8 @@ def _check(hidden, weight, labels, loss_mask, shard, sequence_parallel, chunk_to
     if hidden.shape[-1] != weight.shape[1] or hidden.dtype != weight.dtype:
         seen = f"hidden {list(hidden.shape)} {hidden.dtype}, weight {list(weight.shape)} {weight.dtype}"
         raise ValueError(f"{seen}: last dimensions and dtypes must agree")
+    if rows is not None and (rows.dtype != torch.int64 or rows.device != hidden.device):
+        raise ValueError(f"rows are {rows.dtype} on {rows.device}; pass int64 on {hidden.device}, where hidden lies")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; pass at least 1, or None for no chunks")
     if not 0 <= skip_below < 1:

@@ -47,6 +47,7 @@ class Setup:
     chunk_tokens: int | None  # head.chunk_tokens
     drops_rows: bool  # the objective may give a target the gradient 0
     distributed_optimizer: bool = True
+    attention_backend: str = "auto"  # trainer.attention_backend
 
     @property
     def tokens(self) -> int:
@@ -60,8 +61,8 @@ class Setup:
 
     @property
     def fused_attention(self) -> bool:
-        """Flash attention, which keeps no scores, takes 16-bit floats only."""
-        return self.element == 2
+        """Fused kernels, which keep no scores, take 16-bit floats only."""
+        return self.element == 2 and self.attention_backend not in ("unfused", "local")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def setup(recipe: Recipe, *, length: int, num_targets: int, drops_rows: bool) ->
         skip_rows=recipe.head.skip_rows,
         chunk_tokens=recipe.head.chunk_tokens,
         drops_rows=drops_rows,
+        attention_backend=recipe.trainer.attention_backend,
     )
 
 

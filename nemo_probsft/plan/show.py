@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from nemo_probsft import config
 from nemo_probsft.config import Recipe
-from nemo_probsft.data import order, rows, tokens
+from nemo_probsft.data import mixture, order
+from nemo_probsft.data.ends import trained_ends
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.plan import memory
 from nemo_probsft.plan.memory import Rank, Setup
-from nemo_probsft.run import decisions, engines, preflight, prepare
+from nemo_probsft.run import decisions, engines, packed, preflight, prepare
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.model_files import model_shape
 
@@ -41,7 +42,8 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
     spec = model_shape(recipe)
     found, problems = _decide(recipe)
     dataset = _tokenize(recipe, problems)
-    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset)]
+    reason = problems[0] if problems else "data or tokenizer are not here to count"
+    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset, reason), *_ends(recipe, dataset)]
     setup = _setup(recipe, dataset)
     ranks = memory.ranks(spec, setup)
     decisions.show(found)
@@ -58,7 +60,7 @@ def cost(recipe: Recipe) -> tuple[str, int, int]:
     spec = model_shape(recipe)
     dataset = _tokenize(recipe, [])
     setup = _setup(recipe, dataset)
-    steps = _steps(recipe, dataset)[0].value
+    steps = _steps(recipe, dataset, "")[0].value
     return steps, memory.checkpoint_bytes(spec, setup), setup.element * memory.num_parameters(spec)
 
 
@@ -86,44 +88,71 @@ def _engine(recipe: Recipe, problems: list[str]) -> list[Decision]:
 
 def _tokenize(recipe: Recipe, problems: list[str]) -> TokenizedDataset | None:
     """The training set, in memory; None where the recipe's files are not all here, which `problems` says."""
-    if problems or not Path(recipe.data.train).exists() or not Path(recipe.model.path).is_dir():
+    sources = prepare.sources(recipe)
+    if problems or not all(Path(source.path).exists() for source in sources) or not Path(recipe.model.path).is_dir():
         return None
-    settings = recipe.data
-    found = rows.read_rows(
-        settings.train, settings.split, prompt_key=settings.prompt_key, response_key=settings.response_key
-    )
     try:
         tokenizer = prepare.load_tokenizer(recipe, prepare.hugging_face_files(Path(recipe.model.path)))
-        return tokens.tokenize(found, tokenizer, max_length=settings.max_length, long_prompts=settings.long_prompts)
+        return mixture.in_memory(sources, tokenizer, **prepare.row_settings(recipe))
     except ValueError as error:
         problems.append(str(error))
         return None
 
 
-def _steps(recipe: Recipe, dataset: TokenizedDataset | None) -> list[Decision]:
+def _steps(recipe: Recipe, dataset: TokenizedDataset | None, unknown: str) -> list[Decision]:
+    """unknown: why there is no dataset to count."""
     size = recipe.data.global_batch_size
     most = Decision("tokens", f"at most {size * recipe.data.max_length:,} a step", "global_batch_size x max_length")
     if dataset is None:
         value = recipe.trainer.max_steps or f"{recipe.trainer.epochs} x floor(examples / {size})"
-        return [Decision("steps", str(value), "data or tokenizer are not here to count"), most]
-    per_epoch = order.steps_per_epoch(len(dataset), size)
-    steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
+        return [Decision("steps", str(value), unknown), most]
+    per_epoch, steps = _num_steps(recipe, dataset)
     counts = dataset.summary
     mean, targets = (round(size * n / len(dataset)) for n in (counts.num_tokens, counts.num_target_tokens))
-    return [
+    found = [
         Decision("steps", str(steps), f"{per_epoch} an epoch of {len(dataset)} examples"),
         Decision("tokens", f"{mean:,} a step, {targets:,} of them targets", "mean over the training set"),
     ]
+    if recipe.data.packing:
+        found.append(packed.decision(recipe, dataset, steps, packed.count_rows(recipe, dataset, steps)))
+    return found
+
+
+def _ends(recipe: Recipe, dataset: TokenizedDataset | None) -> list[Decision]:
+    """What answers end with, where the training set is here."""
+    if dataset is None:
+        return []
+    from conversion.generation import missing_stop_tokens
+
+    hf = prepare.hugging_face_files(Path(recipe.model.path))
+    tokenizer = prepare.load_tokenizer(recipe, hf)
+    ends = trained_ends(dataset, tokenizer, recipe.data.max_length)
+    change = missing_stop_tokens(hf, ends)
+    return prepare.end_decisions(tokenizer, ends, [] if change is None else [change])
+
+
+def _num_steps(recipe: Recipe, dataset: TokenizedDataset) -> tuple[int, int]:
+    """Optimizer steps of an epoch, and of the run."""
+    per_epoch = order.steps_per_epoch(len(dataset), recipe.data.global_batch_size)
+    return per_epoch, recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
 
 
 def _setup(recipe: Recipe, dataset: TokenizedDataset | None) -> Setup:
-    """The largest micro-batch: of the longest example where the data is here, else of max_length, all of it targets."""
-    length = recipe.data.max_length if dataset is None else dataset.summary.longest
-    targets = length if dataset is None else int(dataset.num_targets().max())
+    """The largest micro-batch: of the longest example where the data is here, else of max_length, all of it targets.
+
+    With packing, it is always the latter.
+    """
+    length = targets = recipe.data.max_length
+    if dataset is not None and not recipe.data.packing:
+        length, targets = dataset.summary.longest, int(dataset.num_targets().max())
     num_targets = recipe.data.micro_batch_size * min(targets, -(-length // recipe.parallel.context_parallel_size))
-    return memory.setup(
+    found = memory.setup(
         recipe, length=length, num_targets=num_targets, drops_rows=recipe.resolved.objective.key != "original"
     )
+    if dataset is None or not recipe.data.packing:
+        return found
+    num_rows = packed.count_rows(recipe, dataset, _num_steps(recipe, dataset)[1])
+    return replace(found, num_micro_batches=num_rows // (found.micro_batch * found.dp))
 
 
 def _show_stages(recipe: Recipe, ranks: list[Rank]) -> None:
@@ -192,6 +221,8 @@ def _fits(rank: Rank) -> Decision:
 def _without_cuda(spec: ModelSpec, s: Setup) -> Decision:
     largest = max(rank.total for rank in memory.ranks(spec, replace(s, distributed_optimizer=False)))
     reason = "the optimizer's state is not divided there, and layers without Transformer Engine keep more activations"
+    if s.element == 2:
+        reason += f"; {prepare.SLOW_BF16}"
     return Decision("on CPUs", f"at least {readable(largest)}", reason)
 
 

@@ -24,8 +24,12 @@ class Decision:
 
 
 def show(decisions: list[Decision], title: str = "What will be done") -> None:
-    """One row a decision: key, value, reason."""
-    table(title, ("key", "value", "why"), [(found.key, found.value, found.reason) for found in decisions])
+    """One row a decision: key, value, reason; below them, over the whole width, values of several lines."""
+    rows = [found for found in decisions if "\n" not in found.value]
+    table(title, ("key", "value", "why"), [(found.key, found.value, found.reason) for found in rows])
+    for found in decisions:
+        if "\n" in found.value:
+            print(_printable(f"{found.key} ({found.reason}): {found.value}"), flush=True)
 
 
 def table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

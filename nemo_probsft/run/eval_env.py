@@ -9,9 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nemo_probsft.command_line import interruptible
 from nemo_probsft.files import SOURCE_ROOT
+from nemo_probsft.run import ranks
+from nemo_probsft.run.parents import ending_with_this
 
 VARIABLE = "NEMO_PROBSFT_EVAL_PYTHON"
+PARENT = "NEMO_PROBSFT_EVAL_PARENT"  # the process that started an evaluation, which ends with it
+END_SECONDS = 30.0
 
 
 def evaluation_python() -> str:
@@ -34,7 +39,33 @@ def results_dir(model_dir: Path, output: Path) -> Path:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """`python -m evaluation ARGUMENTS` in that Python; its exit code."""
-    root = str(SOURCE_ROOT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    return subprocess.run([evaluation_python(), "-m", "evaluation", *arguments], env=environment).returncode
+    """`python -m evaluation ARGUMENTS` in that Python; its exit code.
+
+    Ctrl-C and SIGTERM end it before they end this process; a `kill -9` of this process ends it, too.
+    """
+    path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
+    environment = ending_with_this() | {"PYTHONPATH": path, PARENT: str(os.getpid())}
+    process = subprocess.Popen([evaluation_python(), "-m", "evaluation", *arguments], env=environment)
+    try:
+        with interruptible("the evaluation ended, too"):
+            return process.wait()
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Give it time to write what it has finished."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=END_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def end_with_parent() -> None:
+    """What the evaluation calls first: end when the command that started it is gone, see `evaluate`."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is not None:
+        ranks.end_with_parent(int(parent))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conversion.bridge_config import read_run_config
-from conversion.checkpoint import is_checkpoint, kind_of, weights_directory
+from conversion.checkpoint import advice, is_checkpoint, kind_of, weights_directory
 from conversion.nemo_context import Context, read_context
 from nemo_probsft.config import Recipe
 from nemo_probsft.config.exactness import refused_setting
@@ -96,7 +96,7 @@ def _model_files(recipe: Recipe, path: Path) -> Path:
     if is_checkpoint(path):
         return _files_of_checkpoint(recipe, path)
     kinds = "config.json (Hugging Face) nor complete weights/ and context/ (NeMo) nor a complete iter_N (Bridge)"
-    raise recipe.error("model.path", f"{path} has neither {kinds}; name a model")
+    raise recipe.error("model.path", f"{path} has neither {kinds}; {advice(path) or 'name a model'}")
 
 
 def _model_spec(recipe: Recipe, files: Path, engine: str | None) -> tuple[ModelSpec, int]:
@@ -130,11 +130,6 @@ def _model_spec(recipe: Recipe, files: Path, engine: str | None) -> tuple[ModelS
 def _unsupported(architecture: str, config: dict[str, Any]) -> str | None:
     """A setting that changes the model's function or its loss, and that no conversion carries over."""
     ignored = "which Megatron would ignore"
-    for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
-        scaling = config.get(key) or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind != "default" and (architecture, kind) != ("LlamaForCausalLM", "llama3"):
-            return f"{key} {kind}, {ignored}"
     if any(layer != "full_attention" for layer in config.get("layer_types") or []):
         return f"layer_types other than full_attention, {ignored}"
     if config.get("num_nextn_predict_layers"):

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemo_probsft.config import Recipe, dump, strictyaml
+from nemo_probsft.config import Recipe, SourceConfig, dump, strictyaml
 from nemo_probsft.data.rows import FORMATS, HUB_NAME
-from nemo_probsft.run import engines
+from nemo_probsft.run import attention, engines
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.engines import Engine
 from nemo_probsft.run.model_files import check_model
 
 # Keys that do not change what is learnt: a run may be continued with others.
 LAYOUT = (
-    *("parallel", "data.micro_batch_size", "trainer.devices", "trainer.num_nodes", "trainer.recompute"),
-    *("head.skip_rows", "head.chunk_tokens"),
+    *("parallel", "data.micro_batch_size", "data.packing", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.recompute", "trainer.attention_backend", "head.skip_rows", "head.chunk_tokens"),
 )
 REPORTING = ("checkpoint", "log", "export", "diagnose")
 PREPARED = "prepared.json"  # what the ranks need; in a run directory from the moment when a run starts
@@ -41,6 +41,7 @@ def check(recipe: Recipe, here: bool = True) -> list[Decision]:
         _refuse_missing_gpus(recipe)
         found = engine(recipe)
         decisions, chosen = [Decision("engine", found.text, found.reason)], found.name
+        attention.refuse(recipe, found.name, attention.this_machine())
     return decisions + [decision for part in parts(chosen) for decision in part(recipe)]
 
 
@@ -49,7 +50,7 @@ def parts(engine: str | None) -> list[Callable[[Recipe], list[Decision]]]:
 
     engine: None if it is the one that another machine has.
     """
-    return [_objective, _head, _peft, _layout, partial(check_model, engine=engine), _data, _run_dir]
+    return [_objective, _head, _peft, _layout, attention.decide, partial(check_model, engine=engine), _data, _run_dir]
 
 
 def engine(recipe: Recipe) -> Engine:
@@ -151,7 +152,9 @@ def _layout(recipe: Recipe) -> list[Decision]:
         Decision(
             "data.global_batch_size",
             str(data.global_batch_size),
-            f"micro-batch {data.micro_batch_size} x data-parallel {dp} x {recipe.num_micro_batches} micro-batches",
+            "examples, in packed rows"
+            if data.packing
+            else f"micro-batch {data.micro_batch_size} x data-parallel {dp} x {recipe.num_micro_batches} micro-batches",
         ),
     ]
 
@@ -167,21 +170,26 @@ def _refuse_missing_gpus(recipe: Recipe) -> None:
 
 
 def _data(recipe: Recipe) -> list[Decision]:
-    name, path = recipe.data.train, Path(recipe.data.train)
+    return [_source(recipe, source) for source in recipe.data.sources]
+
+
+def _source(recipe: Recipe, source: SourceConfig) -> Decision:
+    name, path = source.path, Path(source.path)
     if path.is_file():
-        return [_data_file(recipe, path)]
+        return _data_file(recipe, path, source)
     if path.is_dir():
         if not any((path / marker).is_file() for marker in ("state.json", "dataset_dict.json")):
             problem = f"{name} is a directory without a saved data set; name a {' or '.join(FORMATS)} file in it"
             raise recipe.error("data.train", problem)
-        return [Decision("data.train", name, "data set written by datasets.save_to_disk")]
+        return Decision("data.train", name, "data set written by datasets.save_to_disk")
     if path.suffix in FORMATS or not HUB_NAME.fullmatch(name) or Path(path.parts[0]).exists():
         problem = f"{name} does not exist; name a {' or '.join(FORMATS)} file or a Hugging Face data set"
         raise recipe.error("data.train", problem)
-    return [Decision("data.train", name, f"no such file, so split {recipe.data.split} of that Hugging Face data set")]
+    split = source.split or recipe.data.split
+    return Decision("data.train", name, f"no such file, so split {split} of that Hugging Face data set")
 
 
-def _data_file(recipe: Recipe, path: Path) -> Decision:
+def _data_file(recipe: Recipe, path: Path, source: SourceConfig) -> Decision:
     size = path.stat().st_size
     if path.suffix not in FORMATS:
         raise recipe.error("data.train", f"{path} has ending {path.suffix!r}; use a {' or '.join(FORMATS)} file")
@@ -189,10 +197,12 @@ def _data_file(recipe: Recipe, path: Path) -> Decision:
         raise recipe.error("data.train", f"{path} is empty; give it at least one row")
     if not os.access(path, os.R_OK):
         raise recipe.error("data.train", f"{path} cannot be read; change its permissions")
-    if recipe.data.split != "train":
-        problem = f"{recipe.data.split} has no effect, data.train {path} is a file; remove it"
+    every = [Path(entry.path) for entry in recipe.data.sources]
+    if source.split is not None or (recipe.data.split != "train" and all(map(Path.is_file, every))):
+        problem = f"{source.split or recipe.data.split} has no effect, data.train {path} is a file; remove it"
         raise recipe.error("data.split", problem, "data.train")
-    return Decision("data.train", str(path), f"file of {size} bytes")
+    first = f", its first {source.max_rows} rows" if source.max_rows else ""
+    return Decision("data.train", str(path), f"file of {size} bytes{first}")
 
 
 def _run_dir(recipe: Recipe) -> list[Decision]:

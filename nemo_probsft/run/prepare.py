@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +17,17 @@ import numpy as np
 from conversion.checkpoint import kind_of, last_checkpoint
 from nemo_probsft import config
 from nemo_probsft.config import Recipe, strictyaml
-from nemo_probsft.data import order, tokens
+from nemo_probsft.data import mixture, order, templates, tokens
+from nemo_probsft.data.ends import oddities, trained_ends
 from nemo_probsft.files import first_line, write_atomically
-from nemo_probsft.run import decisions, engines, model_files, preflight
+from nemo_probsft.run import decisions, engines, model_files, packed, preflight
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.preflight import PREPARED
 
 RUN = "run.yaml"
+SLOW_BF16 = "bf16 takes about twice the time of fp32 on a CPU: trainer.precision=fp32 is faster there"
+# Of a model on the hub: its configuration and its tokenizer, whose code runs only where model.trust_remote_code asks.
+TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 STARTS_FROM = {"nemo": ("nemo",), "bridge": ("bridge", "huggingface")}  # kinds of directories that need no import
 
 
@@ -40,6 +45,7 @@ class Prepared:
     num_examples: int
     num_target_tokens: int
     num_steps: int
+    num_rows: int | None = None  # of a step, with data.packing
 
 
 def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
@@ -81,11 +87,13 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     engine = preflight.engine(recipe).name
     model = _open_model(recipe, engine)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_run_yaml(recipe, model.source, engine, run_dir / RUN)
     examples, dataset = _tokenize(recipe, model, run_dir)
     num_steps, per_epoch = _count_steps(recipe, len(dataset))
+    num_rows = packed.count_rows(recipe, dataset, num_steps) if recipe.data.packing else None
+    ends = trained_ends(dataset, model.tokenizer, recipe.data.max_length)
+    hf, changes = _files_of_run(recipe, model, ends)
+    _write_run_yaml(recipe, model, engine, ends, changes)
     base = import_base(model.source, run_dir, engine)
-    hf = _with_chat_template(recipe, model.hf, base, engine)
     prepared = Prepared(
         fingerprint=_fingerprint(recipe),
         engine=engine,
@@ -97,9 +105,11 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         num_examples=len(dataset),
         num_target_tokens=dataset.summary.num_target_tokens,
         num_steps=num_steps,
+        num_rows=num_rows,
     )
     write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
-    return prepared, _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
+    found = _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
+    return prepared, [*found, *end_decisions(model.tokenizer, ends, changes)]
 
 
 def _open_model(recipe: Recipe, engine: str) -> Model:
@@ -113,27 +123,32 @@ def _open_model(recipe: Recipe, engine: str) -> Model:
 
 def _tokenize(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, tokens.TokenizedDataset]:
     """The directory of the tokenized training set, and what is in it."""
-    examples = tokens.tokenized(
-        recipe.data.train,
-        model.tokenizer,
-        run_dir / "data",
-        max_length=recipe.data.max_length,
-        split=recipe.data.split,
-        prompt_key=recipe.data.prompt_key,
-        response_key=recipe.data.response_key,
-        long_prompts=recipe.data.long_prompts,
-    )
+    examples = mixture.tokenized(sources(recipe), model.tokenizer, run_dir / "data", **row_settings(recipe))
     dataset = tokens.TokenizedDataset.load(examples)
     tokens.check_ids(dataset, model.vocab_size)
     _refuse_other_data(recipe, dataset, examples, run_dir)
     return examples, dataset
 
 
+def sources(recipe: Recipe) -> list[mixture.Source]:
+    """What the training set is made of."""
+    split = recipe.data.split
+    return [
+        mixture.Source(given.path, given.split or split, given.weight, given.max_rows) for given in recipe.data.sources
+    ]
+
+
+def row_settings(recipe: Recipe) -> dict[str, Any]:
+    """How rows become examples: keywords of `tokens.of_source`."""
+    names = ("max_length", "prompt_key", "response_key", "long_prompts", "supervise")
+    return {name: getattr(recipe.data, name) for name in names}
+
+
 def _count_steps(recipe: Recipe, num_examples: int) -> tuple[int, int]:
     """Optimizer steps of the run, and of an epoch."""
     size = recipe.data.global_batch_size
     if num_examples < size:
-        found = f"the {num_examples} examples of {recipe.data.train}"
+        found = f"the {num_examples} examples of {recipe.data.name}"
         raise recipe.error("data.global_batch_size", f"{size} is more than {found}; lower it or add data")
     per_epoch = order.steps_per_epoch(num_examples, size)
     num_steps = recipe.trainer.max_steps or per_epoch * (recipe.trainer.epochs or 1)
@@ -166,7 +181,7 @@ def _refuse_other_data(recipe: Recipe, dataset: tokens.TokenizedDataset, example
     then = tokens.map_arrays(directory)
     if not all(np.array_equal(then[name], getattr(dataset, name)) for name in tokens.TOKENS):
         problem = (
-            f"{recipe.data.train} or the tokenizer has changed since {run_dir} was started "
+            f"{recipe.data.name} or the tokenizer has changed since {run_dir} was started "
             f"({len(then['input_ids'])} tokens in {len(then['offsets']) - 1} examples then, "
             f"{dataset.summary.num_tokens} in {len(dataset)} now); choose another run_dir, "
             f"for example run_dir={run_dir}-2"
@@ -181,18 +196,50 @@ def _found(recipe: Recipe, prepared: Prepared, dataset: Any, tokenizer: Any, per
     cut = f"{counts.num_truncated} truncated to {recipe.data.max_length} tokens, {counts.num_skipped} skipped"
     has_template = tokenizer.chat_template is not None
     form = "the tokenizer's chat template" if has_template else "no chat template: prompt + response + end token"
+    covered = {"answers": "every answer", "last": "the last answer", "flagged": "answers that their turns mark"}[
+        recipe.data.supervise
+    ]
     dropped = counts.num_examples - per_epoch * recipe.data.global_batch_size
     found = [
         _device(),
         Decision("data", f"{size}; {cut}", form),
-        Decision("example", tokens.preview(dataset, tokenizer), "the loss covers what stands in [[ ]]"),
+        *_files(recipe, counts),
+        *_notes(counts),
+        Decision("example", tokens.preview(dataset, tokenizer), f"the loss covers what stands in [[ ]]: {covered}"),
         Decision("steps", str(prepared.num_steps), f"{per_epoch} steps an epoch, the last {dropped} examples dropped"),
-        Decision("trainer.precision", recipe.trainer.precision, "log p, f(p), gradient sums and Adam's state are fp32"),
+        _precision(recipe),
     ]
+    if prepared.num_rows is not None:
+        found.append(packed.decision(recipe, dataset, prepared.num_steps, prepared.num_rows))
     last = last_checkpoint(Path(recipe.run_dir) / "checkpoints")
     if last is not None:
         found.append(Decision("start", str(last), "the last complete checkpoint of this run"))
     return found
+
+
+def _precision(recipe: Recipe) -> Decision:
+    import torch
+
+    reason = "log p, f(p), gradient sums and Adam's state are fp32"
+    if recipe.trainer.precision == "bf16" and not torch.cuda.is_available():
+        reason += f"; {SLOW_BF16}"
+    return Decision("trainer.precision", recipe.trainer.precision, reason)
+
+
+def _files(recipe: Recipe, counts: tokens.DataSummary) -> list[Decision]:
+    return [
+        Decision(
+            f"data.train[{i}]",
+            f"{file.name}: {file.num_examples} examples, {file.num_target_tokens} targets",
+            f"weight {source.weight:g} x {file.num_in_file} examples"
+            + (f" of at most {source.max_rows} rows" if source.max_rows else ""),
+        )
+        for i, (file, source) in enumerate(zip(counts.files, recipe.data.sources, strict=False))
+    ]
+
+
+def _notes(counts: tokens.DataSummary) -> list[Decision]:
+    return [Decision("rows", value, reason) for value, reason in tokens.said(counts.notes)]
 
 
 def _device() -> Decision:
@@ -231,19 +278,23 @@ def local_model(recipe: Recipe, engine: str) -> Path:
     path = Path(recipe.model.path)
     if path.is_dir():
         return path
+    found = downloaded(recipe, [*TEXTS, "*.safetensors"])
+    model_files.check_model_directory(recipe, found, engine)
+    return found
+
+
+def downloaded(recipe: Recipe, patterns: list[str]) -> Path:
+    """The files of a hub name that match, in the cache of the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-        downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
+        return Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ValueError(
             f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
         ) from error
-    model_files.check_model_directory(recipe, downloaded, engine)
-    return downloaded
 
 
 def hugging_face_files(source: Path) -> Path:
@@ -259,36 +310,67 @@ def load_tokenizer(recipe: Recipe, hf: Path) -> Any:
     """That of a model's files, with the recipe's chat template."""
     from transformers import AutoTokenizer
 
+    from conversion.hf_files import tokenizer_code
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=recipe.model.trust_remote_code)
         tokenizer("whether it works shows when it is used")
     except Exception as error:  # the tokenizers library raises nothing narrower
+        if (code := tokenizer_code(hf)) and not recipe.model.trust_remote_code:
+            problem = f"{hf} has a tokenizer with code of its own ({', '.join(code)}), which would run here"
+            remedy = "read it, and set model.trust_remote_code: true if you trust it"
+            raise recipe.error("model.path", f"{problem}; {remedy}", "model.trust_remote_code") from error
         reason = first_line(error)
         problem = f"{hf} has no tokenizer that can be read ({reason}); save the model's tokenizer there"
         raise recipe.error("model.path", problem) from error
     if recipe.data.chat_template is not None:
         tokenizer.chat_template = recipe.data.chat_template
+        if unfit := templates.problem(recipe.data.chat_template):
+            raise recipe.error("data.chat_template", unfit)
     return tokenizer
 
 
-def _with_chat_template(recipe: Recipe, hf: Path, base: Path, engine: str) -> Path:
-    """The model's files with the recipe's template: an exported model must be asked in the form it was trained in."""
-    if recipe.data.chat_template is None:
-        return hf
+def _files_of_run(recipe: Recipe, model: Model, ends: list[int]) -> tuple[Path, list[str]]:
+    """The model's files as checkpoints and export carry them, and what was changed, in words.
+
+    An exported model must be asked in the form that it was trained in, and stop where it was trained to stop.
+    """
+    from conversion.generation import add_stop_tokens, missing_stop_tokens
     from conversion.hf_files import copy_model_files
 
-    run_dir = Path(recipe.run_dir)
-    # NeMo's checkpoints copy the files of the base that they were imported into, Bridge's those of `Prepared.hf`.
-    files = base / "hf" if engine == "nemo" and base.parent == run_dir else run_dir / "hf"
+    stop = missing_stop_tokens(model.hf, ends)
+    if recipe.data.chat_template is None and stop is None:
+        return model.hf, []
+    files = Path(recipe.run_dir) / "hf"
     files.mkdir(exist_ok=True)
-    copy_model_files(hf, files)
-    (files / "chat_template.jinja").write_text(recipe.data.chat_template, encoding="utf-8")
-    return files
+    copy_model_files(model.hf, files)
+    if recipe.data.chat_template is not None:
+        (files / "chat_template.jinja").write_text(model.tokenizer.chat_template, encoding="utf-8")
+    add_stop_tokens(files, ends)
+    template = ["chat_template.jinja: data.chat_template of the recipe"] if recipe.data.chat_template else []
+    return files, template + ([] if stop is None else [stop])
 
 
-def _write_run_yaml(recipe: Recipe, source: Path, engine: str, target: Path) -> None:
+def end_decisions(tokenizer: Any, ends: list[int], changes: Sequence[str]) -> list[Decision]:
+    """What answers end with, and what is odd about the tokenizer's own end token."""
+    stop = [change for change in changes if "eos_token_id" in change]
+    reason = f"generate and vLLM must stop there: {stop[0]}" if stop else "generate and vLLM stop there by themselves"
+    named = ", ".join(f"{text} ({number})" for text, number in named_tokens(tokenizer, ends).items())
+    found = [Decision("end of answers", named or "not known", reason)]
+    return found + [Decision("end of answers", "CHECK", problem) for problem in oddities(tokenizer, ends)]
+
+
+def named_tokens(tokenizer: Any, ids: list[int]) -> dict[str, int]:
+    return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+
+
+def _write_run_yaml(recipe: Recipe, model: Model, engine: str, ends: list[int], changes: list[str]) -> None:
+    target = Path(recipe.run_dir) / RUN
     if not target.exists():
-        write_atomically(target, strictyaml.dump(decisions.run_yaml(recipe, source, engine)))
+        record = decisions.run_yaml(recipe, model.source, engine)
+        record |= {"data": mixture.identity(sources(recipe))}
+        record |= {"end_tokens": named_tokens(model.tokenizer, ends), "changed_model_files": changes}
+        write_atomically(target, strictyaml.dump(record))
 
 
 def _fingerprint(recipe: Recipe) -> str:

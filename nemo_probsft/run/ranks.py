@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,11 +13,11 @@ from typing import IO, TYPE_CHECKING
 
 from nemo_probsft.files import SOURCE_ROOT
 from nemo_probsft.run.failures import first_error
+from nemo_probsft.run.parents import end_children_with_this, end_with_parent
 
 if TYPE_CHECKING:  # torchrun imports this module, too, and does without what reads recipes
     from nemo_probsft.config import Recipe
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TORCHRUN_PID = "NEMO_PROBSFT_TORCHRUN_PID"  # set where our own launcher started torchrun
 
 
@@ -41,15 +39,7 @@ def end_with_torchrun() -> None:
     """
     parent = os.environ.get(TORCHRUN_PID)
     end_with_parent(None if parent is None else int(parent))
-
-
-def end_with_parent(parent: int | None) -> None:
-    """Ask Linux to kill this process when its parent is gone; end at once if the `parent` meant has gone before."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        assert libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0, os.strerror(ctypes.get_errno())
-    if parent is not None and os.getppid() != parent:
-        sys.exit(f"the process {parent} that started this one has ended")
+    end_children_with_this()
 
 
 def hold(run_dir: Path) -> IO[str]:

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from nemo_probsft.run.failures import write_exit_codes
-from nemo_probsft.run.ranks import TORCHRUN_PID, end_with_parent
+from nemo_probsft.run.parents import end_with_parent
+from nemo_probsft.run.ranks import TORCHRUN_PID
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]))

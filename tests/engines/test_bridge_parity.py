@@ -9,6 +9,7 @@ from tests.support.parity_checks import (
     is_that_of_the_merged_model,
     prepare,
     shows_the_known_mistakes,
+    shows_the_mistakes_of_packing,
 )
 
 FURTHER = [
@@ -17,9 +18,16 @@ FURTHER = [
     Case(tp=2, sp=True, pp=2, vp=2, objective="OnlyTopLogP-0.2", denominator="kept", recompute="full"),
     Case(tp=2, sp=True, dp=2, model="qwen2-tied", objective="p", recompute="selective"),
 ]
+PACKED = [
+    Case(packing=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2", denominator="kept"),
+    Case(packing=True, tp=2, pp=2, vp=2, micro_batch=1, objective="p", recompute="full"),
+    Case(packing=True, pp=2, dp=2, model="llama-untied", objective="GeneralFamily-10"),
+    Case(packing=True, micro_batch=4, model="qwen3-tied", objective="OnlyBottomP-0.5", recompute="selective"),
+]
 LORA = [
     Case(lora=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2"),
     Case(lora=True, tp=2, pp=2, vp=2, objective="p"),
+    Case(lora=True, packing=True, tp=2, sp=True, dp=2, objective="p"),
 ]
 CASES = {case.name: case for case in [*covering_cases(tp=(1, 2)), *FURTHER]}
 
@@ -27,7 +35,8 @@ CASES = {case.name: case for case in [*covering_cases(tp=(1, 2)), *FURTHER]}
 @pytest.fixture(scope="module")
 def launch(bridge, tmp_path_factory):
     """The first step of every case."""
-    launch, jobs = prepare(tmp_path_factory.mktemp("parity"), "bridge", CASES | {case.name: case for case in LORA})
+    cases = CASES | {case.name: case for case in [*LORA, *PACKED]}
+    launch, jobs = prepare(tmp_path_factory.mktemp("parity"), "bridge", cases)
     bridge.run(jobs)
     return launch
 
@@ -45,6 +54,13 @@ def test_the_known_mistakes_would_have_been_seen(launch, name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_batch_was_as_uneven_as_it_is_meant_to_be(launch, name):
     had_an_uneven_batch(launch, name)
+
+
+@pytest.mark.parametrize("name", [case.name for case in PACKED])
+def test_packed_rows_have_the_first_step_of_their_examples(launch, name, record_property):
+    is_that_of_one_process_in_float64(launch, name, record_property)
+    shows_the_known_mistakes(launch, name)
+    shows_the_mistakes_of_packing(launch, name)
 
 
 @pytest.mark.parametrize("name", [case.name for case in LORA])

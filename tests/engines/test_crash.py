@@ -135,7 +135,7 @@ def test_one_process_at_a_time_writes_a_run_directory(tmp_path):
 
 CHILD = """
 import sys, time
-from nemo_probsft.run.ranks import end_with_parent
+from nemo_probsft.run.parents import end_with_parent
 if "late" in sys.argv:
     print("up", flush=True)
     time.sleep(1)

@@ -35,6 +35,18 @@ REFUSALS = {
         "override trainer.recompute=full: trainer.recompute: full would train nothing with peft: Megatron recomputes a "
         "layer only if its input needs a gradient, and a frozen embedding has none; use selective or none"
     ),
+    "`trainer.attention_backend` `flash` or `fused` with fp32": (
+        "override trainer.attention_backend=flash: trainer.attention_backend: flash has no kernels for "
+        "trainer.precision fp32; use auto or unfused, or precision bf16"
+    ),
+    "`trainer.attention_backend: unfused` or `local` with context parallelism": (
+        "override trainer.attention_backend=unfused: trainer.attention_backend: unfused attention cannot divide a "
+        "sequence over context_parallel_size 2; use auto, or size 1"
+    ),
+    "`data.packing` with context parallelism": (
+        "override data.packing=true: data.packing: true with parallel.context_parallel_size 2: Megatron-Core 0.15 "
+        "would slice a row over the ranks as if it were one example; set one of them to its default"
+    ),
     "2^31 or more tokens in a global batch": (
         "override data.global_batch_size=4194304: data.global_batch_size: 4194304 x data.max_length 1024 tokens are "
         "more than Megatron counts in int32, 2**31 - 1; lower one of them"

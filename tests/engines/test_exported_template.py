@@ -1,8 +1,12 @@
-"""`data.chat_template` replaces the tokenizer's; an exported model that lacked it would be asked in another form."""
+"""An exported model has the recipe's chat template, and stops at the token that its answers were trained to end with.
+
+Trained on one rank from a Hugging Face directory, and from a NeMo checkpoint, which has files of its own.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,62 +14,85 @@ import yaml
 from transformers import AutoTokenizer
 
 import conversion
-from nemo_probsft import config
+from conversion.generation import stop_tokens
 from nemo_probsft.data import tokens
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
-from nemo_probsft.run import prepare
 
+END = "<reserved_0>"  # in the vocabulary, and not eos_token
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}" + END + "{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+SOURCES = {"Hugging Face": "model", "NeMo": "imported"}
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """What `train` prepares from the Hugging Face directory `model`, and again from the NeMo checkpoint made of it."""
+def root(tmp_path_factory, engine):
+    """A run of one step from each source, exported at its end."""
     root = tmp_path_factory.mktemp("template")
     write_random_base(root / "model", seed=0)
     write_tokenizer(root / "model")
+    tokenizer = AutoTokenizer.from_pretrained(root / "model")
+    tokenizer.add_special_tokens({"additional_special_tokens": [END]})
+    tokenizer.save_pretrained(root / "model")
+    conversion.import_hf(root / "model", root / "imported")
     (root / "train.jsonl").write_text(json.dumps({"prompt": "1+1=", "response": "2"}) + "\n")
-    found = []
-    for source in ("model", "run-0/base"):
+    for source in SOURCES.values():
         recipe = {
-            "run_dir": str(root / f"run-{len(found)}"),
+            "run_dir": str(root / f"run-{source}"),
             "model": {"path": str(root / source)},
             "data": {
                 "train": str(root / "train.jsonl"),
                 "max_length": 64,
                 "global_batch_size": 1,
-                "chat_template": TEMPLATE + "\n" * len(found),  # not the one that the checkpoint has already
+                "chat_template": TEMPLATE,
             },
             "objective": "p",
             "trainer": {"precision": "fp32", "max_steps": 1},
+            "export": {"at_end": True},
         }
-        (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        found.append(prepare.prepare(config.load(root / "recipe.yaml"))[0])
-    return found
+        path = root / f"{source}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        engine.command("train", path, world_size=1, output=root / f"ranks-{source}")
+    return root
 
 
-@pytest.mark.parametrize("source", [0, 1], ids=["from Hugging Face", "from NeMo"])
-def test_the_export_asks_with_the_ids_that_were_trained(prepared, source, tmp_path):
-    run = prepared[source]
-    conversion.export_hf(Path(run.base), tmp_path / "export", base=Path(run.hf))
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
-    assert tokenizer.chat_template == TEMPLATE + "\n" * source
-    trained = tokens.TokenizedDataset.load(Path(run.examples))[0].input_ids
+def check(exported: Path, end: int) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert tokenizer.chat_template == TEMPLATE
+    assert tokenizer.eos_token != END
+    assert stop_tokens(exported) == [tokenizer.eos_token_id, end]
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_every_export_of_a_run_asks_and_stops_as_it_was_trained(root, source, tmp_path):
+    run = root / f"run-{source}"
+    end = AutoTokenizer.from_pretrained(root / "model").convert_tokens_to_ids(END)
+    check(run / "export", end)
+    conversion.export_hf(run / "checkpoints" / "step=1", tmp_path / "export")
+    check(tmp_path / "export", end)
+    shutil.copytree(run / "checkpoints" / "step=1", tmp_path / "bare")
+    conversion.export_hf(tmp_path / "bare", tmp_path / "bare-export")
+    check(tmp_path / "bare-export", end)
+    conversion.export_hf(run / "checkpoints" / "step=1", tmp_path / "of-base", base=root / "model")
+    assert end in stop_tokens(tmp_path / "of-base")
+    record = yaml.safe_load((run / "run.yaml").read_text())
+    assert record["end_tokens"] == {END: end}
+    assert len(record["changed_model_files"]) == 2
+
+
+def test_the_prompt_has_the_ids_that_were_trained(root):
+    run = root / "run-model"
+    prepared = json.loads((run / "prepared.json").read_text())
+    trained = tokens.TokenizedDataset.load(Path(prepared["examples"]))[0].input_ids
+    tokenizer = AutoTokenizer.from_pretrained(run / "export")
     prompt = tokens.prompt_ids(tokenizer, {"prompt": "1+1="})
-    assert tokenizer.decode(prompt) == "user: 1+1=<|endoftext|>assistant: "
+    assert tokenizer.decode(prompt) == f"user: 1+1={END}assistant: "
     assert trained[: len(prompt)].tolist() == prompt
 
 
-def test_a_checkpoint_of_the_run_brings_it_too(prepared, tmp_path):
-    """Checkpoints of a run copy the files of the imported one, from which `convert export` takes them."""
-    conversion.export_hf(Path(prepared[0].base), tmp_path / "export")
-    assert AutoTokenizer.from_pretrained(tmp_path / "export").chat_template == TEMPLATE
-
-
-def test_the_model_itself_stays_as_it_is(prepared):
-    model = Path(prepared[0].base).parent.parent / "model"
-    assert AutoTokenizer.from_pretrained(model).chat_template is None
-    assert AutoTokenizer.from_pretrained(prepared[0].hf).chat_template == TEMPLATE
+def test_the_model_itself_stays_as_it_is(root):
+    assert AutoTokenizer.from_pretrained(root / "model").chat_template is None
+    for source in ("imported", "run-model/base"):
+        assert AutoTokenizer.from_pretrained(root / source / "hf").chat_template is None
+        assert stop_tokens(root / source / "hf") == stop_tokens(root / "model")

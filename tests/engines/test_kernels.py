@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+FILES = ("unit/test_target_logprob.py", "unit/test_lm_head.py", "engines/interpreted_launches.py")
 
-def test_kernels_pass_the_tests_of_target_logprob():
+
+def test_kernels_pass_the_tests_of_the_ops():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not gpu"]
     result = subprocess.run(
-        [*command, "tests/unit/test_target_logprob.py"],
+        [*command, *(f"tests/{file}" for file in FILES)],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,

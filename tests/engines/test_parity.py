@@ -19,6 +19,7 @@ from tests.support.parity_checks import (
     is_that_of_the_merged_model,
     prepare,
     shows_the_known_mistakes,
+    shows_the_mistakes_of_packing,
     written,
 )
 from tests.support.parity_gradients import load_ranks, overall, relative_error
@@ -30,15 +31,22 @@ FURTHER = [
     Case(tp=2, sp=True, pp=2, vp=2, objective="OnlyTopLogP-0.2", denominator="kept", recompute="full"),
     Case(tp=4, sp=True, model="qwen2-tied", objective="p", recompute="selective"),
 ]
+PACKED = [
+    Case(packing=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2", denominator="kept"),
+    Case(packing=True, tp=2, pp=2, vp=2, micro_batch=1, objective="p", recompute="full"),
+    Case(packing=True, pp=2, dp=2, model="llama-untied", objective="GeneralFamily-10"),
+    Case(packing=True, micro_batch=4, model="qwen3-tied", objective="OnlyBottomP-0.5", recompute="selective"),
+]
 BF16 = Case(tp=2, sp=True, pp=2, objective="p", precision="bf16")
 LORA = [
     Case(lora=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2"),
     Case(lora=True, tp=2, pp=2, vp=2, objective="p"),
     Case(lora=True, pp=2, dp=2, model="qwen2-tied", objective="OnlyBottomP-0.5", denominator="kept"),
     Case(lora=True, tp=4, objective="GeneralFamily-10", micro_batch=1, recompute="selective"),
+    Case(lora=True, packing=True, tp=2, sp=True, dp=2, objective="p"),
 ]
 CASES = {case.name: case for case in [*covering_cases(), *FURTHER]}
-ALL = CASES | {case.name: case for case in [BF16, *LORA]}
+ALL = CASES | {case.name: case for case in [BF16, *LORA, *PACKED]}
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +72,13 @@ def test_the_known_mistakes_would_have_been_seen(launch, name):
 @pytest.mark.parametrize("name", CASES)
 def test_the_batch_was_as_uneven_as_it_is_meant_to_be(launch, name):
     had_an_uneven_batch(launch, name)
+
+
+@pytest.mark.parametrize("name", [case.name for case in PACKED])
+def test_packed_rows_have_the_first_step_of_their_examples(launch, name, record_property):
+    is_that_of_one_process_in_float64(launch, name, record_property)
+    shows_the_known_mistakes(launch, name)
+    shows_the_mistakes_of_packing(launch, name)
 
 
 def test_bf16_is_no_further_from_the_truth_than_transformers_in_bf16(launch):

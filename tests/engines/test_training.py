@@ -167,6 +167,8 @@ def test_diagnose_of_a_sample_on_two_data_parallel_ranks(engine, workspace):
     path = recipe(workspace, "sampled", **layout, diagnose={"max_tokens": 40})
     printed = engine.command("diagnose", path, world_size=2, output=workspace / "sampled-ranks")
     found = json.loads((workspace / "sampled" / "diagnose" / "diagnose.json").read_text())
+    said = sorted((workspace / "sampled" / "diagnose" / "logp").glob("*.progress.jsonl"))
+    assert [json.loads(file.read_text().splitlines()[0])[0] for file in said] == [1, 1]  # at once, by either rank
     logp = [part.detach() for part in reference_logp(workspace / "model")[1]]
     drawn = order.sample(np.array([len(part) for part in logp]), 40, seed=0)
     p = torch.cat([logp[i] for i in drawn]).exp()

@@ -8,7 +8,6 @@ result, `tests/engines/test_crash.py` and `test_bridge_crash.py` run short ones.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -113,21 +112,14 @@ def run_and_kill(recipe: Path, run_dir: Path, moment: str, chance: random.Random
         assert process.wait() == 0, _output(recipe)
         return ""
     family = psutil.Process(process.pid).children(recursive=True)
-    helpers = [
-        child for child in family if _is_writer(child) or {"--multiprocessing-fork", "-c"} & set(_cmdline(child))
-    ]
-    ours = [child for child in family if child not in helpers]
     ranks = [child for child in family if _is_rank(child)]
     victim = chance.choice(["launcher", "rank"]) if ranks else "launcher"
     (chance.choice(ranks) if victim == "rank" else process).kill()
     _wait(process, recipe)
     if process.returncode == 0:
         return ""
-    _, alive = psutil.wait_procs(ours, timeout=60)
-    assert not alive, f"left over after the {victim} was killed: {[child.cmdline() for child in alive]}"
-    for helper in helpers:  # Megatron's checkpoint writers, and their server, outlive their rank; they are idle
-        with contextlib.suppress(psutil.Error):
-            helper.kill()
+    _, alive = psutil.wait_procs(family, timeout=60)  # Megatron's checkpoint writers, and their server, among them
+    assert not alive, f"left over after the {victim} was killed: {[_cmdline(child) for child in alive]}"
     return victim
 
 
@@ -179,11 +171,6 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 def _is_rank(process: psutil.Process) -> bool:
     return _trains(process) and not _trains(_parent(process))
-
-
-def _is_writer(process: psutil.Process) -> bool:
-    """What a rank forks for a checkpoint: it looks like the rank, and waits for ever where the rank was killed."""
-    return _trains(process) and _trains(_parent(process))
 
 
 def _parent(process: psutil.Process) -> psutil.Process | None:

@@ -1,4 +1,4 @@
-"""A hub of data sets on this machine: as much of the hub's HTTP interface as `datasets` asks for to load one."""
+"""A hub on this machine: as much of the hub's HTTP interface as is asked for to load a data set or a model."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = unquote(urlparse(self.path).path).strip("/").split("/")
-        is_api = parts[:2] == ["api", "datasets"]
-        owner, name, *rest = parts[2:] if is_api else parts[1:]
+        is_api = parts[0] == "api"
+        place = parts[1:] if is_api else parts  # of a model's files, nothing stands before the owner
+        owner, name, *rest = place[1:] if place[0] in ("datasets", "models") else place
         repository = self.root / owner / name
         if not repository.is_dir():
             self._answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})

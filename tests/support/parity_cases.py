@@ -10,8 +10,11 @@ import numpy as np
 import torch
 import yaml
 
+from nemo_probsft import config
 from nemo_probsft.data import order
+from nemo_probsft.data.packing import Packing, most_rows
 from nemo_probsft.data.tokens import DataSummary, TokenizedDataset
+from nemo_probsft.run import packed
 from nemo_probsft.run.prepare import Prepared
 from tests.support.parity_reference import FORMULAS, Reference, Row, make_rows, without_kept
 
@@ -39,6 +42,8 @@ class Case:
     precision: str = "fp32"
     lora: bool = False
     cp: int = 1
+    packing: bool = False
+    attention: str = "auto"  # trainer.attention_backend
 
     @property
     def name(self) -> str:
@@ -46,7 +51,9 @@ class Case:
         extra = "" if self.recompute == "none" else f"-{self.recompute}"
         extra += "" if self.precision == "fp32" else f"-{self.precision}"
         extra += "-lora" * self.lora
+        extra += "" if self.attention == "auto" else f"-{self.attention}"
         extra += f"-cp{self.cp}" * (self.cp > 1)
+        extra += "-packed" * self.packing
         return f"{layout}-mb{self.micro_batch}-{self.model}-{self.objective}-{self.denominator}{extra}"
 
     @property
@@ -61,8 +68,22 @@ class Case:
         """The data-parallel rank that gets a position of the global batch."""
         return position // self.micro_batch % self.dp
 
+    def shares(self, rows: list[Row]) -> list[list[list[Row]]]:
+        """Of each data-parallel rank, its micro-batches."""
+        if self.packing:
+            return [[[rows[i] for row in batch for i in row] for batch in share] for share in self.packed(rows)]
+        batches = [rows[i : i + self.micro_batch] for i in range(0, NUM_ROWS, self.micro_batch)]
+        return [batches[rank :: self.dp] for rank in range(self.dp)]
+
+    def packed(self, rows: list[Row]) -> list[list[list[list[int]]]]:
+        """Of each data-parallel rank, its micro-batches of rows of positions of the global batch."""
+        lengths = [len(row.ids) - 1 for row in rows]
+        multiple = self.micro_batch * self.dp * (1 if self.vp is None else self.pp)
+        packing = Packing(MAX_LENGTH - 1, most_rows([lengths], MAX_LENGTH - 1, multiple), self.micro_batch)
+        return packing.ranks(lengths, self.dp)
+
     def micro_batches(self, rows: list[Row]) -> list[list[Row]]:
-        return [rows[i : i + self.micro_batch] for i in range(0, NUM_ROWS, self.micro_batch)]
+        return [batch for share in self.shares(rows) for batch in share]
 
 
 CHOICES = {
@@ -116,9 +137,9 @@ def make_models(root: Path) -> None:
         "qwen3-tied": Qwen3Config(**shape, head_dim=16, tie_word_embeddings=True),
         "llama-untied": LlamaConfig(**shape, tie_word_embeddings=False),
     }
-    for name, config in configs.items():
+    for name, described in configs.items():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(described, dtype=torch.float32)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:  # biases and norms; at 0 and 1 they would hide a mistake
@@ -147,8 +168,8 @@ def write_job(root: Path, case: Case, rows: list[Row], engine: str = "nemo") -> 
     """The case's recipe and tokenised rows, as `tests.support.engine` takes them."""
     run_dir = root / "runs" / case.name
     run_dir.mkdir(parents=True)
-    examples = run_dir / "examples"
-    _in_data_order(rows).save(examples)
+    examples, dataset = run_dir / "examples", _in_data_order(rows)
+    dataset.save(examples)
     recipe = {
         "run_dir": str(run_dir),
         "model": {"path": str(root / "hf" / case.model)},
@@ -157,6 +178,7 @@ def write_job(root: Path, case: Case, rows: list[Row], engine: str = "nemo") -> 
             "max_length": MAX_LENGTH,
             "global_batch_size": NUM_ROWS,
             "micro_batch_size": case.micro_batch,
+            "packing": case.packing,
         },
         "objective": {**_recipe_form(case.objective), "denominator": case.denominator},
         "parallel": {
@@ -171,12 +193,14 @@ def write_job(root: Path, case: Case, rows: list[Row], engine: str = "nemo") -> 
             "max_steps": 1,
             "precision": case.precision,
             "recompute": case.recompute,
+            "attention_backend": case.attention,
         },
     }
     if case.lora:
         recipe["peft"] = {"name": "lora", "dim": LORA_DIM, "alpha": LORA_ALPHA}
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (run_dir / "run.yaml").write_text("seed: 0\n")
+    loaded = config.load(run_dir / "recipe.yaml")
     prepared = Prepared(
         engine=engine,
         fingerprint="",
@@ -188,6 +212,7 @@ def write_job(root: Path, case: Case, rows: list[Row], engine: str = "nemo") -> 
         num_examples=NUM_ROWS,
         num_target_tokens=sum(len(row.targets) for row in rows),
         num_steps=1,
+        num_rows=packed.count_rows(loaded, dataset, 1) if case.packing else None,
     )
     return {
         "task": "tests.support.parity_ranks:first_step",

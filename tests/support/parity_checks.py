@@ -78,7 +78,7 @@ def shows_the_known_mistakes(launch: Launch, name: str) -> None:
     case, reference, rows, _, gradients = launch.first_step(name)
     groups = {"mean of micro-batch means": case.micro_batches(rows)}
     if case.dp > 1:
-        groups["local counts"] = [[row for i, row in enumerate(rows) if case.rank_of(i) == r] for r in range(case.dp)]
+        groups["local counts"] = [[row for batch in share for row in batch] for share in case.shares(rows)]
     mistakes = {
         name: reference.mean_of_means(parts, case.objective, case.denominator) for name, parts in groups.items()
     }
@@ -88,13 +88,24 @@ def shows_the_known_mistakes(launch: Launch, name: str) -> None:
         assert overall(gradients, reference.gradients(loss)) > 100 * RTOL, mistake
 
 
+def shows_the_mistakes_of_packing(launch: Launch, name: str) -> None:
+    """Positions that go on from example to example are none: rotary attention depends on distances."""
+    case, reference, rows, ranks, gradients = launch.first_step(name)
+    packed = [[rows[i] for i in row] for share in case.packed(rows) for batch in share for row in batch if row]
+    assert len(packed) < len(rows)
+    mistakes = {
+        "attention across examples": reference.attending_across(packed, case.objective, case.denominator),
+        "an example in two rows": reference.loss([*rows, packed[0][0]], case.objective, case.denominator),
+    }
+    for mistake, loss in mistakes.items():
+        assert overall(gradients, reference.gradients(loss)) > 100 * RTOL, mistake
+        assert abs(loss.item() / written(ranks)["objective"] - 1) > 100 * RTOL, mistake
+
+
 def had_an_uneven_batch(launch: Launch, name: str) -> None:
     case, reference, rows, ranks, _ = launch.first_step(name)
     times = (case.vp or 1) if launch.engine == "nemo" else 1  # NeMo's event is that of every virtual stage
-    counts = [
-        [sum(len(row.targets) for row in batch) for batch in case.micro_batches(rows)[r :: case.dp]]
-        for r in range(case.dp)
-    ]
+    counts = [[sum(len(row.targets) for row in batch) for batch in share] for share in case.shares(rows)]
     for rank in ranks:
         if rank["pp"] == case.pp - 1:
             assert sorted(rank["targets"]) == sorted(counts[rank["dp"]] * times)

@@ -3,6 +3,7 @@
 A row is (token ids, targets): targets are the positions of the ids that the loss covers.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,19 @@ class Reference:
             total, targets, kept = self._sums(rows, key)
             losses.append(total / max(1, targets if denominator == "target" else kept))
         return torch.stack(losses).mean()
+
+    def attending_across(self, packed: list[list[Row]], key: str, denominator: str) -> torch.Tensor:
+        """The mistake of packing: a token attends to the examples before its own in the same row."""
+        parts = []
+        for rows in packed:
+            logits = self.model(torch.tensor([[token for row in rows for token in row.ids[:-1]]])).logits[0]
+            labels = torch.tensor([token for row in rows for token in row.ids[1:]])
+            starts = itertools.accumulate((len(row.ids) - 1 for row in rows), initial=0)
+            at = [start + target - 1 for start, row in zip(starts, rows, strict=False) for target in row.targets]
+            parts.append(torch.softmax(logits.double(), -1).gather(1, labels[:, None])[at, 0])
+        p = torch.cat(parts)
+        f, keep = FORMULAS[key]
+        return (f(p) * keep(p)).sum() / (len(p) if denominator == "target" else keep(p).sum())
 
     def metrics(self, rows: list[Row], key: str, denominator: str) -> dict[str, float]:
         p = torch.cat([self.probabilities(row.ids)[[t - 1 for t in row.targets]] for row in rows if row.targets])

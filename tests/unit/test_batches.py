@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from nemo_probsft.data.batches import collate, loss_rows, padded_length
+from nemo_probsft.data.batches import collate, collate_packed, loss_rows, padded_length
 from nemo_probsft.data.order import epoch_order, rank_micro_batches, step_indices, steps_per_epoch
 from nemo_probsft.data.tokens import Example
 
@@ -96,27 +96,99 @@ def test_collate_lengths():
         collate(examples, 0, length=8, pad_to_multiple_of=3)
 
 
-def test_right_padding_needs_no_padding_mask():
-    """Under the causal mask alone, the logits at real positions are those of the row alone, whatever the padding is."""
+@pytest.fixture(scope="module")
+def model():
+    """Rotary, of two layers, in float64."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "initializer_range": 0.3}
     config = Qwen2Config(vocab_size=32, num_attention_heads=2, num_key_value_heads=2, **shape)
-    model = Qwen2ForCausalLM(config).double().eval()
+    return Qwen2ForCausalLM(config).double().eval()
 
-    def logits(batch: dict, *, causal: bool = True) -> torch.Tensor:
-        forbidden = batch["attention_mask"] if causal else torch.zeros_like(batch["attention_mask"])
-        bias = torch.zeros(forbidden.shape, dtype=torch.float64).masked_fill(forbidden, -torch.inf)
-        shape = (batch["tokens"].shape[0], 1, *forbidden.shape[2:])
-        ids = {"input_ids": batch["tokens"], "position_ids": batch["position_ids"]}
-        return model(**ids, attention_mask=bias.expand(shape)).logits
 
+def logits(model, batch: dict, forbidden: torch.Tensor) -> torch.Tensor:
+    bias = torch.zeros(forbidden.shape, dtype=torch.float64).masked_fill(forbidden, -torch.inf)
+    shape = (batch["tokens"].shape[0], 1, *forbidden.shape[2:])
+    ids = {"input_ids": batch["tokens"], "position_ids": batch["position_ids"]}
+    return model(**ids, attention_mask=bias.expand(shape)).logits
+
+
+def alone(model, row: Example) -> torch.Tensor:
+    return model(torch.tensor(row.input_ids[None, :-1], dtype=torch.int64)).logits[0]
+
+
+def test_right_padding_needs_no_padding_mask(model):
+    """Under the causal mask alone, the logits at real positions are those of the row alone, whatever the padding is."""
     rows = [example([5, 6, 7, 8, 9, 1], 2), example([5, 9, 1], 1), example([3, 4, 5, 1], 3)]
     for pad_id in (0, 7):
         batch = collate(rows, pad_id, pad_to_multiple_of=8)
-        padded, without_mask = logits(batch), logits(batch, causal=False)
+        forbidden = batch["attention_mask"]
+        padded, without_mask = logits(model, batch, forbidden), logits(model, batch, torch.zeros_like(forbidden))
         for i, row in enumerate(rows):
             n = len(row.input_ids) - 1
-            alone = model(torch.tensor(row.input_ids[None, :-1], dtype=torch.int64)).logits[0]
-            torch.testing.assert_close(padded[i, :n], alone, rtol=1e-10, atol=1e-12)
-            assert (without_mask[i, :n] - alone).abs().max() > 1e-3
+            torch.testing.assert_close(padded[i, :n], alone(model, row), rtol=1e-10, atol=1e-12)
+            assert (without_mask[i, :n] - alone(model, row)).abs().max() > 1e-3
             assert batch["loss_mask"][i, n:].sum() == 0
+
+
+PACKED = [[example([5, 6, 7, 8], 2), example([5, 9], 1), example([2, 3, 4], 1)], [example([9, 8, 7, 1], 3)], []]
+
+
+def test_packed_rows_hold_the_tensors_of_their_examples():
+    batch = collate_packed(PACKED, 0, pad_to_multiple_of=4)
+    assert batch["tokens"].tolist() == [[5, 6, 7, 5, 2, 3, 0, 0], [9, 8, 7, 0, 0, 0, 0, 0], [0] * 8]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], [0, 1, 2, 0, 1, 2, 3, 4], list(range(8))]
+    assert batch["attention_mask"].shape == (3, 1, 8, 8)
+    for i, row in enumerate(PACKED):
+        start = 0
+        for item in row:
+            separate = collate([item], 0)
+            end = start + len(item.input_ids) - 1
+            for name in ("tokens", "labels", "loss_mask", "position_ids"):
+                assert torch.equal(batch[name][i, start:end], separate[name][0])
+                assert batch[name].dtype == separate[name].dtype
+            assert torch.equal(batch["attention_mask"][i, 0, start:end, start:end], separate["attention_mask"][0, 0])
+            assert batch["attention_mask"][i, 0, start:end, :start].all()
+            assert batch["attention_mask"][i, 0, end:, start:end].all()
+            start = end
+        assert (batch["labels"][i, start:] == -100).all()
+        assert not batch["loss_mask"][i, start:].any()
+    assert not batch["attention_mask"].all(-1).any()  # a token that may attend to nothing has no softmax
+
+
+def test_a_packed_row_has_the_logits_of_its_examples_alone(model):
+    """Whatever its positions are: rotary attention depends on distances only, up to its rounding of angles to fp32."""
+    batch = collate_packed(PACKED, 0, pad_to_multiple_of=4)
+    forbidden = batch["attention_mask"]
+    going_on = batch | {"position_ids": torch.arange(8).expand(3, 8)}
+    variants = {
+        "ours": logits(model, batch, forbidden),
+        "positions that go on": logits(model, going_on, forbidden),
+        "attention to earlier examples": logits(model, batch, torch.ones(1, 1, 8, 8, dtype=torch.bool).triu(1)),
+    }
+    apart = dict.fromkeys(variants, 0.0)
+    for i, row in enumerate(PACKED):
+        start = 0
+        for item in row:
+            end = start + len(item.input_ids) - 1
+            for name, found in variants.items():
+                difference = (found[i, start:end] - alone(model, item)).abs().max().item()
+                apart[name] = max(apart[name], difference)
+            start = end
+    assert apart["ours"] < 1e-12
+    assert apart["positions that go on"] < 1e-6
+    assert apart["attention to earlier examples"] > 1e-2
+
+
+def test_rows_are_joined_to_one_for_variable_length_attention():
+    batch = collate_packed(PACKED, 0, pad_to_multiple_of=4, attention_mask=False)
+    assert batch["tokens"].tolist() == [[5, 6, 7, 5, 2, 3, 9, 8, 7, 0, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[-100, 7, 8, 9, 3, 4, -100, -100, 1, -100, -100, -100]]
+    assert batch["cu_seqlens"].tolist() == [0, 3, 4, 6, 9, 12]
+    assert (batch["cu_seqlens_argmin"], batch["max_seqlen"]) == (6, 3)
+    assert {batch[name].dtype for name in ("cu_seqlens", "cu_seqlens_argmin", "max_seqlen")} == {torch.int32}
+    assert "attention_mask" not in batch
+    full = collate_packed(PACKED[1:2], 0, pad_to_multiple_of=3, attention_mask=False)
+    assert full["cu_seqlens"].tolist() == [0, 3]  # nothing pads
+    empty = collate_packed([[]], 0, pad_to_multiple_of=4, attention_mask=False)
+    assert empty["cu_seqlens"].tolist() == [0, 4]

@@ -12,7 +12,7 @@ import yaml
 
 from nemo_probsft import config, objectives
 from nemo_probsft.__main__ import main
-from nemo_probsft.data import records, tokens
+from nemo_probsft.data import records, templates
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
 from nemo_probsft.objectives import parse_objective
 from nemo_probsft.plan.show import preview
@@ -101,7 +101,8 @@ BAD_DATA = {
     ),
     row() + row().decode().encode("utf-16"): "train.jsonl line 2: byte 1 is not UTF-8: save the file as UTF-8",
     b'{"prompt": "a", "answer": "b"}\n': (
-        "train.jsonl line 1: has no field 'response': its fields are 'prompt', 'answer'; rename one of them"
+        "train.jsonl line 1: has no field 'response': its fields are 'prompt', 'answer'; rename one of them, or set "
+        "data.response_key=answer"
     ),
     row() + row(response=None): "train.jsonl line 2: response is null: must be a string",
     row(response=" \n"): "train.jsonl line 1: response is empty: there is no answer to learn; drop the row",
@@ -167,7 +168,6 @@ CHATML = (
 CANARY = "touch pwned"
 BAD_TEMPLATES = {
     "{{ raise_exception('no') }}": "raised TemplateError (no)",
-    "{% for m in messages %}": "raised TemplateSyntaxError (",
     "{{ 1 // 0 }}": "raised ZeroDivisionError (",
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}": (
         "raised TimeoutError (not done after 2 s)"
@@ -176,11 +176,9 @@ BAD_TEMPLATES = {
     "{% for i in range(99999) %}{{ 'a' * 10**6 }}{% endfor %}": "raised MemoryError (",
     "{{ messages[0].role * (2 ** 24 + 1) }}": "wrote 67108868 characters",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "raised RecursionError (",
-    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "raised RecursionError (",
     "{{ range(10**9) | list }}": "raised OverflowError (",
     "{% include '/etc/passwd' %}": "raised TypeError (",
     "{{ cycler.__init__.__globals__.os.system('" + CANARY + "') }}": "raised SecurityError (",
-    "{{ lipsum.__globals__['os'].system('" + CANARY + "') }}": "raised SecurityError (",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}": "raised SecurityError (",
     "{{ (messages | map(attribute='__class__') | list)[0].__mro__ }}": "raised SecurityError (",
     "{{ strftime_now.__globals__['os'].system('" + CANARY + "') }}": "raised SecurityError (",
@@ -190,12 +188,31 @@ BAD_TEMPLATES = {
 }
 
 
+UNFIT_TEMPLATES = {
+    "{% for m in messages %}": "is not Jinja (Unexpected end of template. ",
+    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}": "is not Jinja (nested too deeply): mend it",
+    "{{ messages }}{{ lipsum.__globals__['os'].system('" + CANARY + "') }}": "draws at random, so training and ",
+    "{{ messages }}{{ ['a', 'b'] | random }}": "draws at random, so training and evaluation would see other prompts",
+    "{{ bos_token }}hello": "does not depend on the messages, it is the same text for every row: give Jinja text",
+    "chatml.jinja": '"chatml.jinja" is no Jinja text, which has braces, nor a file (no such file or directory)',
+    "named.jinja": "does not depend on the messages, it is the same text for every row: give Jinja text that writes",
+}
+
+
+@pytest.mark.parametrize("template", UNFIT_TEMPLATES, ids=range(len(UNFIT_TEMPLATES)))
+def test_a_template_that_can_train_no_row_is_refused_by_its_key(capsys, good, template):
+    Path("named.jinja").write_text("{{ 'a template without messages' }}")
+    good["data"]["chat_template"] = template
+    line = refused(capsys, good)
+    assert line.startswith(f"recipe.yaml:2: data.chat_template: {UNFIT_TEMPLATES[template]}")
+
+
 @pytest.mark.parametrize("template", BAD_TEMPLATES, ids=range(len(BAD_TEMPLATES)))
 def test_a_bad_template_is_refused_with_its_row_and_runs_nothing(capsys, good, monkeypatch, template):
-    monkeypatch.setattr(tokens, "TEMPLATE_SECONDS", 2.0)
+    monkeypatch.setattr(templates, "SECONDS", 2.0)
     good["data"]["chat_template"] = CHATML
     Path("recipe.yaml").write_text(yaml.safe_dump(good))
-    good["data"]["chat_template"] = template
+    good["data"]["chat_template"] = "{% set turns = messages %}" + template  # or it would be refused before it is run
     line = refused(capsys, good)
     assert line.startswith(f"train.jsonl line 1: the chat template {BAD_TEMPLATES[template]}")
     assert not Path("pwned").exists()

@@ -27,7 +27,7 @@ HEAVY = {
     "matplotlib",
     "datasets",
 }
-SUBCOMMANDS = (["data", "prepare"], *(["convert", name] for name in ("import", "export", "verify")))
+SUBCOMMANDS = (["data", "prepare"], ["data", "check"], *(["convert", name] for name in ("import", "export", "verify")))
 ALL = [*([name] for name in COMMANDS), *SUBCOMMANDS]
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from nemo_probsft.data import order
+from nemo_probsft.diagnose import Follower
 from nemo_probsft.diagnosis.measures import by_example, by_position, interval, measure, percentiles_1_minus_p
 from nemo_probsft.diagnosis.region import NUM_BINS, SHORTLISTS, gradient_weights, region_of
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.objectives import parse_objective
+from nemo_probsft.progress import Progress
 
 TABLE_5 = {
     "strong": {"Llama-3.1-8B": 0.80, "DeepSeekMath-7B": 0.76, "Qwen2.5-Math-1.5B": 0.80, "Qwen2.5-Math-7B": 0.81},
@@ -154,3 +156,18 @@ def test_percentiles_near_one_are_resolved():
     p = np.random.default_rng(0).uniform(0.1, 0.9, 101)
     found = percentiles_1_minus_p(np.log(p).astype(np.float32))
     assert all(value == pytest.approx(1 - np.percentile(p, int(q)), rel=1e-5) for q, value in found.items())
+
+
+def test_the_display_follows_the_slowest_rank_and_pools_p(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nemo_probsft.progress.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    with Progress("diagnose r.yaml", 8, "batches") as progress:
+        follow = Follower(progress, tmp_path)
+        follow()
+        (tmp_path / "0.progress.jsonl").write_text("[1, 5, 1.0]\n[3, 30, 6.0]\n")
+        (tmp_path / "1.progress.jsonl").write_text("[2, 10, 4.0]\n[3, 15")  # a line is being written
+        follow()
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("diagnose r.yaml: 0 batches of 8")
+    assert last.startswith("diagnose r.yaml: 2 batches of 8, ")
+    assert last.endswith("s left  mean p 0.2500 of 40 targets")

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation import graders
+from evaluation.answer_text import MAX_ANSWER_CHARS, extract_answer
 from evaluation.graders import Judgement, judge, math_correct
-from evaluation.grading.answer_text import MAX_ANSWER_CHARS, extract_answer, plain_number
-from evaluation.grading.symbolic_worker import START_SECONDS, WALL_SECONDS, SymbolicWorker
+from evaluation.numerals import plain_number
+from evaluation.symbolic_worker import START_SECONDS, WALL_SECONDS, SymbolicWorker
 
 ROOT = Path(__file__).parents[2]
 
@@ -187,7 +188,7 @@ def test_a_judgement_that_takes_too_long_is_reported_as_such(monkeypatch):
 def test_memory_of_the_process_is_bounded():
     """2 GiB of address space: an allocation beyond it fails inside the process instead of taking the machine down."""
     code = (
-        "import resource, evaluation.grading.symbolic_worker as w\n"
+        "import resource, evaluation.symbolic_worker as w\n"
         "resource.setrlimit(resource.RLIMIT_AS, (w.MEMORY_BYTES, w.MEMORY_BYTES))\n"
         "try:\n    bytearray(w.MEMORY_BYTES)\nexcept MemoryError:\n    print('refused')\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,7 +69,9 @@ def test_one_bad_sum_is_found(bad):
 def test_log_p_that_is_not_finite_is_described():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 0]])
     nll = torch.tensor([[0.5, 2.0, math.nan], [math.nan, 1.0, math.inf], [9.0, 3.0, 9.0]])
-    said = guards.describe(torch.tensor(math.nan), nll, mask, examples=[41, 7, 12])
+    said = guards.describe(torch.tensor(math.nan), nll, mask, examples=np.array([[41], [7], [12]]))
     assert "of 6 target tokens 2 have a log p that is not finite (1 of them NaN)" in said
     assert "the lowest other log p is -3;" in said
     assert said.endswith("examples of the training set: 7")
+    packed = np.array([[41, 41, 8], [7, 9, 12], [5, 5, 5]])
+    assert guards.describe(torch.tensor(math.nan), nll, mask, packed).endswith("examples of the training set: 7, 12")

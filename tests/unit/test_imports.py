@@ -30,7 +30,7 @@ ARROWS = {
     "config": ("objectives",),
     "conversion": ("command_line", "files", "progress", "staging"),
     "data": ("command_line", "files", "progress", "staging"),
-    "run": ("config", "conversion", "data", "files", "objectives", "progress"),
+    "run": ("command_line", "config", "conversion", "data", "files", "objectives", "progress"),
     "plan": ("config", "conversion", "data", "run"),
     "diagnosis": ("data", "objectives", "pages"),
     "launch": ("command_line", "config", "objectives", "run"),
@@ -46,7 +46,8 @@ ARROWS = {
     "evaluation/report": ("evaluation", "objectives", "pages"),
     "experiments": ("commands", "config", "data", "evaluation", "files", "objectives", "pages", "run"),
     "benchmarks": (
-        *("adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "loss", "objectives", "ops", "run"),
+        *("adapters/bridge", "adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "data", "loss"),
+        *("objectives", "ops", "run"),
     ),
 }
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_probsft.loss import token_loss
 from nemo_probsft.objectives import parse_objective
 from nemo_probsft.ops import HeadReport, lm_head, lm_head_logprob, target_logprob
-from nemo_probsft.ops.logprob import Shard
+from nemo_probsft.ops.targets import Targets
 from tests.support import reference
 from tests.support.ranks import run_ranks
 
@@ -70,6 +70,13 @@ def test_skipped_rows_do_not_change_the_others_bits():
     assert_close(skipping, truth(hidden, weight, labels, mask, dlogp))
 
 
+def test_rows_that_are_skipped_may_be_the_first_and_the_last():
+    """Rows that are left move up in the gradient's buffer, which must not be the one that others still read."""
+    hidden, weight, labels, mask, dlogp = make()
+    dlogp.view(-1)[:7] = dlogp.view(-1)[-5:] = 0
+    assert_close(run(hidden, weight, labels, mask, dlogp), truth(hidden, weight, labels, mask, dlogp))
+
+
 def test_nan_in_rows_that_are_skipped_stays_there():
     hidden, weight, labels, mask, dlogp = make()
     expected = truth(hidden, weight, labels, mask, dlogp)
@@ -111,12 +118,13 @@ class Synchronisations(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("chunk_tokens", [None, 5])
 @pytest.mark.parametrize("find_zeros", [True, False])
-def test_rows_that_the_host_knows_change_nothing_but_the_waiting(find_zeros, chunk_tokens, monkeypatch):
-    inputs, options = make(), {"find_zeros": find_zeros, "chunk_tokens": chunk_tokens}
+def test_rows_that_the_host_knows_change_nothing_but_the_waiting(find_zeros, chunk_tokens, device, monkeypatch):
+    inputs, options = [x.to(device) for x in make()], {"find_zeros": find_zeros, "chunk_tokens": chunk_tokens}
     rows = inputs[3].reshape(-1).nonzero().squeeze(1)
-    monkeypatch.setattr(Shard, "check_labels", lambda *_: None)  # it does nothing on CUDA, where it would wait
+    monkeypatch.setattr(Targets, "check", lambda self: None)  # it does nothing on CUDA, where it would wait
     monkeypatch.setattr(lm_head, "_check_rows", lambda *_: None)  # the same
     with Synchronisations() as found:
         expected = run(*inputs, chunk_tokens=chunk_tokens)
@@ -143,10 +151,11 @@ def test_wrong_rows_are_found_on_a_cpu():
             lm_head_logprob(*inputs, mask, rows=wrong)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("nothing", ["in the mask", "in the upstream gradient"])
 @pytest.mark.parametrize("chunk_tokens", [None, 4])
-def test_no_row_left_keeps_the_graph(nothing, chunk_tokens):
-    hidden, weight, labels, mask, dlogp = make()
+def test_no_row_left_keeps_the_graph(nothing, chunk_tokens, device):
+    hidden, weight, labels, mask, dlogp = (x.to(device) for x in make())
     if nothing == "in the mask":
         mask = torch.zeros_like(mask)
     else:
@@ -157,10 +166,11 @@ def test_no_row_left_keeps_the_graph(nothing, chunk_tokens):
     assert (logp == 0).all() == (nothing == "in the mask")
 
 
-def test_padded_vocabulary():
+@pytest.mark.parametrize("device", DEVICES)
+def test_padded_vocabulary(device):
     hidden, weight, labels, mask, dlogp = make()
     labels = labels.clamp_max(32)
-    ours = run(hidden, weight, labels, mask, dlogp, vocab_size=33)
+    ours = run(*(x.to(device) for x in (hidden, weight, labels, mask, dlogp)), vocab_size=33)
     assert_close(ours, truth(hidden, weight, labels, mask, dlogp, vocab_size=33))
     assert (ours[2][33:] == 0).all()
 
@@ -210,12 +220,14 @@ def test_frozen_head_gets_no_gradient():
     torch.testing.assert_close(dhidden.double(), truth(hidden, weight, labels, mask, dlogp)[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("tau", [0.01, 0.3])
-def test_skip_below_stays_within_its_bound(tau):
+def test_skip_below_stays_within_its_bound(tau, device):
     hidden, weight, labels, mask, _ = make()
     dlogp = torch.logspace(-8, 0, S * B).reshape(S, B)
     report = HeadReport()
-    _, dhidden, dweight = run(hidden, weight, labels, mask, dlogp, skip_below=tau, report=report)
+    inputs = (x.to(device) for x in (hidden, weight, labels, mask, dlogp))
+    _, dhidden, dweight = run(*inputs, skip_below=tau, report=report)
     weights = dlogp[mask].double().sort().values
     num_skipped = 16 - report.num_backward
     assert num_skipped > 0
@@ -226,8 +238,9 @@ def test_skip_below_stays_within_its_bound(tau):
     assert_close((torch.zeros(1), dhidden, dweight), (torch.zeros(1), *truth(hidden, weight, labels, mask, left)[1:]))
 
 
-def test_second_backward_is_refused_when_the_first_took_the_logits():
-    hidden, weight, labels, mask, dlogp = make()
+@pytest.mark.parametrize("device", DEVICES)
+def test_second_backward_is_refused_when_the_first_took_the_logits(device):
+    hidden, weight, labels, mask, dlogp = (x.to(device) for x in make())
     leaf = weight.requires_grad_()
     logp = lm_head_logprob(hidden, leaf, labels, mask)
     torch.autograd.grad(logp, leaf, torch.ones_like(dlogp), retain_graph=True)
@@ -240,6 +253,7 @@ def test_bad_arguments_are_refused():
     cases = {
         r"must both be \[8, 3\]": lambda: lm_head_logprob(hidden, weight, labels.t(), mask),
         "last dimensions and dtypes must agree": lambda: lm_head_logprob(hidden, weight.bfloat16(), labels, mask),
+        "rows are torch.int32": lambda: lm_head_logprob(hidden, weight, labels, mask, rows=torch.zeros(0).int()),
         "chunk_tokens is 0": lambda: lm_head_logprob(hidden, weight, labels, mask, chunk_tokens=0),
         "skip_below is 1": lambda: lm_head_logprob(hidden, weight, labels, mask, skip_below=1),
         r"label 40 is outside \[0, 40\)": lambda: lm_head_logprob(hidden, weight, torch.full_like(labels, V), mask),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_probsft.ops import native, tiles
-from nemo_probsft.ops.logprob import implementation
+from nemo_probsft.ops.cpu import implementation
 from tests.support import reference
 from tests.unit.test_target_logprob import assert_exact, make, run
 

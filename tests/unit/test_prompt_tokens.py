@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from evaluation.jobs import chat_template
 from evaluation.prompt_tokens import prompt_ids
-from evaluation.runner import chat_template
 from nemo_probsft.data.tokens import prompt_ids as ids_in_training
 
 WITH_BOS = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"

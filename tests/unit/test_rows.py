@@ -55,7 +55,8 @@ def test_prompt_and_response_keys_may_be_dotted(tmp_path):
     keys = {"prompt_key": "extra_info.question", "response_key": "extra_info.answer"}
     assert next(iter(read_rows(path, **keys))).messages == QA
     assert error(path, prompt_key="extra_info.text", response_key="extra_info.answer") == (
-        f"{path} line 1: has no field 'extra_info.text': its fields are 'extra_info'; rename one of them"
+        f"{path} line 1: has no field 'extra_info.text': its fields are 'extra_info'; rename one of them, or set "
+        "data.prompt_key=... data.response_key=..."
     )
 
 
@@ -103,8 +104,15 @@ LINES = [
     ("[" * 100_000, "is nested too deeply: a row is a flat object"),
     ("[1]", "is a JSON array: each row must be an object with its fields"),
     ("null", "is a JSON null: each row must be an object with its fields"),
-    ("{}", "has no field 'prompt': its fields are none; rename one of them"),
-    ('{"prompt": "a"}', "has no field 'response': its fields are 'prompt'; rename one of them"),
+    (
+        "{}",
+        "has no field 'prompt': its fields are none; rename one of them, or set data.prompt_key=... "
+        "data.response_key=...",
+    ),
+    (
+        '{"prompt": "a"}',
+        "has no field 'response': its fields are 'prompt'; rename one of them, or set data.response_key=...",
+    ),
     ('{"prompt": null, "response": "4"}', "prompt is null: must be a string"),
     ('{"prompt": "a", "response": 4}', "response is a JSON number: must be a string"),
     ('{"prompt": "a", "response": ["4"]}', "response is a JSON array: must be a string"),
@@ -122,10 +130,13 @@ LINES = [
     ('{"messages": [{"content": "a"}]}', "messages[0] has no role: its fields are 'content'"),
     (json.dumps({"messages": turns(("user", None))}), "messages[0].content is null: must be a string"),
     (
-        json.dumps({"messages": turns(("tool", "a"))}),
-        "messages[0].role is 'tool': must be one of system, user, assistant",
+        json.dumps({"messages": turns(("human", "a"))}),
+        "messages[0].role is 'human': must be one of system, developer, user, assistant, tool",
     ),
-    (json.dumps({"messages": turns(([], "a"))}), "messages[0].role is []: must be one of system, user, assistant"),
+    (
+        json.dumps({"messages": turns(([], "a"))}),
+        "messages[0].role is []: must be one of system, developer, user, assistant, tool",
+    ),
     (
         json.dumps({"messages": turns(("user", "a"), ("assistant", ""))}),
         "messages[1].content is empty: there is no answer to learn; drop the row",

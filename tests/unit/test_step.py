@@ -25,7 +25,7 @@ def a_step(key: str, denominator: str = "target", log_every: int = 1) -> Trainin
         num_steps=NUM_STEPS,
         num_labels=NUM_LABELS,
         log_every=log_every,
-        examples=lambda step, micro_batch: np.array([10 * step, 10 * micro_batch]),
+        examples=lambda step, micro_batch: np.array([[10 * step], [10 * micro_batch]]),
     )
 
 

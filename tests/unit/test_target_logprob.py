@@ -12,16 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nemo_probsft.ops import native, target_logprob, tiles
-from nemo_probsft.ops.logprob import Shard, implementation
+from nemo_probsft.ops import cpu, native, target_logprob, tiles
+from nemo_probsft.ops.logprob import implementation
+from nemo_probsft.ops.targets import Targets
 from tests.support import reference
 from tests.support.ranks import run_ranks
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_CPU = ["kernels"] if INTERPRETED else ["native", "tiles"]
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+ON_KERNELS = [*["kernels"] * INTERPRETED, CUDA]
 
 
-@pytest.fixture(params=[*ON_CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=ON_KERNELS if INTERPRETED else ["native", "tiles", CUDA])
 def device(request, monkeypatch):
     """The device to run on, with each implementation that it has. Small tiles: every case has a ragged last one."""
     if request.param == "cuda":
@@ -29,7 +31,9 @@ def device(request, monkeypatch):
     if request.param == "tiles":
         monkeypatch.setattr(native, "library", lambda: None)
         monkeypatch.setattr(tiles, "TILE_BYTES", 4 * 301 * 4)
-    assert implementation(torch.empty(1, 1)).__name__ == f"nemo_probsft.ops.{request.param}"
+    steps = implementation(torch.empty(1, 1))
+    rows_of = cpu.implementation(torch.empty(1, 1)) if steps is cpu else steps
+    assert rows_of.__name__ == f"nemo_probsft.ops.{request.param}"
     return "cpu"
 
 
@@ -72,6 +76,7 @@ LAYOUTS = {
     "sliced": ((3, 5), lambda x: torch.cat([x[:, :1], x], 1)[:, 1:]),
     "vocabulary first": ((9,), lambda x: x.t().contiguous().t()),
     "column slice": ((9,), lambda x: torch.cat([x, x], -1)[:, : x.shape[-1]]),
+    "sliced twice": ((2, 3, 2), lambda x: torch.cat([torch.cat([x, x], 1)] * 2, 2)[:, :3, :2]),
     "no tokens": ((0, 4), lambda x: x),
 }
 
@@ -91,6 +96,18 @@ def test_matches_float64_in_any_layout_and_dtype(device, layout, dtype, inplace)
     assert logp.shape == labels.shape
     assert_exact((logp, dlogits), truth)
     assert (logp <= 0).all()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("arrange", [LAYOUTS["transposed"][1], LAYOUTS["sliced"][1], LAYOUTS["batch"][1]])
+def test_labels_in_a_layout_of_their_own(device, arrange, inplace):
+    """[s, b] logits, and labels that the batch holds as [b, s]."""
+    logits, labels, dlogp = make((5, 3), 301, device=device)
+    truth = reference.logprob_and_grad(logits, labels, dlogp)
+    labels = labels.t().contiguous().t()
+    assert_exact(run(arrange(logits), labels, dlogp, inplace=inplace), truth)
+    wrong_order = reference.target_logprob(logits, labels.as_strided((5, 3), (3, 1)))
+    assert (wrong_order - truth[0]).abs().max() > 0.1, "reading labels as they lie would do"
 
 
 UPSTREAM = {
@@ -142,20 +159,16 @@ def test_out_of_range_label_is_refused(label):
         target_logprob(logits, torch.full((6,), 300), vocab_size=300)
 
 
-def test_out_of_range_label_makes_all_of_its_row_nan():
-    """What CUDA relies on, where labels are not checked first."""
-    labels = torch.tensor([7, 301, -5, reference.IGNORE])
-    for found in Shard.of(301, None, None).combine(torch.rand(3, 4), labels, reference.IGNORE):
-        assert found.isnan().tolist() == [False, True, True, False]
-
-
-@pytest.mark.gpu
-def test_out_of_range_label_is_nan_on_cuda():
-    logits, labels, dlogp = make((6,), 301, device="cuda")
-    labels[3] = 301
+@pytest.mark.parametrize("device", ON_KERNELS, indirect=True)
+def test_out_of_range_label_makes_its_row_nan_where_it_is_not_checked(device, monkeypatch):
+    """On CUDA, where a check would wait for the device."""
+    monkeypatch.setattr(Targets, "check", lambda self: None)
+    logits, labels, dlogp = make((6,), 301, device=device)
+    labels[3], labels[4], dlogp[4] = 301, -5, 0
     logp, dlogits = run(logits, labels, dlogp)
-    assert logp.isnan().tolist() == [False, False, False, True, False, False]
-    assert dlogits.isnan().any(-1).tolist() == [False, False, False, True, False, False]
+    assert logp.isnan().tolist() == [False, False, False, True, True, False]
+    assert dlogits.isnan().all(-1).tolist() == [False, False, False, True, False, False]
+    assert (dlogits[4] == 0).all()
 
 
 @pytest.mark.parametrize("inplace", [False, True])

@@ -38,7 +38,7 @@ def container(
         model=_model(recipe, prepared),
         train=bridge.TrainingConfig(
             train_iters=prepared.num_steps,
-            global_batch_size=recipe.data.global_batch_size,
+            global_batch_size=data.micro_batches.num_rows,
             micro_batch_size=recipe.data.micro_batch_size,
         ),
         validation=bridge.ValidationConfig(eval_iters=0),

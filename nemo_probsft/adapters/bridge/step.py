@@ -25,6 +25,7 @@ from megatron.bridge.training.gpt_step import get_batch
 from megatron.bridge.training.mixed_precision import get_mixed_precision_config
 from megatron.bridge.training.state import GlobalState
 from megatron.bridge.training.utils.checkpoint_utils import get_checkpoint_name
+from megatron.bridge.training.utils.packed_seq_utils import get_packed_seq_params
 from megatron.bridge.training.utils.pg_utils import get_pg_collection
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
@@ -32,6 +33,7 @@ from megatron.core.utils import get_model_config
 
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients, unwrap
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
+from nemo_probsft.adapters.megatron.norm import install_exact_norm
 from nemo_probsft.adapters.megatron.statistics import plain_loss
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import HeadConfig, ResolvedObjective
@@ -90,10 +92,12 @@ class ObjectiveStep(Callback):
         batches = self.training.head_rows.watch(data_iterator)
         batch = get_batch(batches, state.cfg, pg_collection=get_pg_collection(model), vp_stage=stage)
         tokens, labels, loss_mask, attention_mask, position_ids, packed = batch
-        assert packed is None, "the configuration's check refuses packing"
         if labels is not None:
             labels = labels.masked_fill(loss_mask == 0, IGNORED)  # Bridge's data sets keep labels without a loss
-        output = model(input_ids=tokens, position_ids=position_ids, attention_mask=attention_mask, labels=labels)
+        inputs = {"input_ids": tokens, "position_ids": position_ids, "attention_mask": attention_mask}
+        if packed is not None:
+            inputs["packed_seq_params"] = get_packed_seq_params(packed)
+        output = model(**inputs, labels=labels)
         loss = self.training_loss if model.training else self.evaluation_loss
         return output, partial(loss, labels=labels, loss_mask=loss_mask)
 
@@ -115,6 +119,7 @@ class ObjectiveStep(Callback):
 
     def on_train_start(self, context: CallbackContext) -> None:
         self.on_eval_start(context)
+        install_exact_norm(context.optimizer)
         context.user_state[OBJECTIVE] = self.training
         self.training.to(torch.cuda.current_device())
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)

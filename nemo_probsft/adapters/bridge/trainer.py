@@ -14,7 +14,6 @@ from nemo_probsft.adapters.bridge.step import Loss, ObjectiveStep, saved_after  
 from megatron.bridge.training.callbacks import Callback, CallbackContext
 from megatron.bridge.training.config import CheckpointConfig
 from megatron.bridge.training.finetune import finetune
-from megatron.core import parallel_state
 
 from conversion.checkpoint import HF_FILES, last_checkpoint, remove_incomplete, step_of
 from conversion.hf_files import copy_model_files
@@ -74,6 +73,7 @@ class RecipeStep(ObjectiveStep):
             examples=data.examples,
         )
         self.recipe, self.hf = recipe, Path(prepared.hf)
+        self.num_micro_batches = data.micro_batches.num_micro_batches
         self.writer: MetricsWriter | None = None
         self.lr = 0.0
 
@@ -83,7 +83,8 @@ class RecipeStep(ObjectiveStep):
 
     def on_train_start(self, context: CallbackContext) -> None:
         super().on_train_start(context)
-        self.writer = MetricsWriter(self.recipe, self.training, context.state.train_state.step)
+        start = context.state.train_state.step
+        self.writer = MetricsWriter(self.recipe, self.training, start, self.num_micro_batches)
 
     def on_train_end(self, context: CallbackContext) -> None:
         assert self.writer is not None
@@ -114,8 +115,8 @@ class CollectStep(ObjectiveStep):
         cfg = config.container(recipe, prepared, data, checkpoint)
         cfg.validation.skip_train, cfg.validation.eval_iters = True, data.micro_batches.num_steps
         super().__init__(cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size)
-        self.data, self.num_micro_batches, self.output = data, recipe.num_micro_batches, output
-        self.collected = CollectedLogp()
+        self.data, self.num_micro_batches = data, data.micro_batches.num_micro_batches
+        self.collected = CollectedLogp(output)
 
     def evaluation_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
         examples = self.data.examples(*divmod(len(self.collected.logp), self.num_micro_batches))
@@ -123,9 +124,7 @@ class CollectStep(ObjectiveStep):
         return nll.sum() * 0, (loss_mask > 0).sum().int(), {}
 
     def on_eval_end(self, context: CallbackContext) -> None:
-        if layout.first_of_last_stage():
-            rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-            self.collected.save(self.output / f"{rank}.npz")
+        self.collected.save()
         torch.distributed.barrier()  # when it returns, all are written
 
 

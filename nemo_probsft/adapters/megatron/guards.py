@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from nemo_probsft.loss import token_loss
@@ -48,16 +48,20 @@ def first_not_finite(sums: torch.Tensor) -> int | None:
     return int(bad.nonzero()[0]) if bad.any() else None
 
 
-def describe(loss_sum: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor, examples: Sequence[object]) -> str:
-    """The statistics of the tokens of a micro-batch that is not finite; examples [b]: its rows in the data."""
+def describe(loss_sum: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor, examples: np.ndarray) -> str:
+    """The statistics of the tokens of a micro-batch that is not finite.
+
+    examples: [b, 1] or [b, s], what in the data each position belongs to.
+    """
     target = loss_mask != 0
     logp = -nll.detach()
     bad = target & ~torch.isfinite(logp)
     others = logp[target & ~bad]
     lowest = f"{float(others.min()):.4g}" if len(others) else "none"
-    rows = torch.nonzero(bad.any(1)).flatten().tolist()
+    rows, columns = torch.nonzero(bad, as_tuple=True)
+    named = examples[rows.cpu().numpy(), columns.cpu().numpy().clip(max=examples.shape[1] - 1)].tolist()
     return (
         f"the loss is {float(loss_sum):g}: of {int(target.sum())} target tokens {int(bad.sum())} have a log p that is "
         f"not finite ({int(torch.isnan(logp[bad]).sum())} of them NaN), the lowest other log p is {lowest}; "
-        f"examples of the training set: {', '.join(str(examples[row]) for row in rows) or 'none alone'}"
+        f"examples of the training set: {', '.join(map(str, dict.fromkeys(named))) or 'none alone'}"
     )

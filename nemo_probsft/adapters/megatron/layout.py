@@ -11,7 +11,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 
 def holds_the_loss() -> bool:
     """True on the one rank that writes: last pipeline stage, first of its tensor, data and context parallel groups."""
-    return first_of_last_stage() and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    return first_of_last_stage() and share_of_targets() == 0
 
 
 def first_of_last_stage() -> bool:
@@ -20,6 +20,11 @@ def first_of_last_stage() -> bool:
         parallel_state.is_pipeline_last_stage(ignore_virtual=True)
         and parallel_state.get_tensor_model_parallel_rank() == 0
     )
+
+
+def share_of_targets() -> int:
+    """Which of the shares of a batch this rank computes: a part of its examples, or of their tokens."""
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
 def data_parallel() -> tuple[int, int]:

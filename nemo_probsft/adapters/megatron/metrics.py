@@ -15,12 +15,12 @@ from nemo_probsft.run.log import RunLog
 class MetricsWriter:
     """Made on every rank when training starts after `start_step` steps; the one that `holds_the_loss` writes."""
 
-    def __init__(self, recipe: Recipe, step: TrainingStep, start_step: int) -> None:
+    def __init__(self, recipe: Recipe, step: TrainingStep, start_step: int, num_micro_batches: int) -> None:
         wandb = recipe.log.wandb
         settings = None if wandb is None else {"project": wandb.project, "name": wandb.name}
         self.run_dir, self.recipe, self.step = Path(recipe.run_dir), recipe, step
         self.runlog = RunLog(self.run_dir, start_step, settings) if holds_the_loss() else None
-        self.audited = False
+        self.num_micro_batches, self.audited = num_micro_batches, False
 
     def write(self, *, lr: float, grad_norm: Callable[[], float]) -> None:
         """After `reduce` and before `end` of the step. lr: the one of this step.
@@ -30,7 +30,7 @@ class MetricsWriter:
         if self.runlog is None:
             return
         step, last = self.step, self.step.number == self.step.num_steps
-        seen, expected = len(step.micro_batches), self.recipe.num_micro_batches
+        seen, expected = len(step.micro_batches), self.num_micro_batches
         assert seen == expected, f"{seen} of {expected} micro-batches went through the objective"
         if not self.audited or last:
             audit.record(self.run_dir, step.measured)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,20 @@ from torch.utils.data import Dataset
 from nemo_probsft.adapters.megatron.layout import columns, context_parallel_size
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import batches, order
+from nemo_probsft.data.packing import Packing
 from nemo_probsft.data.tokens import Example, TokenizedDataset
+from nemo_probsft.run import packed
 from nemo_probsft.run.prepare import Prepared
 
 NO_EXAMPLE = -1  # fills the last global batch of a forward pass up; a copy of example 0 without targets
+Row = tuple[int, ...]  # examples of the data set
 
 
 class MicroBatches:
-    """`indices(step)`, the examples [global_batch_size] of a step, dealt to the data-parallel ranks and collated."""
+    """`indices(step)`, the examples [global_batch_size] of a step, in rows dealt to the data-parallel ranks, collated.
+
+    packing: which of them share a row; None: a row is an example.
+    """
 
     def __init__(
         self,
@@ -28,31 +35,51 @@ class MicroBatches:
         dataset: TokenizedDataset,
         indices: Callable[[int], np.ndarray],
         num_steps: int,
+        packing: Packing | None = None,
     ) -> None:
-        self.dataset, self.indices, self.num_steps = _WithBlanks(dataset), indices, num_steps
-        self.global_batch_size, self.micro_batch_size = recipe.data.global_batch_size, recipe.data.micro_batch_size
+        self.rows, self.indices, self.num_steps, self.packing = _Rows(dataset), indices, num_steps, packing
+        self.positions = dataset.positions()
+        self.micro_batch_size = recipe.data.micro_batch_size
+        self.num_rows = recipe.data.global_batch_size if packing is None else packing.num_rows  # of a step
+        self.num_micro_batches = self.num_rows // (self.micro_batch_size * recipe.data_parallel_size)  # and of a rank
         self.max_length = round_up(recipe.data.max_length, length_multiple(recipe))  # of a micro-batch, in positions
         self.pad_id, self.length_multiple = prepared.pad_id, length_multiple(recipe)
 
-    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Sequence[Sequence[Example]]) -> dict[str, torch.Tensor]:
         """The batch of a rank of Megatron's, in pinned memory where there is CUDA: the copy there waits for nothing."""
         cuda = torch.cuda.is_available()
-        batch = batches.collate(
-            examples,
-            self.pad_id,
-            pad_to_multiple_of=self.length_multiple,
-            attention_mask=not cuda,  # Transformer Engine's attention is causal by itself
-        )
+        # Transformer Engine's attention is causal by itself, and takes the lengths of packed examples.
+        settings: dict[str, Any] = {"pad_to_multiple_of": self.length_multiple, "attention_mask": not cuda}
+        if self.packing is None:
+            batch = batches.collate([example for (example,) in rows], self.pad_id, **settings)
+        else:
+            batch = batches.collate_packed(rows, self.pad_id, **settings)
         batch["loss_rows"] = loss_rows_of_rank(batch["loss_mask"])
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if cuda else batch
 
-    def of_step(self, step: int, dp_rank: int, dp_size: int) -> np.ndarray:
-        """[num_micro_batches, micro_batch_size] examples: a data-parallel rank's share of a step, from 0."""
-        return order.rank_micro_batches(self.indices(step), self.micro_batch_size, dp_rank, dp_size)
+    def of_step(self, step: int, dp_rank: int, dp_size: int) -> list[list[Row]]:
+        """[num_micro_batches][micro_batch_size] rows: a data-parallel rank's share of a step, from 0."""
+        indices = self.indices(step)
+        if self.packing is None:
+            dealt = order.rank_micro_batches(indices, self.micro_batch_size, dp_rank, dp_size)
+            return [[(int(index),) for index in batch] for batch in dealt]
+        share = self.packing.ranks(self.positions[indices].tolist(), dp_size)[dp_rank]
+        return [[tuple(indices[row].tolist()) for row in batch] for batch in share]
 
-    def from_step(self, step: int, dp_rank: int, dp_size: int) -> Iterator[np.ndarray]:
+    def from_step(self, step: int, dp_rank: int, dp_size: int) -> Iterator[list[Row]]:
         """The rank's micro-batches [micro_batch_size] of all steps from `step` on."""
-        return (examples for k in range(step, self.num_steps) for examples in self.of_step(k, dp_rank, dp_size))
+        return (batch for k in range(step, self.num_steps) for batch in self.of_step(k, dp_rank, dp_size))
+
+    def examples(self, step: int, micro_batch: int, dp_rank: int, dp_size: int) -> np.ndarray:
+        """int64 [b, 1], or [b, s] of packed rows: the example of the data set that each position belongs to."""
+        rows = self.of_step(step, dp_rank, dp_size)[micro_batch]
+        if self.packing is None:
+            return np.array(rows)
+        found = [np.repeat(row, self.positions[list(row)]) for row in rows]
+        if torch.cuda.is_available():  # where `collate` joins them
+            return np.concatenate(found)[None]
+        longest = max(map(len, found))
+        return np.stack([np.pad(row, (0, longest - len(row)), constant_values=NO_EXAMPLE) for row in found])
 
 
 def training(recipe: Recipe, prepared: Prepared) -> MicroBatches:
@@ -62,7 +89,8 @@ def training(recipe: Recipe, prepared: Prepared) -> MicroBatches:
     def indices(step: int) -> np.ndarray:
         return order.step_indices(len(dataset), recipe.data.global_batch_size, recipe.trainer.seed, step)
 
-    return MicroBatches(recipe, prepared, dataset, indices, prepared.num_steps)
+    packing = None if prepared.num_rows is None else packed.packing(recipe, prepared.num_rows)
+    return MicroBatches(recipe, prepared, dataset, indices, prepared.num_steps, packing)
 
 
 def forward_only(recipe: Recipe, prepared: Prepared) -> MicroBatches:
@@ -78,18 +106,18 @@ def forward_only(recipe: Recipe, prepared: Prepared) -> MicroBatches:
     return MicroBatches(recipe, prepared, dataset, indices, -(-len(drawn) // size))
 
 
-class _WithBlanks(Dataset):
+class _Rows(Dataset):
+    """The examples of a row."""
+
     def __init__(self, dataset: TokenizedDataset) -> None:
         self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def __getitem__(self, row: Row) -> list[Example]:
+        return [self._blank() if index == NO_EXAMPLE else self.dataset[index] for index in row]
 
-    def __getitem__(self, index: int) -> Example:
-        if index == NO_EXAMPLE:
-            example = self.dataset[0]
-            return Example(example.input_ids, np.zeros_like(example.loss_mask))
-        return self.dataset[index]
+    def _blank(self) -> Example:
+        example = self.dataset[0]
+        return Example(example.input_ids, np.zeros_like(example.loss_mask))
 
 
 def loss_rows_of_rank(loss_mask: torch.Tensor) -> torch.Tensor:

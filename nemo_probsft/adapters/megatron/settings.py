@@ -30,7 +30,11 @@ WITHOUT_CUDA = {
 def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
     """Fields of a TransformerConfig or of an engine's subclass of it; vocab_size: rows of the embedding on disk."""
     tp, pp, _ = recipe.model_parallel_sizes
+    from megatron.core.transformer.enums import AttnBackend  # not before `cpu.install`
+
+    backend = AttnBackend[recipe.trainer.attention_backend]
     settings: dict[str, Any] = {
+        "attention_backend": backend,
         "seq_length": recipe.data.max_length,
         "calculate_per_token_loss": True,
         "cross_entropy_loss_fusion": False,  # its place is taken by ops.target_logprob
@@ -49,6 +53,10 @@ def model_settings(recipe: Recipe, vocab_size: int) -> dict[str, Any]:
         settings["recompute_granularity"] = recipe.trainer.recompute
     if recipe.trainer.recompute == "full":
         settings |= {"recompute_method": "uniform", "recompute_num_layers": 1}
+    if recipe.data.packing:
+        settings["apply_rope_fusion"] = True  # unfused, each layer asks the device for the examples' lengths
+    if backend is AttnBackend.local:
+        settings["masked_softmax_fusion"] = False  # its kernels are Apex's
     if not torch.cuda.is_available():
         settings |= WITHOUT_CUDA
     return settings

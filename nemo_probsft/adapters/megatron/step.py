@@ -6,7 +6,7 @@ What a step computes stays on the device until `reduce` reads all of it at once;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,9 +36,9 @@ class TrainingStep:
     """Holds what an objective needs to know of training: where it stands, and the running means of p.
 
     num_labels: the size of the vocabulary, without padding. log_every: every how many steps metrics are wanted, besides
-    the last one's; the other steps compute only what the objective and the guard need. examples(step, micro_batch): the
-    rows of the training set in this rank's micro-batch, int64 [b], both counted from 0; asked only to name them in an
-    error, if it is given.
+    the last one's; the other steps compute only what the objective and the guard need. examples(step, micro_batch),
+    both counted from 0: which one of the training set each position of this rank's micro-batch belongs to, int64 [b, 1]
+    where a row is an example, or [b, s]; asked only to name them in an error, if it is given.
     """
 
     def __init__(
@@ -149,9 +149,9 @@ class TrainingStep:
         if index is None:
             return
         _, nll, _, loss_mask = self.micro_batches[index]
-        examples: Sequence[object] = [f"row {i} of the micro-batch" for i in range(len(nll))]
+        examples = np.array([[f"row {i} of the micro-batch"] for i in range(len(nll))])
         if self.examples is not None:
-            examples = self.examples(self.number - 1, index).tolist()
+            examples = self.examples(self.number - 1, index)
         place = f"step {self.number}, rank {torch.distributed.get_rank()}, micro-batch {index + 1}"
         said = guards.describe(self.micro_batches[index].sums[0], nll, loss_mask, examples)
         raise FloatingPointError(f"{place}: {said}")

@@ -18,6 +18,7 @@ from nemo.collections.llm.gpt.model.base import gpt_data_step
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
+from nemo_probsft.adapters.megatron.norm import install_exact_norm
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
 from nemo_probsft.config import HeadConfig, Recipe
@@ -37,6 +38,8 @@ class InstallObjective(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_training_loss_reduction")
+        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
+        install_exact_norm(wrapper.mcore_optimizer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_validation_loss_reduction")
@@ -61,13 +64,13 @@ class InstallObjective(pl.Callback):
 class WriteMetrics(pl.Callback):
     """Writes the step's metrics on the rank that has them."""
 
-    def __init__(self, recipe: Recipe, step: TrainingStep) -> None:
-        self.recipe, self.step = recipe, step
+    def __init__(self, recipe: Recipe, step: TrainingStep, num_micro_batches: int) -> None:
+        self.recipe, self.step, self.num_micro_batches = recipe, step, num_micro_batches
         self.writer: MetricsWriter | None = None
         self.lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step)
+        self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step, self.num_micro_batches)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -13,7 +13,7 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.utils.data import DataLoader
 
 from nemo_probsft.adapters.megatron.layout import data_parallel
-from nemo_probsft.adapters.megatron.micro_batches import MicroBatches
+from nemo_probsft.adapters.megatron.micro_batches import MicroBatches, Row
 
 
 class SFTData(pl.LightningDataModule):
@@ -22,14 +22,14 @@ class SFTData(pl.LightningDataModule):
     def __init__(self, micro_batches: MicroBatches) -> None:
         super().__init__()
         self.micro_batches = micro_batches
-        # NeMo's validation and telemetry read these three off every data module.
+        # NeMo's validation and telemetry read these three off every data module. What it batches is rows.
         self.seq_length = micro_batches.max_length
-        self.global_batch_size, self.micro_batch_size = micro_batches.global_batch_size, micro_batches.micro_batch_size
+        self.global_batch_size, self.micro_batch_size = micro_batches.num_rows, micro_batches.micro_batch_size
         self.data_sampler = _Sampler(micro_batches)
 
     def examples(self, step: int, micro_batch: int) -> np.ndarray:
-        """[b] of the data set: this data-parallel rank's micro-batch of a step; both count from 0."""
-        return self.micro_batches.of_step(step, *data_parallel())[micro_batch]
+        """See `MicroBatches.examples`: of this data-parallel rank."""
+        return self.micro_batches.examples(step, micro_batch, *data_parallel())
 
     def setup(self, stage: str) -> None:
         # NeMo's count of consumed samples, and Megatron's micro-batch calculator, continue from the resumed step.
@@ -38,7 +38,7 @@ class SFTData(pl.LightningDataModule):
         self.data_sampler.init_consumed_samples = self.trainer.global_step * self.global_batch_size
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.micro_batches.dataset, collate_fn=self.micro_batches.collate)
+        return DataLoader(self.micro_batches.rows, collate_fn=self.micro_batches.collate)
 
     def val_dataloader(self) -> DataLoader:
         return self.train_dataloader()
@@ -48,13 +48,13 @@ class _Sampler(MegatronDataSampler):
     """NeMo's sampler, with `_BatchSampler` for its own, whose length shrinks on resume and ends the epoch early."""
 
     def __init__(self, micro_batches: MicroBatches) -> None:
-        sizes = micro_batches.max_length, micro_batches.micro_batch_size, micro_batches.global_batch_size
+        sizes = micro_batches.max_length, micro_batches.micro_batch_size, micro_batches.num_rows
         super().__init__(*sizes, dataloader_type="single")
         self.source = micro_batches
 
     def transform_dataloader(self, dataloader: DataLoader, consumed_samples: int = 0) -> DataLoader:
         rank, size = data_parallel()
-        num_batches = self.source.num_steps * self.source.global_batch_size // (self.source.micro_batch_size * size)
+        num_batches = self.source.num_steps * self.source.num_micro_batches
         batches = _BatchSampler(self.source.from_step(self.trainer.global_step, rank, size), num_batches)
         return DataLoader(dataloader.dataset, batch_sampler=batches, collate_fn=dataloader.collate_fn)
 
@@ -62,11 +62,11 @@ class _Sampler(MegatronDataSampler):
 class _BatchSampler:
     """Its length counts from step 0, as Lightning's batch index does after a resume."""
 
-    def __init__(self, micro_batches: Iterable[np.ndarray], num_batches: int) -> None:
+    def __init__(self, micro_batches: Iterable[list[Row]], num_batches: int) -> None:
         self.micro_batches, self.num_batches = micro_batches, num_batches
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return (micro_batch.tolist() for micro_batch in self.micro_batches)
+    def __iter__(self) -> Iterator[list[Row]]:
+        return iter(self.micro_batches)
 
     def __len__(self) -> int:
         return self.num_batches

@@ -7,6 +7,7 @@ NeMo importable without CUDA, is imported before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,10 +40,10 @@ class ObjectiveReduction(MaskedTokenLossReduction):
 class CollectReduction(MaskedTokenLossReduction):
     """Forward-only: keeps log p of every target of this rank."""
 
-    def __init__(self, data: SFTData, num_micro_batches: int) -> None:
+    def __init__(self, data: SFTData, output: Path) -> None:
         super().__init__(validation_step=True)
-        self.data, self.num_micro_batches = data, num_micro_batches  # the latter of a step
-        self.collected = CollectedLogp()
+        self.data, self.num_micro_batches = data, data.micro_batches.num_micro_batches
+        self.collected = CollectedLogp(output)
         self.head_rows = self.collected.head_rows
 
     def forward(self, batch: Batch, forward_out: torch.Tensor) -> ThreeTuple:

@@ -22,7 +22,6 @@ if not torch.cuda.is_available():  # before NeMo and Megatron tabulate torch.cud
 
 import fiddle
 import lightning.pytorch as pl
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
@@ -31,7 +30,6 @@ from nemo.lightning import io
 
 from conversion.checkpoint import last_checkpoint
 from nemo_probsft.adapters.megatron import micro_batches
-from nemo_probsft.adapters.megatron.layout import first_of_last_stage
 from nemo_probsft.adapters.megatron.settings import (
     ddp_settings,
     model_settings,
@@ -66,7 +64,7 @@ def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[pl.Callback] = (
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
         InstallObjective(ObjectiveReduction(step), step.head, recipe.head, prepared.vocab_size),
-        WriteMetrics(recipe, step),
+        WriteMetrics(recipe, step, data.micro_batches.num_micro_batches),
         MoveObjective(step),  # after what writes the step down, before what saves it
     ]
     peft = recipe.peft
@@ -104,14 +102,13 @@ def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     """
     quiet()
     model, data = load_model(recipe, prepared), SFTData(micro_batches.forward_only(recipe, prepared))
-    reduction = CollectReduction(data, recipe.num_micro_batches)
+    reduction = CollectReduction(data, output)
     collected = reduction.collected
     trainer = make_trainer(recipe, max_steps=1, forward_only=True)
     trainer.callbacks.append(InstallObjective(reduction, collected.head, recipe.head, prepared.vocab_size))
     weights_of(prepared.base).setup(trainer, model)
     trainer.validate(model, data, verbose=False)
-    if first_of_last_stage():
-        collected.save(output / f"{parallel_state.get_data_parallel_rank(with_context_parallel=True)}.npz")
+    collected.save()
     torch.distributed.barrier()  # when it returns, all are written
 
 
@@ -127,6 +124,10 @@ def load_model(recipe: Recipe, prepared: Prepared) -> llm.GPTModel:
     description = io.load_context(Path(prepared.base) / "context", subpath="model", build=False)
     for name, value in model_settings(recipe, description.config.vocab_size).items():
         setattr(description.config, name, value)
+    if Path(prepared.hf).parent == Path(recipe.run_dir):  # checkpoints copy the tokenizer's directory
+        description.tokenizer.pretrained_model_name = str(Path(prepared.hf).absolute())
+    if recipe.model.trust_remote_code:
+        description.tokenizer.trust_remote_code = True
     return fiddle.build(description)
 
 

@@ -8,35 +8,30 @@ from pathlib import Path
 from nemo_probsft.command_line import interruptible
 from nemo_probsft.data.domains import DOMAINS, SEED
 
+HELP = "write the training set of a domain as JSON lines, with a manifest"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Prepare the training sets of the paper's domains."
-    commands = parser.add_subparsers(title="commands", required=True, metavar="prepare")
-    text = "write the training set of a domain as JSON lines, with a manifest"
-    about = f"{text[0].upper()}{text[1:]}. The same arguments write the same bytes."
-    prepare = commands.add_parser(
-        "prepare",
-        help=text,
-        description=f"{about}\nDomains: {', '.join(DOMAINS)}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser.description = (
+        f"{HELP[0].upper()}{HELP[1:]}. The same arguments write the same bytes.\nDomains: {', '.join(DOMAINS)}."
     )
-    prepare.add_argument("domain", metavar="DOMAIN", help="domain of the paper, see above")
-    prepare.add_argument("--output", required=True, type=Path, metavar="DIR", help="create this directory")
-    prepare.add_argument(
+    parser.add_argument("domain", metavar="DOMAIN", help="domain of the paper, see above")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="create this directory")
+    parser.add_argument(
         "--source",
         metavar="FILE|DIR|NAME",
         help="read a local copy or another hub data set, see docs/data.md (default: the domain's hub data set)",
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--revision", metavar="REV", help="take this revision of the hub data set (default: its latest)"
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--seed", type=int, default=SEED, metavar="N", help="seed what is drawn at random (default: 42, the paper's)"
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--limit", type=int, metavar="N", help="take at most N records of each part, to try it out (default: all)"
     )
-    prepare.add_argument(
+    parser.add_argument(
         "--tokenizer",
         action="append",
         default=[],

@@ -63,11 +63,11 @@ class SymbolicWorker:
     def _start(self) -> None:
         self._owner, self._ready = os.getpid(), False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "evaluation.grading.symbolic_worker"],
+            [sys.executable, "-m", "evaluation.symbolic_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONHASHSEED": "0"},
+            env={"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONHASHSEED": "0"},
         )
 
     def _read_line(self, seconds: float) -> str:
@@ -91,10 +91,50 @@ def _interrupt(signum, frame):
 def _serve() -> None:
     import resource
 
-    from math_verify import LatexExtractionConfig, parse, verify
+    import sympy
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+    from math_verify import LatexExtractionConfig, grader, parse, verify
+
+    from evaluation import exact
 
     # Only the LaTeX grammar: the other extractor hands expressions to sympy's parse_expr, which runs them as Python.
     config = [LatexExtractionConfig(boxed_match_priority=0)]
+    equal_by_simplifying, multiply, solve_and_compare = (
+        grader.sympy_symbolic_eq,
+        _Latex2Sympy.convert_postfix_list,
+        grader.sympy_solve_and_compare,
+    )
+
+    def equal_values(a, b, *_):
+        if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
+            return a.shape == b.shape and all(map(equal_values, a.flat(), b.flat()))
+        try:
+            return exact.equal(a, b)
+        except exact.Undecided:
+            return equal_by_simplifying(a, b)
+
+    def equal_solutions(a, b, *precision):
+        # Two equations without solutions would be equal: 0 = 1 and 2 = 3.
+        if not all(relation.free_symbols and sympy.solve(relation, relation.free_symbols) for relation in (a, b)):
+            return False
+        return solve_and_compare(a, b, *precision)
+
+    def product(converter, factors, position=0):
+        # math-verify adds up numbers that stand side by side, as in mixed numbers: 2(3) = 5. `expanded` writes the sum.
+        if position == len(factors) - 1:
+            return multiply(converter, factors, position)
+        first = converter.convert_postfix(factors[position])
+        if not isinstance(first, (sympy.Expr, sympy.Matrix)):
+            return multiply(converter, factors, position)
+        rest = product(converter, factors, position + 1)
+        if isinstance(first, sympy.MatrixBase) or isinstance(rest, sympy.MatrixBase):
+            return converter.mat_mul_flat(first, rest)
+        return converter.mul_flat(first, rest)
+
+    # Below these names math-verify compares to 15 digits, after the point (see exact.py); above them, what has parts.
+    grader.sympy_numeric_eq, grader.sympy_symbolic_eq = equal_values, lambda a, b: False
+    grader.sympy_solve_and_compare = equal_solutions
+    _Latex2Sympy.convert_postfix_list = product
 
     def equal(answer: str, gold: str) -> bool:
         options = {
@@ -104,13 +144,13 @@ def _serve() -> None:
             "raise_on_error": True,
         }
         parsed = [parse(text, **options) for text in (gold, answer)]
-        return bool(all(parsed) and verify(*parsed, timeout_seconds=None))
+        return bool(all(parsed) and verify(*parsed, timeout_seconds=None, allow_set_relation_comp=True))
 
     def judged(answer: str, gold: str) -> bool | None:
         try:
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
             return equal(answer, gold)
-        except (_TookTooLong, MemoryError, RecursionError):
+        except (_TookTooLong, exact.TooLarge, MemoryError, RecursionError):
             return None
         except Exception:
             return False  # the grammar and sympy raise all sorts of things at what is not a mathematical expression

@@ -1,0 +1,42 @@
+"""Putting what this package hooks into Megatron in and taking it out again, between two steps of one run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nemo_probsft.adapters.megatron.hook import install_target_logprob, unwrap
+from nemo_probsft.adapters.megatron.norm import install_exact_norm
+from nemo_probsft.config import HeadConfig
+from nemo_probsft.ops import HeadReport
+
+
+class Hooks:
+    """Of one model chunk and its optimizer. Without them the model computes Megatron's fused cross entropy."""
+
+    def __init__(
+        self,
+        chunk: torch.nn.Module,
+        optimizer: Any,
+        report: HeadReport,
+        vocab_size: int,
+        tp_group: torch.distributed.ProcessGroup,
+    ) -> None:
+        self.model, self.optimizer, self.report = unwrap(chunk), optimizer, report
+        self.vocab_size, self.tp_group = vocab_size, tp_group
+
+    def install(self, *, skip_rows: bool) -> None:
+        self.remove()
+        head = HeadConfig(skip_rows=skip_rows)
+        install_target_logprob([self.model], self.vocab_size, self.tp_group, head, self.report)
+        install_exact_norm(self.optimizer)
+        self.model.config.cross_entropy_loss_fusion = False
+
+    def remove(self) -> None:
+        vars(self.model).pop("compute_language_model_loss", None)
+        vars(self.model.output_layer).pop("forward", None)
+        self.model._forward_pre_hooks.clear()  # ours are the only ones of the whole model
+        self.model._forward_pre_hooks_with_kwargs.clear()
+        vars(self.optimizer).pop("get_grad_norm", None)
+        self.model.config.cross_entropy_loss_fusion = True

@@ -1,1 +1,0 @@
-"""How one answer is judged: mathematics, letters, programs."""
