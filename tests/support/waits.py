@@ -70,6 +70,8 @@ class Transfers(TorchFunctionMode):
 
 
 def waits(name: str, args: tuple) -> bool:
+    if name.startswith("index_put") and args[2].numel() == 1:  # torch fills by the mask
+        return False
     if name in ("index", "index_put", "index_put_"):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
     if name == "repeat_interleave":
