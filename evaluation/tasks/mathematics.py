@@ -35,7 +35,7 @@ def gold_answer(value: object, field: str = "answer") -> str:
     """
     text = answer_of(value, field)
     gold = extract_answer(text) if "\\boxed" in text else text.strip()
-    if not gold or "\n" in gold or len(gold) > MAX_ANSWER_CHARS:
+    if not gold or "\\boxed" in gold or "\n" in gold or len(gold) > MAX_ANSWER_CHARS:
         raise ValueError(f"{field} is {shown(text)}: must be one answer, or a solution with its answer in \\boxed{{}}")
     return gold
 
