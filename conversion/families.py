@@ -5,6 +5,7 @@ One dense decoder layout covers Qwen2 / Qwen2.5 (biases on q, k, v), Qwen3 (RMSN
 Imports neither torch nor NeMo.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -280,7 +281,7 @@ def _rope(config: dict) -> tuple[float, dict | None]:
     """(rope_theta, scaling or None). Where transformers 4 and 5 would read two values, neither is taken."""
     place, found = rope_settings(config)
     theta = _agreed("rope_theta", {"rope_theta": config, f"{place}.rope_theta": found}, 10000.0)
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
         raise ValueError(f"rope_theta must be a positive number, not {theta!r}")
     kind = found.get("rope_type", found.get("type"))
     if found.get("type", kind) != kind:
@@ -297,14 +298,11 @@ def _rope(config: dict) -> tuple[float, dict | None]:
 def _agreed(key: str, places: dict[str, dict], default: object) -> Any:
     """The value of `key` in the mappings, by their names. Raises: ValueError if they give two."""
     given = {name: place[key] for name, place in places.items() if place.get(key) is not None}
-    if len(set(map(repr, map(_number, given.values())))) > 1:
+    first = next(iter(given.values()), default)
+    if any(value != first for value in given.values()):
         values = " and ".join(f"{name} {value!r}" for name, value in given.items())
         raise ValueError(f"{values} disagree: transformers 4 reads one, transformers 5 the other; remove one of them")
-    return next(iter(given.values()), default)
-
-
-def _number(value: object) -> object:
-    return float(value) if isinstance(value, int) else value
+    return first
 
 
 def _check_options(config: dict) -> None:

@@ -53,7 +53,7 @@ def _settings(directory: Path) -> dict:
         return kept | {"eos_token_id": config.get("eos_token_id")}
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON ({error}); download it again") from error
     listed = settings.get("eos_token_id") if isinstance(settings, dict) else "?"
     if not (listed is None or isinstance(listed, int) or _all_ids(listed)):

@@ -65,11 +65,11 @@ def tokenizer_code(directory: Path) -> list[str]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         classes = (settings.get("auto_map") or {}).get("AutoTokenizer") or []
+        named = [classes] if isinstance(classes, str) else [name for name in classes if isinstance(name, str)]
     except FileNotFoundError:
         return []
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: not a JSON object with a tokenizer's settings ({error}); restore it") from error
-    named = [name for name in ([classes] if isinstance(classes, str) else classes) if isinstance(name, str)]
     return sorted({f"{name.split('.')[0]}.py" for name in named if "--" not in name})
 
 

@@ -20,7 +20,7 @@ _PLACEHOLDER = re.compile(
 )
 _STATEMENT = re.compile(
     r"answers?(?![a-z]|\s+(?:choice|option))[^.\n:=$\\]{0,60}?(?:(?<![a-z])(?:is|are)(?![a-z])|:|=)"
-    r"|(?:^|\n)[#*\s]*(?:final\s+)?answer[*_ ]*\n|答(?:案|え)(?:是|为|為|は)?|(?:^|\n)####(?=\s*[-$\\0-9])",
+    r"|(?:^|\n)[#* ]{0,9}(?:final )?answer[*_ ]{0,9}\n|答(?:案|え)(?:是|为|為|は)?|(?:^|\n)####(?=\s{0,9}[-$\\0-9])",
     re.IGNORECASE,
 )
 _FORMULA = (
@@ -69,6 +69,7 @@ _REWRITES = tuple(
         (r"\{\s*,\s*\}", ","),
         (r"\\(ge|le)(?:q?slant|qq?)?(?![a-zA-Z])\s*", r"\\\1q "),
         (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
+        (r"\.\.\.+|…", r"\\ldots"),
         (r"\\simeq|\\thickapprox|~=", r"\\approx"),
         (r"\\%|\\(?:text|mathrm)\s*\{\s*per ?cent(?:age)?\s*\}|(?<![a-zA-Z])per ?cent(?:age)?(?![a-zA-Z])", "%"),
         (r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|°)", "°"),
@@ -77,12 +78,12 @@ _REWRITES = tuple(
         (r"\s+", " "),
     )
 )
-_BARE = re.compile(r"[-+]?[0-9.]+(?:/[0-9]+)?|[a-zA-Z]+")
+_BARE = re.compile(r"[-+]?[0-9]*\.?[0-9]+(?:/[0-9]+)?|[a-zA-Z]+")
 _THOUSANDS = re.compile(r"(?<![0-9])(?<![0-9],)[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])")
 _LEADING = re.compile(
     r"\s*(?:\\text\s*\{[^{}]*(?:is|are|:|=)\s*\}(?=\s*\S)|=|:|\\(?:therefore|implies|Rightarrow|approx|sim)(?![a-zA-Z]))\s*"
 )
-_WRAPPED = re.compile(r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline)?\s*(?=\{)")
+_WRAPPED = re.compile(r"(?:\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm|text|mathrm|underline))?\s*(?=\{)")
 _TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
 _WORDS_ONLY = re.compile(r"\\(?:text|mathrm)\s*\{\s*(?![-+.]?[0-9])[^{}]*\}")
 _NAMED = re.compile(r"\s*(?:\\?[^\s=\\]{1,2}|[a-zA-Z]_\{?\w\}?)\s*=([^=]+)", re.DOTALL)
@@ -180,7 +181,7 @@ def _last_statement(text: str) -> str | None:
 
 def _stated(tail: str) -> str:
     """The formulas that `tail` begins with, or its first sentence."""
-    tail = re.sub(r"^[:*\s]*\n\s*[-*]\s", "", tail).lstrip(" \t\r\n*_:\uff1a#>`")
+    tail = re.sub(r"^[:*\s]{0,9}\n\s{0,9}[-*]\s", "", tail).lstrip(" \t\r\n*_:\uff1a#>`")
     formulas = _FORMULAS.match(tail)
     if formulas is None:
         end = _SENTENCE_END.search(tail)
@@ -194,7 +195,7 @@ def _stated(tail: str) -> str:
 def clean(answer: str) -> str:
     """LaTeX in one spelling: no delimiters, sizes, fonts or final period; "%", "°", and "," for "and" and for "{,}"."""
     if _BARE.fullmatch(answer):
-        return answer.rstrip(".")
+        return answer
     text = answer.translate(_CHARACTERS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)

@@ -128,7 +128,7 @@ def _after_word(text: str, place: int, letters: str, options: Mapping[str, str])
 def _option_at(text: str, place: int, options: Mapping[str, str]) -> str | None:
     """The option whose whole text stands at `place`, the longest of several."""
     begun = [option for option in options if option and text[place : place + len(option)].lower() == option]
-    ends = [option for option in begun if not text[place + len(option) :][:1].isalnum()]
+    ends = [option for option in begun if not re.compile(r"\w|[.,]\d").match(text, place + len(option))]
     return options[max(ends, key=len)] if ends else None
 
 
@@ -143,7 +143,8 @@ def _letter_at(text: str, place: int, letters: str, linked: bool, said: bool, br
         return None
     if found[1].islower():
         return found[1].upper() if ends_clause or end > found.end() or _AFTER_A_LETTER.match(text, end) else None
-    final = _words("links").match(text, _OPEN.match(text, end).end())
+    opened = _OPEN.match(text, end).end()
+    final = _words("links").match(text, opened) or text[end:opened].strip()
     return found[1] if linked or bracketed or ends_clause or final else None
 
 

@@ -5,11 +5,11 @@ import math
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from evaluation.completions import Completion, Place, Speed
 from evaluation.prompt_tokens import prompt_ids
 from evaluation.vllm_cpu import register_vllm_cpu
 from nemo_probsft.data.ends import template_ends
@@ -26,33 +26,9 @@ from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
 from tokenizers import Tokenizer  # noqa: E402
 from vllm import SamplingParams, TokensPrompt  # noqa: E402
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
 
 MIN_BATCHED_TOKENS = 4096  # of a step on CPU; a whole prompt must fit
 TOKENIZER_PROBE = "The answer: 12+34=46, it's 1,000.5 %.\n\n  def f(x):\n\treturn {x} ** 2  # naïve"
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer. finish: "stop", "length" (cut at the token limit) or "prompt_too_long" (nothing was generated)."""
-
-    text: str
-    num_tokens: int
-    finish: str
-
-
-class Place(NamedTuple):
-    """Which answer: that of an item of the data set, from 0, and of its repeated answers, from 0."""
-
-    item: int
-    repeat: int
-
-
-class Speed(NamedTuple):
-    """Of unfinished answers, too. num_tokens: generated so far. most_left: those that budgets still allow."""
-
-    num_tokens: int
-    most_left: int
 
 
 class ReproducibleVLLM(VLLM):
@@ -82,7 +58,7 @@ class ReproducibleVLLM(VLLM):
         """
         prompts = prompt_ids(self.tokenizer, [request.args[0] for request in requests], rendered=rendered)
         too_long: dict[Place, Completion] = {}
-        stops: dict[str, list[str]] = {}
+        wanted: list[tuple[Place, TokensPrompt, SamplingParams]] = []
         for request, prompt in zip(requests, prompts, strict=True):
             for place in (Place(request.doc_id, repeat) for repeat in range(request.repeats)):
                 if place in known:
@@ -91,12 +67,11 @@ class ReproducibleVLLM(VLLM):
                     too_long[place] = Completion("", 0, "prompt_too_long")
                     continue
                 params = self._sampling_params(request, len(prompt), self._seed(request, place))
-                name = f"{place.item}-{place.repeat}"
-                stops[name] = params.stop
-                self.model.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params)
+                wanted.append((place, TokensPrompt(prompt_token_ids=prompt), params))
         if too_long:
             yield too_long
-        yield from self._run(stops)
+        if wanted:
+            yield from self._run(*map(list, zip(*wanted, strict=True)))
 
     def speed(self) -> Speed:
         """Of the answers that `answers` is at."""
@@ -104,14 +79,19 @@ class ReproducibleVLLM(VLLM):
         lengths = [(state.detokenizer.num_output_tokens(), state.max_tokens_param) for state in running]
         return Speed(self.num_tokens + sum(n for n, _ in lengths), sum(most - n for n, most in lengths))
 
-    def _run(self, stops: dict[str, list[str]]) -> Iterator[dict[Place, Completion]]:
-        """Step the engine until the requests of these names are finished. stops: their stop strings."""
+    def _run(
+        self, places: list[Place], prompts: list[TokensPrompt], params: list[SamplingParams]
+    ) -> Iterator[dict[Place, Completion]]:
+        """Step the engine until all are finished."""
         engine, self.num_tokens = self.model.llm_engine, 0
+        # An output has the number of its request; `enqueue` gives it with a random end (vLLM 0.32).
+        numbers = [name.partition("-")[0] for name in self.model.enqueue(prompts, params, use_tqdm=False)]
+        requests = dict(zip(numbers, zip(places, params, strict=True), strict=True))
         while engine.has_unfinished_requests():
             finished = {}
             for output in engine.step():
-                item, _, repeat = output.request_id.partition("-")
-                finished[Place(int(item), int(repeat))] = _completion(output, stops[output.request_id])
+                place, asked = requests[output.request_id]
+                finished[place] = _completion(output, asked.stop)
             self.num_tokens += sum(completion.num_tokens for completion in finished.values())
             yield finished
 
@@ -126,7 +106,6 @@ class ReproducibleVLLM(VLLM):
             stop=stop,
             seed=seed,
             stop_token_ids=self.end_ids,
-            output_kind=RequestOutputKind.FINAL_ONLY,
             **options,
         )
 

@@ -95,7 +95,7 @@ def _serve() -> None:
     from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
     from math_verify import LatexExtractionConfig, grader, parse, verify
 
-    from evaluation.grading import exact
+    from evaluation import exact
 
     # Only the LaTeX grammar: the other extractor hands expressions to sympy's parse_expr, which runs them as Python.
     config = [LatexExtractionConfig(boxed_match_priority=0)]

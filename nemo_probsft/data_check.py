@@ -134,7 +134,8 @@ def _digest(content: Any) -> bytes:
 def _tokenizer(recipe: Recipe) -> Any:
     """Of a directory of any kind, or of a hub name, whose weights are not downloaded."""
     path = Path(recipe.model.path)
-    return prepare.load_tokenizer(recipe, prepare.hugging_face_files(path) if path.is_dir() else path)
+    files = prepare.hugging_face_files(path) if path.is_dir() else prepare.downloaded(recipe, prepare.TEXTS)
+    return prepare.load_tokenizer(recipe, files)
 
 
 def _summary(recipe: Recipe, tokenizer: Any, found: Found) -> list[Decision]:

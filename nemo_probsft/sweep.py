@@ -16,8 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from nemo_probsft.demo import command
 from nemo_probsft.files import write_atomically
 from nemo_probsft.progress import Progress
 from nemo_probsft.run import eval_env, preflight
+from nemo_probsft.run.log import last_row
 from nemo_probsft.run.parents import ending_with_this
 
 SECONDS = "sweep.json"  # what each cell took, for the estimate of those that are left
@@ -252,7 +253,7 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
     with ThreadPoolExecutor(planned.jobs) as pool, Progress("train", len(todo), "cells") as progress:
         futures = {pool.submit(_train_cell, planned, cell, running): cell for cell in todo}
         try:
-            for future in as_completed(futures):
+            for future in _as_completed(futures, lambda: progress.advance(0, _where(todo, running))):
                 cell, (seconds, failure) = futures[future], future.result()
                 progress.advance(1)
                 if failure is not None:
@@ -265,6 +266,27 @@ def _train(planned: Sweep, todo: Sequence[Cell]) -> dict[str, str]:
             _stop(futures, running)
             raise
     return failures
+
+
+def _as_completed(futures: Collection[Future], tick: Callable[[], None]) -> Iterator[Future]:
+    """Futures as they end; calls `tick` twice a second."""
+    pending = set(futures)
+    while pending:
+        ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+        yield from ended
+        tick()
+
+
+def _where(todo: Sequence[Cell], running: Mapping[str, subprocess.Popen]) -> str:
+    """The steps of the cells that are being trained."""
+    return ", ".join(_step(cell) for cell in todo if cell.name in running and running[cell.name].poll() is None)
+
+
+def _step(cell: Cell) -> str:
+    row, prepared = last_row(cell.run_dir), cell.run_dir / preflight.PREPARED
+    if row is None or not prepared.exists():
+        return f"{cell.name} starts"
+    return f"{cell.name} step {row['step']} of {json.loads(prepared.read_text(encoding='utf-8'))['num_steps']}"
 
 
 def _train_cell(planned: Sweep, cell: Cell, running: dict[str, subprocess.Popen]) -> tuple[float, str | None]:

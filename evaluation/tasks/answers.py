@@ -23,7 +23,7 @@ def load_rows(*, file: str, data_dir: str | None = None, **_metadata) -> dict[st
 
 
 def _document(row: dict) -> dict:
-    return {"prompt": text_of(row, "prompt"), "answer": text_of(row, "response")}
+    return {"prompt": text_of(row, "prompt"), "answer": text_of(row, "response", may_be_empty=True)}
 
 
 def keep_all(responses, docs):

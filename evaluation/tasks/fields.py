@@ -10,10 +10,12 @@ from typing import Any
 SHOWN = 60  # characters of a value in an error
 
 
-def text_of(row: Mapping[str, Any], field: str) -> str:
-    """A text that says something."""
+def text_of(row: Mapping[str, Any], field: str, *, may_be_empty: bool = False) -> str:
+    """A text, by default one that says something."""
     value = row[field]
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
+        raise ValueError(f"{field} is {shown(value)}: must be a text")
+    if not may_be_empty and not value.strip():
         raise ValueError(f"{field} is {shown(value)}: must be a text that is not empty")
     return value
 

@@ -347,7 +347,8 @@ A Hugging Face model is refused where Megatron would compute another function th
 architecture other than Llama, Qwen2 or Qwen3, an activation other than SiLU, biases or sliding windows that are not
 built, unknown rope scaling, quantised weights, attention dropout, multi-token-prediction layers, and tensors that the
 architecture does not have, such as a bias of the output layer. Both spellings of rope are read: `rope_theta` with
-`rope_scaling`, and `rope_parameters` of transformers 5.
+`rope_scaling`, and `rope_parameters` of transformers 5. Refused, too, is a directory that transformers 4 and 5 would
+read as two models, and one whose weights transformers would replace (`adapter_config.json`, `transformers_weights`).
 
 Bridge takes over only `factor` of Llama's rope scaling; the rest are constants of Megatron-Core 0.16 and later, those
 of Llama 3.1 to 3.3. A model with others is refused with `engine: bridge`.

@@ -32,6 +32,8 @@ def template_ends(tokenizer: Any) -> list[int]:
 
     None where a template ends answers with no special token, or does not take a question and its answer.
     """
+    if tokenizer.chat_template is None:
+        return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     try:
         ids, is_target = token_ids(tokenizer, Row(_PROBE, "a question and its answer"))
     except ValueError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_probsft.data import templates
 from nemo_probsft.data.rows import Row
-from nemo_probsft.data.turns import Turn
+from nemo_probsft.data.turns import Turn, function_of
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 MAX_OPENED = 64  # characters of an answer that a generation prompt may have written already, such as <think>
@@ -48,8 +48,8 @@ def of_template(tokenizer: Any, row: Row, spans: Sequence[tuple[str, int | None]
         before, start = before + text, turn + 1
     notes += _of_context(before, range(start, len(row.messages)), row)
     for tool in row.tools or ():
-        name = tool.get("function", tool).get("name")
-        if not isinstance(name, str) or name not in spans[0][0]:
+        name = function_of(tool)["name"]
+        if name not in spans[0][0]:
             raise ValueError(f"{row.where}: the chat template does not write the tool {name!r}: use another template")
     return notes + _of_rendering(tokenizer, row)
 
@@ -69,7 +69,9 @@ def _of_context(text: str, turns: Iterable[int], row: Row) -> list[str]:
         message, name = row.messages[i], f"messages[{i}].content"
         if message["role"] != "assistant":
             _require("", text, message["content"], name, row.where, escaped=True)
-        elif not _stands_in("", text, message.get("content") or ""):
+        elif not all(
+            _stands_in("", text, part) for part in [message.get("content") or "", *_reasoning(message).values()]
+        ):
             notes.append(SHORTENED)
     return notes
 
@@ -77,25 +79,32 @@ def _of_context(text: str, turns: Iterable[int], row: Row) -> list[str]:
 def _of_answer(before: str, text: str, turn: int, row: Row) -> list[str]:
     message, name = row.messages[turn], f"messages[{turn}]"
     calls = message.get("tool_calls") or []
-    for field in REASONING:
-        if isinstance(message.get(field), str):
-            _require(before, text, message[field], f"{name}.{field}", row.where)
+    for field, reasoning in _reasoning(message).items():
+        _require(before, text, reasoning, f"{name}.{field}", row.where)
     notes = []
     if content := message.get("content"):
         _require(before, text, content, f"{name}.content", row.where)
         notes += [] if _stands_in(before, text, content) == EXACTLY else [WHITE_SPACE]
     for part in _texts(calls):
         _require(before, text, part, f"{name}.tool_calls", row.where, escaped=True)
-    arguments = [call.get("function", call).get("arguments") for call in calls]
+    arguments = [function_of(call).get("arguments") for call in calls]
     notes += [QUOTED] * any(isinstance(given, str) and json.dumps(given) in text for given in arguments)
     return notes
+
+
+def _reasoning(message: Turn) -> dict[str, str]:
+    return {field: message[field] for field in REASONING if isinstance(message.get(field), str)}
 
 
 def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
     """What shows only where the row is rendered in another way, too."""
 
-    def rendered(messages: Sequence[Turn], **names: Any) -> str:
-        return templates.render(tokenizer, messages, row.tools, row.where, add_generation_prompt=False, **names)
+    def rendered(messages: Sequence[Turn], **names: Any) -> str | None:
+        """None for what the template refuses: it looks at what was changed."""
+        try:
+            return templates.render(tokenizer, messages, row.tools, row.where, add_generation_prompt=False, **names)
+        except ValueError:
+            return None
 
     notes = []
     known = {"role", "content", "tool_calls", *REASONING}
@@ -105,7 +114,7 @@ def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
     for i, message in enumerate(row.messages):
         if message.get("content", "") is None:
             empty = [*row.messages[:i], {**message, "content": ""}, *row.messages[i + 1 :]]
-            if len(rendered(row.messages)) == len(rendered(empty)) + len("None"):
+            if len(rendered(row.messages) or "") == len(rendered(empty) or "") + len("None"):
                 raise ValueError(
                     f"{row.where}: messages[{i}].content is null, which the chat template writes as None: write an "
                     "empty text"
@@ -144,8 +153,8 @@ def _goes_on(before: str, text: str, content: str) -> bool:
 def _texts(calls: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The texts in the names and arguments of tool calls; arguments may be JSON text."""
     for call in calls:
-        function = call.get("function", call)
-        yield from _leaves([function.get("name"), _parsed(function.get("arguments"))])
+        function = function_of(call)
+        yield from _leaves([function["name"], _parsed(function.get("arguments"))])
 
 
 def _parsed(arguments: Any) -> Any:

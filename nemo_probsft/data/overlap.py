@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_probsft.data import prompts, records
+from nemo_probsft.data.rows import FORMATS
 
 NUM_WORDS = 8
 SHARE = 0.5
@@ -40,10 +41,10 @@ class Overlap:
         self._num_ngrams: dict[tuple[int, int], int] = {}
         if not directory.is_dir():
             raise ValueError(f"--data-dir: {directory} is no directory; name the one that holds the evaluation sets")
-        for path in sorted(entry for entry in directory.iterdir() if entry.suffix in records.READERS):
+        for path in sorted(entry for entry in directory.iterdir() if entry.suffix in FORMATS):
             self._read(path)
         if not self.sets:
-            raise ValueError(f"--data-dir: {directory} holds no {', '.join(records.READERS)} file; name another")
+            raise ValueError(f"--data-dir: {directory} holds no {' or '.join(FORMATS)} file; name another")
 
     def add(self, questions: list[str], text: str, where: str) -> None:
         """A training row: the turns of its user, and all of its text."""

@@ -63,7 +63,7 @@ def read_rows(
             refused(error)
             continue
         yield dataclasses.replace(row, number=number)
-    if not number:
+    if not number and refused is None:
         raise ValueError(f"{source}: has no rows: give a source with at least one")
 
 

@@ -213,7 +213,8 @@ def _check_prefix(shorter: str, longer: str, turn: str, where: str) -> None:
     same = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
     raise ValueError(
         f"{where}: the chat template rewrites earlier text when it adds {turn}: {shorter[same : same + 20]!r} becomes "
-        f"{longer[same : same + 20]!r}; split the row into single turns, or use a template that only adds text"
+        f"{longer[same : same + 20]!r}; split the row into single turns, set "
+        "data.supervise=last, or use a template that only adds text"
     )
 
 

@@ -69,8 +69,8 @@ class DataSummary:
     @classmethod
     def load(cls, path: Path) -> DataSummary:
         content = json.loads(path.read_text(encoding="utf-8"))
-        notes = tuple(Note(*note) for note in content.pop("notes"))
-        files = tuple(FileCounts(*file) for file in content.pop("files"))
+        notes = tuple(Note(*note) for note in content.pop("notes", ()))
+        files = tuple(FileCounts(*file) for file in content.pop("files", ()))
         return cls(**content, notes=notes, files=files)
 
 

@@ -46,7 +46,15 @@ def parse_tools(tools: Any, where: str) -> list[Turn] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"{where}: tools is {describe(tools)}: must be a list of JSON schemas")
+    for i, tool in enumerate(tools):
+        _check_function(tool, f"tools[{i}]", where)
+    _check_characters(tools, "tools", where)
     return [dict(tool) for tool in tools]
+
+
+def function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """That of a tool or of a call, which may be the object itself."""
+    return tool.get("function", tool)
 
 
 def for_template(turn: Mapping[str, Any]) -> Turn:
@@ -122,6 +130,14 @@ def _check_calls(calls: Any, role: str, name: str, where: str) -> None:
         raise ValueError(f"{where}: {name}.tool_calls is {describe(calls)}: must be a list of calls")
     if calls and role != "assistant":
         raise ValueError(f"{where}: {name}.tool_calls is of a turn of {role!r}: only the assistant calls tools")
+    for i, call in enumerate(calls):
+        _check_function(call, f"{name}.tool_calls[{i}]", where)
+
+
+def _check_function(tool: Mapping[str, Any], name: str, where: str) -> None:
+    function = function_of(tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{where}: {name} names no function: its fields are {fields(tool)}")
 
 
 def _check_characters(value: Any, name: str, where: str) -> None:

@@ -114,14 +114,14 @@ class _LmHead(torch.autograd.Function):
         shard, options = ctx.shard, ctx.options
         active = _active_rows(dlogp, rows, options, ctx.report)
         if active is not None:
-            kept, rows, stats = kept[active], rows[active], stats[:, active]
+            kept, rows, stats = kept.index_select(0, active), rows[active], stats.index_select(1, active)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        real, dhidden = weight[: shard.valid], torch.empty_like(kept)
+        real, dhidden = weight[: shard.valid], kept.new_empty(kept.shape)
         dweight = _WeightGradient(weight, shard.valid, options) if wants_weight else None
         for chunk in _chunks(len(rows), options.chunk_tokens):
             logits = saved[0] if saved else kept[chunk] @ real.t()
             select = active if saved else None
-            dlogits = logits if select is None else torch.empty_like(logits[: len(rows)])
+            dlogits = logits if select is None else logits.new_empty(len(rows), shard.valid)
             targets = Targets(labels, shard, ctx.ignore_index, rows[chunk])
             ctx.steps.gradient(logits, targets, stats[:, chunk], dlogp, dlogits, select)
             if wants_hidden:

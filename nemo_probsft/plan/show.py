@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nemo_probsft import config
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import mixture, order
+from nemo_probsft.data.ends import trained_ends
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.plan import memory
 from nemo_probsft.plan.memory import Rank, Setup
@@ -42,7 +43,7 @@ def preview(path: str, overrides: Sequence[str] = ()) -> None:
     found, problems = _decide(recipe)
     dataset = _tokenize(recipe, problems)
     reason = problems[0] if problems else "data or tokenizer are not here to count"
-    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset, reason)]
+    found = [*_engine(recipe, problems), *found, *_steps(recipe, dataset, reason), *_ends(recipe, dataset)]
     setup = _setup(recipe, dataset)
     ranks = memory.ranks(spec, setup)
     decisions.show(found)
@@ -115,6 +116,19 @@ def _steps(recipe: Recipe, dataset: TokenizedDataset | None, unknown: str) -> li
     if recipe.data.packing:
         found.append(packed.decision(recipe, dataset, steps, packed.count_rows(recipe, dataset, steps)))
     return found
+
+
+def _ends(recipe: Recipe, dataset: TokenizedDataset | None) -> list[Decision]:
+    """What answers end with, where the training set is here."""
+    if dataset is None:
+        return []
+    from conversion.generation import missing_stop_tokens
+
+    hf = prepare.hugging_face_files(Path(recipe.model.path))
+    tokenizer = prepare.load_tokenizer(recipe, hf)
+    ends = trained_ends(dataset, tokenizer, recipe.data.max_length)
+    change = missing_stop_tokens(hf, ends)
+    return prepare.end_decisions(tokenizer, ends, [] if change is None else [change])
 
 
 def _num_steps(recipe: Recipe, dataset: TokenizedDataset) -> tuple[int, int]:

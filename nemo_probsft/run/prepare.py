@@ -26,6 +26,8 @@ from nemo_probsft.run.preflight import PREPARED
 
 RUN = "run.yaml"
 SLOW_BF16 = "bf16 takes about twice the time of fp32 on a CPU: trainer.precision=fp32 is faster there"
+# Of a model on the hub: its configuration and its tokenizer, whose code runs only where model.trust_remote_code asks.
+TEXTS = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 STARTS_FROM = {"nemo": ("nemo",), "bridge": ("bridge", "huggingface")}  # kinds of directories that need no import
 
 
@@ -276,20 +278,23 @@ def local_model(recipe: Recipe, engine: str) -> Path:
     path = Path(recipe.model.path)
     if path.is_dir():
         return path
+    found = downloaded(recipe, [*TEXTS, "*.safetensors"])
+    model_files.check_model_directory(recipe, found, engine)
+    return found
+
+
+def downloaded(recipe: Recipe, patterns: list[str]) -> Path:
+    """The files of a hub name that match, in the cache of the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*"]
-        patterns.append("*.py")  # of a tokenizer; it runs only where model.trust_remote_code asks for it
-        downloaded = Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
+        return Path(snapshot_download(recipe.model.path, revision=recipe.model.revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
         raise ValueError(
             f"model.path: {recipe.model.path} could not be downloaded ({reason}); give a local directory"
         ) from error
-    model_files.check_model_directory(recipe, downloaded, engine)
-    return downloaded
 
 
 def hugging_face_files(source: Path) -> Path:

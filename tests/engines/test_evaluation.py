@@ -1,7 +1,15 @@
 """The whole evaluation with the real harness and the real vLLM, against transformers on the same tiny random model."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +20,11 @@ from evaluation.numerals import plain_number
 from evaluation.runner import check_model_dir, model_stores
 from evaluation.tasks.coding import ANSWER_START
 from nemo_probsft.data.prompts import CODE, boxed
+from nemo_probsft.run.eval_env import evaluation_python
 from tests.support.evaluation_run import (
     CONTEXT,
     DEMO_TOKENS,
+    ROOT,
     SAMPLES,
     SEED,
     evaluated,
@@ -125,6 +135,98 @@ def test_same_seed_same_answers(run):
     for decoding in ("greedy", "sample"):
         (_, strong), (_, weak) = run.read("demo_strong", decoding), run.read("demo_weak", decoding)
         assert [sample["answers"] for sample in strong] == [sample["answers"] for sample in weak]
+
+
+SLOW = """
+import runpy, sys, time
+from evaluation import answering
+from nemo_probsft import progress
+run, answering.SAVE_SECONDS, progress.LOG_SECONDS = answering.ReproducibleVLLM._run, 0.2, 0.2
+def slowly(lm, places, prompts, params):
+    print(f"asked for {len(places)} answers", file=sys.stderr, flush=True)
+    for finished in run(lm, places, prompts, params):
+        time.sleep(0.05)
+        yield finished
+answering.ReproducibleVLLM._run = slowly
+sys.argv = sys.argv[2:]
+runpy.run_module("evaluation", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture
+def slow_python(tmp_path):
+    """An evaluation's Python in which a step takes its time, and what is finished is saved at once."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {evaluation_python()} {tmp_path / "slow.py"} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_an_evaluation_ends_with_its_command_and_goes_on_where_it_was(run, slow_python, tmp_path):
+    """kill -9 and SIGTERM end the command and the engine that it started; no finished answer is asked for again."""
+    directory = tmp_path / "out" / "run-hf" / "math_500" / "sample"
+    command = [sys.executable, "-m", "nemo_probsft", "eval", run.model_dir, "--tasks", "math_500"]
+    command += ["--data-dir", run.data_dir, "--output", tmp_path / "out", "--samples", SAMPLES, "--seed", SEED]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NEMO_PROBSFT_EVAL_PYTHON": str(slow_python)}
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130), (None, 0)):
+        kept = _kept(directory)
+        with (tmp_path / "log").open("w") as log:
+            # Outside of a checkout, where git has something to say.
+            started = subprocess.Popen([*map(str, command)], cwd=tmp_path, env=environment, stderr=log, stdout=log)
+        if number is not None:
+            _wait_for_more(directory, kept, started)
+            (evaluation,) = _children(started.pid)
+            started.send_signal(number)
+        assert started.wait(timeout=300) == code
+        said = (tmp_path / "log").read_text()
+        assert f"asked for {SAMPLES - kept} answers" in said  # the other item's prompt is too long
+        assert "fatal" not in said
+        if number is not None:
+            _wait_for_the_end_of(evaluation)
+            assert re.search(rf"math_500 sample: \d+ answers of {2 * SAMPLES}.*  \d+ tokens, \d+ a second", said), said
+        if number is signal.SIGTERM:
+            assert "interrupted; finished answers are kept; the same command goes on from them" in said
+    for name in ("settings.json", "samples.jsonl", "results.json"):
+        assert (directory / name).read_bytes() == (run.results / "math_500" / "sample" / name).read_bytes()
+    assert sorted(path.name for path in directory.iterdir()) == ["results.json", "samples.jsonl", "settings.json"]
+
+
+def _wait_for_more(directory: Path, kept: int, started: subprocess.Popen) -> None:
+    """Until finished answers are on the disk, with time for a line in the log."""
+    deadline = time.monotonic() + 240
+    while _kept(directory) <= kept:
+        assert time.monotonic() < deadline
+        assert started.poll() is None
+        time.sleep(0.05)
+
+
+def _wait_for_the_end_of(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _kept(directory: Path) -> int:
+    """Answers on the disk of the first item, whose prompt fits."""
+    places = set()
+    for name in ("answers.jsonl", "samples.jsonl"):
+        lines = (directory / name).read_text().split("\n")[:-1] if (directory / name).is_file() else []
+        for line in map(json.loads, lines):
+            places |= (
+                {(line["item"], line["repeat"])} if "repeat" in line else {(line["item"], n) for n in range(SAMPLES)}
+            )
+    return sum(item == 0 for item, _ in places)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
 
 
 TEMPLATE = (

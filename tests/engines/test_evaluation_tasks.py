@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from evaluation.choices import explicit_letter, medical_letter
 from evaluation.tasks import coding, knowledge, medical, puzzles, sets
 from evaluation.tasks.answers import load_rows, mean_over_items
 from nemo_probsft.data import prompts
-from tests.support.evaluation_run import evaluated, greedy_answer, pack
+from nemo_probsft.run.eval_env import evaluation_python
+from tests.support.evaluation_run import ROOT, evaluated, greedy_answer, pack
 from tests.support.evaluation_sets import (
     ALPACA_ROW,
     FIGFONT,
@@ -21,6 +23,7 @@ from tests.support.evaluation_sets import (
     MEDICAL_ROW,
     MEDICAL_SOURCES,
     OPENBOOKQA_ROW,
+    PROX_ROW,
     write_jsonl,
     write_parquet,
 )
@@ -228,6 +231,33 @@ def test_bad_rows_name_file_and_line(tmp_path):
         load_rows(data_dir=str(tmp_path), file="broken")
 
 
+def test_mmlu_prox_refuses_rows_that_cannot_be_right(tmp_path):
+    """In the Python that has the harness, whose words for the languages are used."""
+    changes = [
+        ({"answer": "C"}, "answer is 'C': must be the letter of an option, one of A, B"),  # its text is null
+        ({"answer": None}, "answer is null: must be the letter of an option, one of A, B"),
+        ({"answer": 1}, "answer is 1: must be the letter of an option, one of A, B"),
+        ({"option_1": None}, "option_0 to option_9 has 1 options: must have at least two"),
+        ({"question": None}, "question is null: must be a text"),
+        ({"category": "alchemy"}, "category is 'alchemy': must be one of "),
+        ({"category": None}, "category is null: must be a text"),
+    ]
+    code = (
+        "import sys; from evaluation.tasks.low_resource import load_questions\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try:\n        load_questions(language='sw', data_dir=folder)\n"
+        "    except ValueError as error:\n        print(error)\n"
+    )
+    for number, (change, _) in enumerate(changes):
+        (tmp_path / str(number)).mkdir()
+        write_jsonl(tmp_path / str(number) / "mmlu_prox_sw.jsonl", [PROX_ROW, PROX_ROW | change])
+    command = [evaluation_python(), "-c", code, *(str(tmp_path / str(number)) for number in range(len(changes)))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    for number, ((_, message), line) in enumerate(zip(changes, lines, strict=True)):
+        assert line.startswith(f"{tmp_path}/{number}/mmlu_prox_sw.jsonl line 2: {message}")
+
+
 def test_a_missing_set_is_one_line_with_path_and_name(tmp_path):
     with pytest.raises(ValueError, match="test set not found") as raised:
         puzzles.load_puzzles(file="figfont", dataset="gaotang/figlet_font@test", data_dir=str(tmp_path))
@@ -267,7 +297,7 @@ def test_sets_are_read_as_json_lines_as_parquet_and_by_name(tmp_path):
     ]
     assert kinds[0]["test"].to_list() == kinds[1]["test"].to_list() == kinds[2]["test"].to_list()
     with pytest.raises(ValueError, match=r"split 'test' could not be loaded .*: give a local copy with --data-dir"):
-        sets.read_set(data_dir=None, file="x", dataset=f"{tmp_path / 'nowhere'}@test", fields=["a"])
+        sets.read_set(data_dir=None, file="x", dataset=f"{tmp_path / 'nowhere'}@test", fields=["a"], document=dict)
 
 
 def test_one_source_of_medicine_may_be_a_file_of_its_own(tmp_path):

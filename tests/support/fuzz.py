@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import functools
 import io
 import json
 import os
@@ -25,11 +26,12 @@ import datasets
 import pyarrow
 import yaml
 from pyarrow import parquet
+from transformers import AutoTokenizer
 
 from nemo_probsft import config
 from nemo_probsft.__main__ import main
 from nemo_probsft.config import strictyaml
-from nemo_probsft.data import rows
+from nemo_probsft.data import rows, spans
 from nemo_probsft.demo_data import write_random_base, write_tokenizer
 from nemo_probsft.run import model_files, prepare
 from tests.support.model_directories import huggingface, nemo
@@ -37,6 +39,19 @@ from tests.support.mutations import VALUES, misspelt, mutate_text, mutate_tree, 
 
 SEED = 20261125
 ROWS = [{"prompt": f"{i}+1=", "response": str(i + 1)} for i in range(8)]
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"id": "1", "function": {"name": "add", "arguments": {"a": 1, "b": "two"}}}
+TALK = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b", "weight": 1, "tool_calls": [CALL], "reasoning_content": "c", "name": "d"},
+    {"role": "tool", "content": "e", "tool_call_id": "1"},
+    {"role": "assistant", "content": "f", "train": True},
+]
+TOOL_TEMPLATE = (
+    "{{ tools | tojson }}{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }}{{ m.content }}"
+    "{{ m.tool_calls | tojson if m.tool_calls }}<|endoftext|>\n{% endfor %}"
+    "{{ 'assistant: ' if add_generation_prompt }}"
+)
 GOOD = [
     {
         "run_dir": "runs/r",
@@ -89,6 +104,10 @@ SOUND: list[tuple[str, Any]] = [
     *(("data.long_prompts", choice) for choice in ("error", "skip")),
     *(("run_dir", name) for name in ("new", "./a/../b", "é", "1e5", "yes", "a b", "[/b]", "null", "x" * 250)),
     *(("log.wandb", {"project": project}) for project in ("p", "1e5", "[/b]")),
+    *(("data.supervise", choice) for choice in ("answers", "last")),
+    *(("data.train", given) for given in (["train.jsonl"], ["train.jsonl", {"path": "train.jsonl", "weight": 0.5}])),
+    ("data.train", [{"path": "train.jsonl", "max_rows": 4, "weight": 2}, {"path": "train.jsonl", "weight": 1000}]),
+    ("data.chat_template", "chatml.jinja"),
     ("model.trust_remote_code", False),
     ("data.chat_template", "{% for m in messages %}{{ m.content }}<|endoftext|>\n{% endfor %}"),
 ]
@@ -108,6 +127,7 @@ def workspace(directory: Path) -> None:
     conversion.import_hf(Path("model"), Path("nemo"))
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     Path("d.json").write_text('{"percentiles": {"10": 0.175, "90": 0.9}, "model": "base", "data": "t"}')
+    Path("chatml.jinja").write_text("{% for m in messages %}{{ m.content }}<|endoftext|>\n{% endfor %}")
     Path("empty.jsonl").touch()
     Path("file").touch()
     Path("link").symlink_to("nowhere")
@@ -199,8 +219,17 @@ def check_effect(content: bytes, recipe: config.Recipe) -> None:
         for key in path:
             value = getattr(value, key)
         wanted = parent_of(tree, path)[path[-1]]
-        if not isinstance(wanted, dict) and (list(value) if isinstance(value, tuple) else value) != wanted:
+        if not isinstance(wanted, dict) and not arrived(value, wanted):
             raise Failure(f"{'.'.join(path)} is {value!r}, not {wanted!r}")
+
+
+def arrived(value: Any, wanted: Any) -> bool:
+    """Whether a value of the recipe is what its file says; of an entry of a list, the keys that it gives."""
+    if isinstance(wanted, list):
+        return len(value) == len(wanted) and all(map(arrived, value, wanted))
+    if isinstance(wanted, dict):
+        return all(arrived(getattr(value, key), inner) for key, inner in wanted.items())
+    return value == wanted
 
 
 def mapping_keys(node: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -233,9 +262,7 @@ def listing() -> set[str]:
 
 
 def check_data(rng: random.Random) -> str:
-    row = copy.deepcopy(
-        rng.choice([*ROWS, {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
-    )
+    row = copy.deepcopy(rng.choice([*ROWS, {"messages": TALK}, {"messages": TALK[:2], "tools": [TOOL]}]))
     for _ in range(rng.choice([0, 1, 1, 2])):
         mutate_tree(row, rng)
         if not row:
@@ -251,9 +278,36 @@ def check_data(rng: random.Random) -> str:
         if not one_line(error).startswith("mutated.jsonl line "):
             raise Failure(f"no line named: {error}") from error
         return "refused with its line"
-    if not all(isinstance(turn["content"], str) for row in found for turn in row.messages):
+    if not all(isinstance(turn.get("content") or "", str) for row in found for turn in row.messages):
         raise Failure("a turn without text")
     return "read"
+
+
+def check_tokens(rng: random.Random) -> str:
+    """A conversation with a mutated turn or tool: its whole text goes to the template, or its row is named."""
+    row = {"messages": copy.deepcopy(TALK), "tools": [copy.deepcopy(TOOL)]}
+    for _ in range(rng.choice([1, 1, 2])):
+        lists = [row[key] for key in ("messages", "tools") if isinstance(row.get(key), list)]
+        inner = [part for parts in lists for part in parts if part and isinstance(part, dict)]
+        mutate_tree(rng.choice(inner) if inner and rng.random() < 0.8 else row, rng)
+    row = {key: value for key, value in row.items() if key in ("messages", "tools")}
+    try:
+        parsed = rows.parse_row(row, "line 1")
+        ids, is_target = spans.token_ids(_chat_tokenizer(), parsed, rng.choice(spans.SUPERVISE))
+    except ValueError as error:
+        if not one_line(error).startswith("line 1: "):
+            raise Failure(f"no line named: {error}") from error
+        return "refused with its line"
+    if len(ids) != len(is_target) or not any(is_target):
+        raise Failure("nothing is supervised")
+    return "tokenized"
+
+
+@functools.cache
+def _chat_tokenizer() -> Any:
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    tokenizer.chat_template = TOOL_TEMPLATE
+    return tokenizer
 
 
 def check_source(rng: random.Random) -> str:
@@ -311,6 +365,7 @@ def mutated(path: Path, rng: random.Random) -> Iterator[None]:
 KINDS: dict[str, Callable[[random.Random], str]] = {
     "recipe": check_recipe,
     "line": check_data,
+    "tokens": check_tokens,
     "source": check_source,
     "model": check_model,
     "tokenizer": check_tokenizer,
@@ -358,7 +413,7 @@ def prepared() -> Iterator[None]:
 def campaign(num_recipes: int) -> int:
     failed = 0
     with prepared():
-        for kind, share in {"recipe": 1, "line": 1, "source": 5, "model": 5, "tokenizer": 10}.items():
+        for kind, share in {"recipe": 1, "line": 1, "tokens": 1, "source": 5, "model": 5, "tokenizer": 10}.items():
             counts, failures = run(kind, range(num_recipes // share))
             print(
                 f"{kind}: {sum(counts.values()) + len(failures)} cases,",

@@ -7,7 +7,7 @@ import pytest
 from nemo_probsft.config import strictyaml
 from tests.support import fuzz
 
-NUM_CASES = {"recipe": 300, "line": 500, "source": 100, "model": 100, "tokenizer": 30}
+NUM_CASES = {"recipe": 300, "line": 500, "tokens": 300, "source": 100, "model": 100, "tokenizer": 30}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -55,3 +56,22 @@ print(child.exitcode)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout == "0\n", done.stderr
+
+
+def test_a_command_ends_with_the_one_that_started_it(tmp_path):
+    """As the cells of a sweep and the diagnosis of `one-click` do."""
+    recipe = tmp_path / "never.yaml"
+    os.mkfifo(recipe)  # a command that reads it waits
+    program = (
+        "import subprocess, sys\nfrom nemo_probsft.run.parents import ending_with_this\n"
+        f"command = [sys.executable, '-m', 'nemo_probsft', 'train', {str(recipe)!r}]\n"
+        "child = subprocess.Popen(command, env=ending_with_this(), start_new_session=True)\n"
+        "print(child.pid, flush=True)\nchild.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    with pytest.raises(psutil.TimeoutExpired):
+        child.wait(3)
+    parent.kill()
+    assert not psutil.wait_procs([child], timeout=20)[1]
+    parent.communicate()

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,3 +33,13 @@ def test_ctrl_c_ends_the_running_cell_and_starts_no_other(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep._train(asked, asked.cells)
     assert [cell.run_dir.joinpath("sweep.log").exists() for cell in asked.cells] == [True, False, False]
+
+
+def test_the_display_says_where_the_running_cells_are(tmp_path):
+    asked = planned(tmp_path, tmp_path / "never.yaml")
+    states = {cell.name: SimpleNamespace(poll=lambda: None) for cell in asked.cells[:2]}
+    states[asked.cells[2].name] = SimpleNamespace(poll=lambda: 0)
+    first = asked.cells[0].run_dir
+    (first / "prepared.json").write_text('{"num_steps": 300}')
+    (first / "metrics.jsonl").write_text('{"step": 11}\n{"step": 12}\n{"st')
+    assert sweep._where(asked.cells, states) == "original-seed0 step 12 of 300, original-seed1 starts"

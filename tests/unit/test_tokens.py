@@ -157,7 +157,8 @@ def test_template_that_rewrites_earlier_turns_is_refused():
     tokenizer = build_tokenizer(template=only_last(CHATML))
     assert refusal(tokenizer, chat("a", "b")) == (
         "here: the chat template rewrites earlier text when it adds messages[1]: 'a<|im_end|>\\n<|im_sta' becomes "
-        "'A<|im_end|>\\n<|im_sta'; split the row into single turns, or use a template that only adds text"
+        "'A<|im_end|>\\n<|im_sta'; split the row into single turns, set data.supervise=last, or use a "
+        "template that only adds text"
     )
     no_prompt = build_tokenizer(template=CHATML.replace("assistant\n{% endif", "model\n{% endif"))
     assert "'model\\n' becomes 'assistant\\nb<|im_end|'" in refusal(no_prompt, chat("a", "b"))
