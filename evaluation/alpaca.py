@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from evaluation.alive import AliveProgress
 from evaluation.results import read_result
 from nemo_probsft.files import write_json
 
@@ -46,7 +47,8 @@ def judge(results: list[Path], annotators: str) -> None:
     directories = [path.parent for path in results if (path.parent / OUTPUTS).is_file()]
     reference = directories[0] / OUTPUTS if len(directories) > 1 else None
     for directory in directories[1:] if reference else directories:
-        found = _judged(directory, reference, annotators)
+        with AliveProgress(f"  {annotators} judges {directory}"):
+            found = _judged(directory, reference, annotators)
         against = reference.parent.parents[1].name if reference else "alpaca_eval's reference"
         judgement = {"annotators": annotators, "against": against, **found}
         write_json(directory / "results.json", read_result(directory / "results.json") | {"judgement": judgement})

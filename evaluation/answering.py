@@ -4,19 +4,22 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluation.alive import AliveProgress
-from evaluation.engine import Completion, Place, ReproducibleVLLM
+from evaluation.completions import Completion, Place
 from evaluation.jobs import Job
 from evaluation.reasoning import opens_reasoning
+
+if TYPE_CHECKING:
+    from evaluation.engine import ReproducibleVLLM  # which imports vLLM
 
 SAVE_SECONDS = 20.0  # between two writes of what is finished
 JUDGE_SECONDS = 10.0  # of judging between two writes; the engine waits meanwhile
 NOTE_SECONDS = 5.0  # between two notes on the speed
 
 
-def run_job(job: Job, lm: ReproducibleVLLM) -> None:
+def run_job(job: Job, lm: "ReproducibleVLLM") -> None:
     """Answer what is not answered, judge what is not judged."""
     judged = {sample["item"] for sample in job.store.samples()}
     requests = [request for request in job.requests(lm) if request.doc_id not in judged]
@@ -93,7 +96,7 @@ def _read(line: dict[str, Any]) -> tuple[Place, Completion]:
 class _Notes:
     """What the progress display says of the speed, now and then."""
 
-    def __init__(self, lm: ReproducibleVLLM) -> None:
+    def __init__(self, lm: "ReproducibleVLLM") -> None:
         self.lm = lm
         self.start = self.next = time.monotonic()
 

@@ -128,7 +128,7 @@ def _after_word(text: str, place: int, letters: str, options: Mapping[str, str])
 def _option_at(text: str, place: int, options: Mapping[str, str]) -> str | None:
     """The option whose whole text stands at `place`, the longest of several."""
     begun = [option for option in options if option and text[place : place + len(option)].lower() == option]
-    ends = [option for option in begun if not text[place + len(option) :][:1].isalnum()]
+    ends = [option for option in begun if not re.compile(r"\w|[.,]\d").match(text, place + len(option))]
     return options[max(ends, key=len)] if ends else None
 
 

@@ -50,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
 
 def run_here(options: argparse.Namespace) -> int:
     """Evaluate in this process, which must have vLLM; print the results' paths. Raises ValueError for the user."""
-    eval_env.end_with_parent()
     _interrupt_once()
     from evaluation.alpaca import check_judge, judge
     from evaluation.runner import evaluate, not_evaluated

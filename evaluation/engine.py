@@ -5,11 +5,11 @@ import math
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from evaluation.completions import Completion, Place, Speed
 from evaluation.prompt_tokens import prompt_ids
 from evaluation.vllm_cpu import register_vllm_cpu
 from nemo_probsft.data.ends import template_ends
@@ -29,29 +29,6 @@ from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 
 MIN_BATCHED_TOKENS = 4096  # of a step on CPU; a whole prompt must fit
 TOKENIZER_PROBE = "The answer: 12+34=46, it's 1,000.5 %.\n\n  def f(x):\n\treturn {x} ** 2  # naïve"
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer. finish: "stop", "length" (cut at the token limit) or "prompt_too_long" (nothing was generated)."""
-
-    text: str
-    num_tokens: int
-    finish: str
-
-
-class Place(NamedTuple):
-    """Which answer: that of an item of the data set, from 0, and of its repeated answers, from 0."""
-
-    item: int
-    repeat: int
-
-
-class Speed(NamedTuple):
-    """Of unfinished answers, too. num_tokens: generated so far. most_left: those that budgets still allow."""
-
-    num_tokens: int
-    most_left: int
 
 
 class ReproducibleVLLM(VLLM):

@@ -6,7 +6,6 @@ expressions in symbols by their values at fixed points. Only a decimal is compar
 """
 
 import math
-from fractions import Fraction
 
 import sympy
 from sympy import Add, Expr, Float, Integer, Mul, Pow, Rational, UnevaluatedExpr
@@ -14,13 +13,15 @@ from sympy.core.function import AppliedUndef
 
 MAX_BITS = 1 << 22  # of an integer that is written out: 1.2 million digits
 MAX_DIGITS = 5_000  # to which irrational values are compared
-RELATIVE_TOLERANCE = Fraction(1, 10_000)  # where one value is a decimal, as in numerals.py
+RELATIVE_TOLERANCE = "1e-4"  # where a decimal is written, as in numerals.py
 _INTEGER_ONLY = (sympy.floor, sympy.ceiling, sympy.factorial, sympy.binomial, sympy.Mod)
+_CONSTANTS = {"i": sympy.I, "e": sympy.E}
 _UNFOLDED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
 _POINTS = (  # values of the first, second, ... symbol; between 0 and 1, above 1 and negative
     ("7/5", "13/11", "17/7", "5/3", "19/13", "23/17", "29/19", "31/23"),
     ("3/7", "5/11", "2/13", "8/17", "4/19", "9/23", "6/29", "10/31"),
     ("-11/3", "-7/5", "-13/9", "-17/4", "-19/8", "-23/6", "-29/10", "-31/12"),
+    ("1/1009", "1/1013", "1/1019", "1/1021", "1/1031", "1/1033", "1/1039", "1/1049"),
     ("37/2", "41/3", "43/5", "47/7", "53/11", "59/13", "61/17", "67/19"),
     ("-5/8", "11/3", "-9/7", "14/5", "-3/11", "16/9", "-21/13", "22/15"),
 )
@@ -55,9 +56,7 @@ def equal(a: Expr, b: Expr) -> bool:
     a, b = (expression.doit() if expression.has(*_UNFOLDED) else expression for expression in (a, b))
     if a.has(AppliedUndef, *_UNFOLDED) or b.has(AppliedUndef, *_UNFOLDED):
         raise Undecided
-    a, b = (
-        expression.xreplace({s: sympy.I for s in expression.free_symbols if s.name == "i"}) for expression in (a, b)
-    )
+    a, b = (value.xreplace({s: _CONSTANTS.get(s.name, s) for s in value.free_symbols}) for value in (a, b))
     # By name: math-verify makes real symbols of one side and complex ones of the other where only one shows an i.
     symbols = sorted({symbol.name for symbol in a.free_symbols | b.free_symbols})
     if not symbols:
@@ -74,7 +73,7 @@ def _percentage(expression: Expr) -> Expr | None:
 
 
 def _same_at_points(a: Expr, b: Expr, symbols: list[str]) -> bool:
-    points = _INTEGER_POINTS if a.has(*_INTEGER_ONLY) or b.has(*_INTEGER_ONLY) else _POINTS
+    points = _INTEGER_POINTS if _is_of_integers(a) or _is_of_integers(b) else _POINTS
     if len(symbols) > len(points[0]):
         raise Undecided
     compared = 0
@@ -90,6 +89,13 @@ def _same_at_points(a: Expr, b: Expr, symbols: list[str]) -> bool:
         if compared >= 2:
             return True
     raise Undecided
+
+
+def _is_of_integers(expression: Expr) -> bool:
+    """Whether its symbols can only be integers: floor(n/2), n!, (-1)^n."""
+    return expression.has(*_INTEGER_ONLY) or any(
+        power.base.is_negative and power.exp.free_symbols for power in expression.atoms(Pow)
+    )
 
 
 def _substituted(expression: Expr, values: dict[str, Rational]) -> Expr:
@@ -111,38 +117,37 @@ def _is_real(value: Expr) -> bool:
 
 
 def _same_value(a: Expr, b: Expr) -> bool:
-    decimals = [expression for expression in (a, b) if expression.has(Float)]
-    if decimals:
-        return _close(a, b, [_step(decimal) for decimal in decimals])
+    if a.has(Float) or b.has(Float):
+        return _close(a, b)
     left, right = _rational(a), _rational(b)
     if left is not None and right is not None:
         return left[0] * right[1] == right[0] * left[1]
     digits = 60 + 2 * max(_digits(a), _digits(b))
     if digits > MAX_DIGITS:
         raise TooLarge
-    return _near(_numeric(a, digits), _numeric(b, digits), sympy.Float(10, digits) ** (10 - digits))
+    return _near(_numeric(a, digits), _numeric(b, digits), Float(10, digits) ** (10 - digits))
 
 
-def _close(a: Expr, b: Expr, steps: list[Fraction | None]) -> bool:
-    """As two decimals, or a decimal and an exact value: numerals.same_number says how close they must be."""
-    a, b = (_numeric(expression, 60) for expression in (a, b))
-    if None not in steps and a.is_Number and b.is_Number:
-        a, b = (Fraction(str(value)) if value.is_finite else None for value in (a, b))
-        if a is None or b is None:
-            return a == b
-        if abs(a - b) >= max(steps):
-            return False
-        return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
-    return _near(a, b, sympy.Float("1e-4"))
+def _close(a: Expr, b: Expr) -> bool:
+    """As values with decimals in them, each of which stands for what rounds to it: see numerals.same_number."""
+    left, right = _numeric(a, 60), _numeric(b, 60)
+    if left == right or not (left.is_finite and right.is_finite):
+        return bool(left == right)
+    slack = max(_slack(expression, value) for expression, value in ((a, left), (b, right)))
+    return _modulus(left - right) < slack * (1 - Float("1e-9")) and _near(left, right, Float(RELATIVE_TOLERANCE))
 
 
-def _step(value: Expr) -> Fraction | None:
-    """A unit in the last place of a decimal; None where the decimal is only a part of the value."""
-    sign = -1 if value.could_extract_minus_sign() else 1
-    if not isinstance(sign * value, Float):
-        return None
-    digits, _, exponent = repr(float(value)).partition("e")
-    return Fraction(10) ** (int(exponent or 0) - len(digits.partition(".")[2].rstrip("0")))
+def _slack(expression: Expr, value: Expr) -> Expr:
+    """How much the value changes if every decimal in it changes by a unit in its last place."""
+    changed = [expression.xreplace({decimal: decimal + _step(decimal)}) for decimal in expression.atoms(Float)]
+    return sum((_modulus(_numeric(other, 60) - value) for other in changed), Integer(0))
+
+
+def _step(decimal: Float) -> Rational:
+    """A unit in the last place of a decimal as it is written; of one that sympy has computed, what it may be off."""
+    digits, _, exponent = repr(float(decimal)).partition("e")
+    places = min(len(digits.partition(".")[2].rstrip("0")), 13)
+    return Rational(10) ** (int(exponent or 0) - places)
 
 
 def _near(a: Expr, b: Expr, tolerance: Float) -> bool:

@@ -53,9 +53,17 @@ _MULTIPLIERS = {
     "billion": 10**9,
     "trillion": 10**12,
 }
+_NAMES = "|".join(_MULTIPLIERS)
 _MULTIPLIER = re.compile(
-    rf"(?:\\(?:text|mathrm) ?\{{ ?|(?<=[0-9}}]) ?)({'|'.join(_MULTIPLIERS)})s?(?![a-z])( ?\}})?", re.IGNORECASE
+    rf"(?:\\(?:text|mathrm) ?\{{ ?({_NAMES})s?(?![a-z])[^{{}}]*\}}|(?<=[0-9}}]) ?({_NAMES})s?(?![a-z]))",
+    re.IGNORECASE,
 )
+_CHANGES_VALUE = re.compile(  # what stands like a unit and is none
+    r"(?<![a-z])(?:(?:or|and) [a-z]+|at (?:least|most)|(?:more|less|fewer|greater) than|minus|negative|not|half|halves"
+    r"|thirds|quarters|factorial)(?![a-z])|, ?[a-z]|\{ ?(?:squared|cubed) ?\}",
+    re.IGNORECASE,
+)
+_TEXTS_END = re.compile(r"\\(?:text|mathrm) ?\{[^{}]*\}$")
 _UNIT_TEXT = re.compile(r"\s*(?:\\(?:text|mathrm) ?\{[^{}]*\}|[-A-Za-z/. ]|\^ ?\{?-?[0-9]\}?)*")
 _ANGLE_OF = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _UNITS = {  # name: what it measures, and how much of it
@@ -173,12 +181,9 @@ def expanded(text: str, other: str) -> str | None:
         text,
     )
     text = re.sub(rf"([0-9]*)\.([0-9]*){_REPEATED}", _repeating, text)
-    text = _MULTIPLIER.sub(
-        lambda match: (
-            f"\\cdot 10^{{{_power_of_ten(match[1].lower())}}}" if match[1].lower() != "dozen" else "\\cdot 12"
-        ),
-        text,
-    )
+    text = _MULTIPLIER.sub(_times, text)
+    if _TEXTS_END.search(text) and _CHANGES_VALUE.search(text):
+        return None
     if re.search(r"[0-9] +[0-9.]|(?<![A-Za-z0-9_.}\\])[0-9]+ ?_", text):
         return None
     if _ANGLE_OF.search(text) or ("\\pi" in other and "°" not in other):
@@ -187,8 +192,8 @@ def expanded(text: str, other: str) -> str | None:
     return text.replace("°", "").replace("%", "\\%")
 
 
-def _power_of_ten(word: str) -> int:
-    return len(str(_MULTIPLIERS[word])) - 1
+def _times(match: re.Match[str]) -> str:
+    return f"\\cdot {_MULTIPLIERS[(match[1] or match[2]).lower()]}"
 
 
 def _as_fraction(match: re.Match[str]) -> str:
@@ -267,7 +272,7 @@ def _with_unit(number: Number, rest: str) -> Number | None:
     """`number` in the unit, or of the things, that `rest` names; None where `rest` is something else."""
     if not rest:
         return number
-    if not _UNIT_TEXT.fullmatch(rest):
+    if not _UNIT_TEXT.fullmatch(rest) or _CHANGES_VALUE.search(rest):
         return None
     wrapped = "\\" in rest
     words = re.sub(r"\\(?:text|mathrm) ?\{([^{}]*)\}", r" \1 ", rest).replace("{", "").replace("}", "").split()

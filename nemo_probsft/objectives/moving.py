@@ -179,10 +179,11 @@ class LabelMeans:
         alphas = self._alphas(overall)[labels.clamp(min=0)]
         return Objective("power", alphas, self.objective.min_p, self.objective.max_p)
 
-    def mean_alpha(self, overall: float) -> float:
-        """Over the tokens that the means are made of."""
+    def mean_alpha(self, overall: float) -> Tensor:
+        """Over the tokens that the means are made of, fp64 []; 0 before there are any."""
         count = self.sums[1]
-        return float((self._alphas(overall) * count).sum() / count.sum()) if count.any() else 0.0
+        total = count.sum()
+        return torch.where(total > 0, (self._alphas(overall) * count).sum() / total, 0.0)
 
     def _alphas(self, overall: float) -> Tensor:
         """[num_labels] fp32."""

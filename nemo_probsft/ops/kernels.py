@@ -61,7 +61,7 @@ def combine(every: Tensor, targets: Targets, stats: Tensor, logp: Tensor) -> Non
     labels, *labels_layout = _plane(targets.labels)
     num_rows = stats.shape[1]
     if num_rows:
-        _combine_kernel[(triton.cdiv(num_rows, COMBINED_ROWS),)](
+        _combine_kernel[(-(-num_rows // COMBINED_ROWS),)](
             every,
             labels,
             _indices(targets.rows),
@@ -90,7 +90,7 @@ def gradient(
     for view, first in row_views(logits, 2) if grad.numel() else []:
         num_rows = stats.shape[1] if select is not None else view.shape[:-1].numel()
         out = view if grad is logits else grad.view(1, -1, width)[:, first:]
-        _gradient_kernel[(num_rows, triton.cdiv(width, block))](
+        _gradient_kernel[(num_rows, -(-width // block))](
             view,
             labels,
             _indices(targets.rows),
@@ -116,12 +116,8 @@ def gradient(
     torch.autograd.graph.increment_version(grad)  # autograd does not see what a kernel writes
 
 
-def _indices(rows: Tensor | None) -> Tensor | None:
-    return None if rows is None else _aligned(rows)
-
-
 def _block(num_columns: int) -> int:
-    return min(BLOCK, triton.next_power_of_2(max(1, num_columns)))
+    return min(BLOCK, 1 << max(0, num_columns - 1).bit_length())  # the next power of two
 
 
 def _layout(rows: Tensor) -> tuple[int, ...]:
@@ -132,18 +128,22 @@ def _layout(rows: Tensor) -> tuple[int, ...]:
 def _plane(x: Tensor) -> tuple[Tensor, int, int, int]:
     """(x, inner size, outer stride, inner stride) of one number per row; a copy where the dimensions do not merge."""
     walk = merged(x.shape, x.stride())
-    if len(walk) > 2:
-        return _plane(x.contiguous())
+    if len(walk) > 2 or not _is_aligned(x):
+        return _plane(x.clone(memory_format=torch.contiguous_format))
     (_, outer_stride), (inner, inner_stride) = [(1, 0)] * (2 - len(walk)) + walk
-    return _aligned(x), inner, outer_stride, inner_stride
+    return x, inner, outer_stride, inner_stride
 
 
-def _aligned(x: Tensor) -> Tensor:
+def _indices(rows: Tensor | None) -> Tensor | None:
+    return rows if rows is None or _is_aligned(rows) else rows.clone()
+
+
+def _is_aligned(x: Tensor) -> bool:
     """Triton has generated wrong code for int64 pointers that are not 16-byte aligned.
 
     https://github.com/Dao-AILab/flash-attention/blob/main/flash_attn/ops/triton/cross_entropy.py (comment on labels)
     """
-    return x.clone() if x.dtype == torch.int64 and x.data_ptr() % 16 else x
+    return x.dtype != torch.int64 or x.data_ptr() % 16 == 0
 
 
 @triton.jit

@@ -6,6 +6,7 @@ combines its result come on top.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from types import ModuleType
@@ -73,9 +74,12 @@ class _TargetLogprob(torch.autograd.Function):
 
 def implementation(logits: Tensor) -> ModuleType:
     """Triton kernels on CUDA, and on a CPU when Triton's own switch asks for its interpreter."""
-    if logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
-        return importlib.import_module("nemo_probsft.ops.kernels")
-    return cpu
+    return _kernels() if logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1" else cpu
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    return importlib.import_module("nemo_probsft.ops.kernels")
 
 
 def _check(logits: Tensor, labels: Tensor, inplace: bool) -> None:
@@ -98,6 +102,8 @@ def _by_stride(logits: Tensor) -> tuple[int, ...]:
 
 def _permuted(x: Tensor, order: tuple[int, ...]) -> Tensor:
     """x with its first dimensions in that order."""
+    if order == tuple(range(len(order))):
+        return x
     return x.permute((*order, *range(len(order), x.dim())))
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from nemo_probsft.command_line import interruptible
 from nemo_probsft.files import SOURCE_ROOT
-from nemo_probsft.run import ranks
 from nemo_probsft.run.parents import ending_with_this
 
 VARIABLE = "NEMO_PROBSFT_EVAL_PYTHON"
-PARENT = "NEMO_PROBSFT_EVAL_PARENT"  # the process that started an evaluation, which ends with it
-END_SECONDS = 30.0
+END_SECONDS = 30.0  # for an evaluation to write what it has finished
 
 
 def evaluation_python() -> str:
@@ -44,7 +42,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     Ctrl-C and SIGTERM end it before they end this process; a `kill -9` of this process ends it, too.
     """
     path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
-    environment = ending_with_this() | {"PYTHONPATH": path, PARENT: str(os.getpid())}
+    environment = ending_with_this() | {"PYTHONPATH": path}
     process = subprocess.Popen([evaluation_python(), "-m", "evaluation", *arguments], env=environment)
     try:
         with interruptible("the evaluation ended, too"):
@@ -54,7 +52,6 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Give it time to write what it has finished."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -62,10 +59,3 @@ def _end(process: subprocess.Popen) -> None:
         finally:
             process.kill()
             process.wait()
-
-
-def end_with_parent() -> None:
-    """What the evaluation calls first: end when the command that started it is gone, see `evaluate`."""
-    parent = os.environ.pop(PARENT, None)
-    if parent is not None:
-        ranks.end_with_parent(int(parent))

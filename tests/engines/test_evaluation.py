@@ -184,7 +184,7 @@ def test_an_evaluation_ends_with_its_command_and_goes_on_where_it_was(run, slow_
         assert "fatal" not in said
         if number is not None:
             _wait_for_the_end_of(evaluation)
-            assert re.search(rf"math_500 sample: \d+ of {2 * SAMPLES} answers.*  \d+ tokens, \d+ a second", said), said
+            assert re.search(rf"math_500 sample: \d+ answers of {2 * SAMPLES}.*  \d+ tokens, \d+ a second", said), said
         if number is signal.SIGTERM:
             assert "interrupted; finished answers are kept; the same command goes on from them" in said
     for name in ("settings.json", "samples.jsonl", "results.json"):

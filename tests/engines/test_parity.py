@@ -183,6 +183,15 @@ def test_context_parallel_ranks_divide_by_the_tokens_of_all(launch, name):
     assert relative_error(mistaken, truth) > 0.1
 
 
+@pytest.mark.parametrize("name", CONTEXT_MASKS)
+def test_context_parallel_ranks_are_told_the_rows_of_their_part(launch, name):
+    """Before Megatron slices the batch, whose mask [b, s/cp] is then this; the head's rows are those of [s/cp, b]."""
+    ranks, batch, *_ = context_result(launch, name, "OnlyTopLogP-0.2")
+    for rank in ranks:
+        assert rank["rows"].tolist() == rank["loss_mask"].T.reshape(-1).nonzero().flatten().tolist()
+        assert rank["rows"].tolist() != batch["loss_mask"].T.reshape(-1).nonzero().flatten().tolist()
+
+
 def test_a_packed_row_has_the_loss_of_its_parts():
     """Packing moves rows into one; the loss is token by token, and no target is in another row than its context."""
     objective, generator = parse_objective("GeneralFamily-10"), torch.Generator().manual_seed(0)

@@ -90,7 +90,7 @@ def shows_the_known_mistakes(launch: Launch, name: str) -> None:
 
 def shows_the_mistakes_of_packing(launch: Launch, name: str) -> None:
     """Positions that go on from example to example are none: rotary attention depends on distances."""
-    case, reference, rows, ranks, gradients = launch.first_step(name)
+    case, reference, rows, _, gradients = launch.first_step(name)
     packed = [[rows[i] for i in row] for share in case.packed(rows) for batch in share for row in batch if row]
     assert len(packed) < len(rows)
     mistakes = {
@@ -99,7 +99,6 @@ def shows_the_mistakes_of_packing(launch: Launch, name: str) -> None:
     }
     for mistake, loss in mistakes.items():
         assert overall(gradients, reference.gradients(loss)) > 100 * RTOL, mistake
-        assert abs(loss.item() / written(ranks)["objective"] - 1) > 100 * RTOL, mistake
 
 
 def had_an_uneven_batch(launch: Launch, name: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import conversion
 from nemo_probsft.run.log import read_metrics
-from tests.support.engine import Engine
+from tests.support.engine import Engine, first_error
 from tests.support.parity_cases import Case, case_rows, make_models, write_job
 from tests.support.parity_reference import Reference
 
@@ -25,6 +25,20 @@ def errors(engine: Engine, root: Path, cases: list[Case]) -> dict[str, dict[str,
         jobs.append(write_job(root, case, rows[case.name]) | {"task": "tests.support.parity_ranks:whole_step"})
     engine.run(jobs)
     return {case.name: _errors(root, case, references[case.model], rows[case.name]) for case in cases}
+
+
+def first_steps(engine: Engine, root: Path, cases: list[Case]) -> list[dict]:
+    """The line of metrics.jsonl of each case's first step."""
+    make_models(root)
+    jobs = []
+    for case in cases:
+        if not (root / "nemo" / case.model).exists():
+            conversion.import_hf(root / "hf" / case.model, root / "nemo" / case.model)
+        rows = case_rows(Reference(root / "hf" / case.model), case)
+        jobs.append(write_job(root, case, rows) | {"task": "tests.support.parity_ranks:whole_step"})
+    engine.run(jobs)
+    assert not (error := first_error(jobs)), error
+    return [row for case in cases for row in read_metrics(root / "runs" / case.name)]
 
 
 def _errors(root: Path, case: Case, reference: Reference, rows) -> dict[str, float]:

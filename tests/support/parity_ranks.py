@@ -55,6 +55,7 @@ def context_parallel(job: dict, output: Path) -> None:
     from megatron.core.transformer.module import MegatronModule
     from megatron.core.utils import get_batch_on_this_cp_rank
 
+    from nemo_probsft.adapters.megatron.micro_batches import loss_rows_of_rank
     from nemo_probsft.adapters.megatron.step import TrainingStep
     from nemo_probsft.adapters.nemo import trainer as nemo
     from nemo_probsft.config import ResolvedObjective
@@ -65,6 +66,7 @@ def context_parallel(job: dict, output: Path) -> None:
     size = torch.distributed.get_world_size()
     parallel_state.initialize_model_parallel(context_parallel_size=size)
     case = torch.load(job["batch"], weights_only=True)
+    rows = loss_rows_of_rank(case["batch"]["loss_mask"])
     batch = get_batch_on_this_cp_rank(case["batch"])
 
     class Table(MegatronModule):
@@ -88,16 +90,18 @@ def context_parallel(job: dict, output: Path) -> None:
         num_labels=case["table"].shape[-1],
         examples=lambda step, micro_batch: None,
     )
-    reduction = nemo.ObjectiveReduction(step)
+    reduction, group = nemo.ObjectiveReduction(step), parallel_state.get_context_parallel_group()
     for number in (1, 2):  # an objective that moves has moved by the second one
         step.begin(number)
         loss_sum, num_tokens, report = reduction.forward(batch, nll)
         if number == 1:
-            reduction.reduce([report])
+            step.reduce(group)
             step.end()
     loss_sum.backward()
+    step.reduce(group)
     finalize_model_grads([model], num_tokens.clone())
     result = {"objective": reduction.reduce([report]), "local": int(num_tokens), "total": step.statistics[1]}
+    result |= {"rows": rows, "loss_mask": batch["loss_mask"]}
     torch.save(result | {"gradient": model.module.logits.main_grad.clone()}, output)
     torch.distributed.barrier()
 
@@ -161,7 +165,7 @@ def _bridge_probe(output: Path):
 
         def on_train_step_end(self, context):
             training = context.user_state[OBJECTIVE]
-            counts = [int(statistics[3]) for statistics in training.micro_batches]
+            counts = [int(micro_batch.sums[3]) for micro_batch in training.micro_batches]
             last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
             _save(output, self.kept, counts, training if last else None)
             raise _FirstStepDoneError

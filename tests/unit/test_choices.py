@@ -162,6 +162,13 @@ def test_medical_answers_may_state_an_option_in_words(text, letter):
     assert medical_letter(text, OPTIONS)[0] == letter
 
 
+def test_a_number_is_the_option_only_as_a_whole():
+    options = {"A": "2", "B": "2.5", "C": "5 mg", "D": "5"}
+    assert medical_letter("The answer is 2.5, not 2.", options)[0] == "B"
+    assert medical_letter("The answer is 5 mg.", options)[0] == "C"
+    assert medical_letter("The answer is 2.", options)[0] == "A"
+
+
 def test_the_ninth_option_is_no_pronoun():
     options = {letter: f"drug number {number}" for number, letter in enumerate(LETTERS)}
     assert medical_letter("C. I am sure.", options) == ("C", True)

@@ -10,7 +10,7 @@ import torch
 
 from nemo_probsft.adapters.megatron import guards
 from nemo_probsft.config import ResolvedObjective
-from nemo_probsft.objectives import Moment, parse_objective
+from nemo_probsft.objectives import Moment, objective_at, parse_objective
 from nemo_probsft.run import audit
 
 KEYS = ("original", "p", "GeneralFamily-10", "OnlyTopLogP-0.2", "OnlyBottomP-0.5", "dft", "UnlikehoodTop-0.3")
@@ -28,7 +28,9 @@ def meant(key: str, denominator: str = "target") -> ResolvedObjective:
 
 
 def measured(key: str, denominator: str = "target") -> dict:
-    return guards.measure(parse_objective(key), Moment(0.25, 0.4), denominator, torch.device("cpu"))
+    objective, moment = parse_objective(key), Moment(0.25, 0.4)
+    probes = guards.probe(objective_at(objective, moment), denominator, torch.device("cpu"))
+    return guards.measured(objective, moment, denominator, probes)
 
 
 @pytest.mark.parametrize("denominator", ["target", "kept"])
@@ -56,13 +58,17 @@ def test_another_objective_or_denominator_in_the_loss_is_an_error(run_dir):
         audit.check(run_dir, meant("adaptive"))
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_sum_is_found(bad):
+    good = [1.0, 2.0]
+    assert guards.first_not_finite(torch.tensor([good, good])) is None
+    assert guards.first_not_finite(torch.tensor([good, good, [bad, 2.0], [bad, bad]])) == 2, "f(p) overflows"
+    assert guards.first_not_finite(torch.tensor([good, [1.0, bad]])) == 1, "a threshold drops the token"
+
+
 def test_log_p_that_is_not_finite_is_described():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 0]])
     nll = torch.tensor([[0.5, 2.0, math.nan], [math.nan, 1.0, math.inf], [9.0, 3.0, 9.0]])
-    finite = torch.where(mask > 0, torch.nan_to_num(nll, nan=1.0, posinf=1.0), nll)
-    assert guards.finite(finite[mask > 0].sum(), finite, mask)  # what is masked may be anything
-    assert not guards.finite(torch.tensor(1.0), nll, mask)
-    assert not guards.finite(torch.tensor(math.inf), finite, mask)
     said = guards.describe(torch.tensor(math.nan), nll, mask, examples=np.array([[41], [7], [12]]))
     assert "of 6 target tokens 2 have a log p that is not finite (1 of them NaN)" in said
     assert "the lowest other log p is -3;" in said

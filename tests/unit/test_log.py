@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
-from nemo_probsft.adapters.megatron.quantiles import logit_counts, quantile
+import numpy as np
+
+from nemo_probsft.adapters.megatron.quantiles import LIMIT, NUM_BINS, logit_counts, quantile
 from nemo_probsft.run import log
 
 ROWS = [{"step": step, "objective": 1 / step, "p": 0.1 * step} for step in range(1, 6)]
@@ -71,3 +74,24 @@ def test_quantiles_are_exact_to_a_bin_at_both_ends():
         odds = quantile(counts, q) / (1 - quantile(counts, q))
         assert 0.85 < odds / (exact / (1 - exact)) < 1.18
     assert logit_counts(logp, mask * 0).sum() == 0
+
+
+def test_counts_are_those_of_numpy_over_the_supervised_tokens():
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    logp = torch.cat([-torch.logspace(-9, 2, 4000), torch.tensor([0.0, -math.inf, math.nan])])
+    mask = (torch.rand(logp.shape, generator=generator) < 0.7).float()
+    mask[-2:] = torch.tensor([1.0, 0.0])
+    x = logp[mask > 0].double().numpy()
+    with np.errstate(divide="ignore"):
+        logit = np.where(x == 0, np.inf, x - np.log(-np.expm1(x)))
+    edges = np.arange(1, NUM_BINS) * (2 * LIMIT / NUM_BINS) - LIMIT
+    near = np.abs(logit[:, None] - edges).min(1) < 1e-4  # fp32 may put these on the other side
+    expected = np.bincount(np.searchsorted(edges, logit, side="right"), minlength=NUM_BINS)
+    counts = logit_counts(logp, mask)
+    assert counts.sum() == mask.sum()
+    assert np.abs(counts.numpy() - expected).sum() <= 2 * near.sum() < 20
+    parts = sum(logit_counts(part, of_it) for part, of_it in zip(logp.split(321), mask.split(321), strict=True))
+    assert torch.equal(counts, parts), "micro-batches, counted together or one by one"
+    assert not torch.equal(counts, logit_counts(logp, torch.ones_like(mask)))

@@ -60,6 +60,20 @@ def test_a_schedule_starts_and_ends_where_it_says():
     assert schedule.moving(Moment(0.75, 0.9)) == {"alpha": 1.0, "max_p": 0.625}
 
 
+@pytest.mark.parametrize(
+    ("key", "has_one"),
+    [
+        ("GeneralFamily-0to1", False),
+        ("original@0to0.2..1", True),
+        ("OnlyBottomP-1to0.5", True),
+        ("adaptive-by-label", False),
+        ("adaptive@0.2..1", True),
+    ],
+)
+def test_a_threshold_at_any_step_is_one(key, has_one):
+    assert parse_objective(key).has_threshold == has_one
+
+
 def test_what_does_not_move_is_one_objective_at_all_times():
     fixed = parse_objective("OnlyTopLogP-0.2")
     assert objective_at(fixed, Moment(0.3, 0.4)) is fixed

@@ -111,6 +111,14 @@ def test_where_the_data_is_here_its_tokens_are_counted(tmp_path, capsys, monkeyp
     mean = int(re.search(r"│ tokens +│ (\d+) a step", printed)[1])
     assert 4 < mean < 4 * 32
     assert "tokenizer is not here" not in printed
+    assert "data.packing" not in printed
+    assert main(["train", "recipe.yaml", "--plan", "data.packing=true"]) == 0
+    packed = capsys.readouterr().out
+    assert re.search(
+        r"│ data.packing +│ 2 rows a step instead of 4 +│ [\d.]+% padding, without packing [\d.]+%", packed
+    )
+    assert "with T 64, e 2" in " ".join(packed.split())  # micro-batches of 2 rows of max_length, which examples fill
+    assert everything() == before
     Path("train.jsonl").write_text('{"prompt": "1+1="}\n')
     assert main(["train", "recipe.yaml", "--plan"]) == 0
     assert "train would stop here: train.jsonl line 1: has no field 'response'" in capsys.readouterr().out

@@ -279,6 +279,10 @@ def test_labels_at_an_unaligned_address(device):
     logits, labels, dlogp = make((10,), 301, device=device)
     ours = run(logits[1:], labels[1:], dlogp[1:])
     assert_exact(ours, reference.logprob_and_grad(logits[1:], labels[1:], dlogp[1:]))
+    tokens = torch.randint(301, (3, 6), device=device)  # labels as a shifted view of the tokens: unaligned, with gaps
+    logits, _, dlogp = make((3, 5), 301, device=device)
+    ours = run(logits, tokens[:, 1:], dlogp)
+    assert_exact(ours, reference.logprob_and_grad(logits, tokens[:, 1:], dlogp))
 
 
 def test_bad_arguments_are_refused():

@@ -28,12 +28,13 @@ from megatron.bridge.training.utils.checkpoint_utils import get_checkpoint_name
 from megatron.bridge.training.utils.packed_seq_utils import get_packed_seq_params
 from megatron.bridge.training.utils.pg_utils import get_pg_collection
 from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.utils import get_model_config
 
-from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, unwrap
+from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients, unwrap
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
 from nemo_probsft.adapters.megatron.norm import install_exact_norm
-from nemo_probsft.adapters.megatron.statistics import pairs, plain_loss
+from nemo_probsft.adapters.megatron.statistics import plain_loss
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import HeadConfig, ResolvedObjective
 from nemo_probsft.config.exactness import BRIDGE_SETTINGS, bridge_values, refused_setting
@@ -49,8 +50,9 @@ class ObjectiveStep(Callback):
     """`finetune(cfg, step, callbacks=[step])` trains the objective; it wants the same object in both places.
 
     objective: a key, a mapping as in a recipe, or what `config.load` made of it. denominator: "target" or "kept".
-    vocab_size: without padding, where `cfg.model.vocab_size` has some. Reports objective, nll, p and kept_fraction to
-    Bridge's loggers; evaluation reports nll and p. Raises ValueError where `cfg` would train something else.
+    vocab_size: without padding, where `cfg.model.vocab_size` has some. log_every, examples: of `TrainingStep`; reports
+    objective, nll, p and kept_fraction of the steps that log to Bridge's loggers; evaluation reports nll and p. Raises
+    ValueError where `cfg` would train something else.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ObjectiveStep(Callback):
         denominator: str = "target",
         head: HeadConfig = HeadConfig(),  # noqa: B008  frozen
         vocab_size: int | None = None,
+        log_every: int = 1,
         examples: Callable[[int, int], np.ndarray] | None = None,  # of TrainingStep
     ) -> None:
         if isinstance(cfg.mixed_precision, str):  # a name says nothing to the check
@@ -73,7 +76,9 @@ class ObjectiveStep(Callback):
             raise ValueError("cfg.model.vocab_size is not set; set it to the size of the vocabulary without padding")
         if not isinstance(objective, ResolvedObjective):
             objective = ResolvedObjective(parse_objective(objective), denominator, objective)
-        self.training = TrainingStep(objective, num_steps=cfg.train.train_iters, num_labels=size, examples=examples)
+        self.training = TrainingStep(
+            objective, num_steps=cfg.train.train_iters, num_labels=size, log_every=log_every, examples=examples
+        )
         self.vocab_size = size
 
     def __call__(
@@ -98,8 +103,16 @@ class ObjectiveStep(Callback):
 
     def training_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
         """nll fp32, labels int64, loss_mask, all [b, s] -> Megatron's 3-tuple."""
-        loss_sum, num_tokens = self.training.loss(nll, labels, loss_mask)
-        return loss_sum, num_tokens, pairs(self.training.micro_batches[-1])
+        return *self.objective_loss(nll, labels, loss_mask), self.training.pairs
+
+    def objective_loss(
+        self, nll: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and count, without a report. Where the last backward pass reduces gradients, it is checked before."""
+        found = self.training.loss(nll, labels, loss_mask)
+        if self.cfg.ddp.overlap_grad_reduce and len(self.training.micro_batches) == get_num_microbatches():
+            self.training.check()
+        return found
 
     def evaluation_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
         return plain_loss(nll, loss_mask)
@@ -109,6 +122,8 @@ class ObjectiveStep(Callback):
         install_exact_norm(context.optimizer)
         context.user_state[OBJECTIVE] = self.training
         self.training.to(torch.cuda.current_device())
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        reduce_before_gradients(context.model, self.training, group)
         if number := context.state.train_state.step:
             load = Path(self.cfg.checkpoint.load)  # an iteration's directory, or that of all
             self._load_state(load if (load / STATE).exists() else Path(get_checkpoint_name(str(load), number)))
@@ -130,8 +145,6 @@ class ObjectiveStep(Callback):
         self.training.begin(context.state.train_state.step + 1)
 
     def on_train_step_end(self, context: CallbackContext) -> None:
-        if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
-            self.training.reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
         self.on_reduced(context)
         self.training.end()
         if directory := saved_after(self.cfg, self.training.number):

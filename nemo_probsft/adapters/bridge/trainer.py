@@ -64,7 +64,14 @@ class RecipeStep(ObjectiveStep):
             dist_ckpt_optim_fully_reshardable=True,
         )
         cfg = config.container(recipe, prepared, data, checkpoint)
-        super().__init__(cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size, examples=data.examples)
+        super().__init__(
+            cfg,
+            recipe.resolved,
+            head=recipe.head,
+            vocab_size=prepared.vocab_size,
+            log_every=recipe.log.every_steps,
+            examples=data.examples,
+        )
         self.recipe, self.hf = recipe, Path(prepared.hf)
         self.num_micro_batches = data.micro_batches.num_micro_batches
         self.writer: MetricsWriter | None = None
@@ -72,7 +79,7 @@ class RecipeStep(ObjectiveStep):
 
     def training_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
         """Nothing for Bridge's loggers, which would reduce every pair once more: metrics.jsonl has them all."""
-        return *self.training.loss(nll, labels, loss_mask), {}
+        return *self.objective_loss(nll, labels, loss_mask), {}
 
     def on_train_start(self, context: CallbackContext) -> None:
         super().on_train_start(context)

@@ -6,14 +6,17 @@ megatron-core 0.15.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from megatron.core.transformer import TransformerConfig
+from megatron.core.utils import get_model_config
 from torch import nn
 
 from nemo_probsft.adapters.megatron import head
 from nemo_probsft.adapters.megatron.rows import HeadRows
+from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import HeadConfig
 from nemo_probsft.config.exactness import MODEL_SETTINGS, SET_BY_THE_TRAINER, refused_setting
 from nemo_probsft.ops import HeadReport, target_logprob
@@ -58,6 +61,25 @@ def install_target_logprob(
             vars(chunk)["compute_language_model_loss"] = _TargetNLL(vocab_size, tp_group)
             said = f"off: {reason}"
     return said
+
+
+def reduce_before_gradients(
+    chunks: Sequence[nn.Module], step: TrainingStep, group: torch.distributed.ProcessGroup
+) -> None:
+    """Have `step.reduce(group)` called once a step, before Megatron makes the gradients those of all ranks.
+
+    There every rank waits for all others: where `reduce` finds that the loss is no number and raises, no rank makes the
+    optimizer's step, on whatever pipeline stage. Both engines set `finalize_model_grads_func` before training starts.
+    """
+    config = get_model_config(chunks[0])
+    finalize = config.finalize_model_grads_func
+
+    def reduce_and_finalize(*args: Any, **kwargs: Any) -> None:
+        if step.micro_batches:  # the loss is on the last pipeline stage
+            step.reduce(group)
+        finalize(*args, **kwargs)
+
+    config.finalize_model_grads_func = reduce_and_finalize
 
 
 class _TargetNLL:

@@ -29,15 +29,14 @@ class MetricsWriter:
         """
         if self.runlog is None:
             return
-        number, last = self.step.number, self.step.number == self.step.num_steps
-        seen, expected = len(self.step.micro_batches), self.num_micro_batches
+        step, last = self.step, self.step.number == self.step.num_steps
+        seen, expected = len(step.micro_batches), self.num_micro_batches
         assert seen == expected, f"{seen} of {expected} micro-batches went through the objective"
         if not self.audited or last:
-            assert self.step.measured is not None
-            audit.record(self.run_dir, self.step.measured)
+            audit.record(self.run_dir, step.measured)
             self.audited = True
-        if number % self.recipe.log.every_steps == 0 or last:
-            self.runlog.write({"step": number, **self.step.metrics(), "grad_norm": grad_norm(), "lr": lr})
+        if step.logs:
+            self.runlog.write({"step": step.number, **step.metrics(), "grad_norm": grad_norm(), "lr": lr})
 
     def close(self) -> None:
         if self.runlog is not None:

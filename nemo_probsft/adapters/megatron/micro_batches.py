@@ -54,9 +54,7 @@ class MicroBatches:
             batch = batches.collate([example for (example,) in rows], self.pad_id, **settings)
         else:
             batch = batches.collate_packed(rows, self.pad_id, **settings)
-        if (cp := context_parallel_size()) > 1:  # of what this rank will have of the sequences
-            mask = batch["loss_mask"]
-            batch["loss_rows"] = batches.loss_rows(mask[:, columns(mask.shape[1] // cp)])
+        batch["loss_rows"] = loss_rows_of_rank(batch["loss_mask"])
         return {name: tensor.pin_memory() for name, tensor in batch.items()} if cuda else batch
 
     def of_step(self, step: int, dp_rank: int, dp_size: int) -> list[list[Row]]:
@@ -120,6 +118,11 @@ class _Rows(Dataset):
     def _blank(self) -> Example:
         example = self.dataset[0]
         return Example(example.input_ids, np.zeros_like(example.loss_mask))
+
+
+def loss_rows_of_rank(loss_mask: torch.Tensor) -> torch.Tensor:
+    """`batches.loss_rows` of a mask [b, s] of whole sequences, of the part that this context parallel rank gets."""
+    return batches.loss_rows(loss_mask[:, columns(loss_mask.shape[1] // context_parallel_size())])
 
 
 def round_up(number: int, multiple: int) -> int:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import torch
 
 from nemo_probsft.adapters.megatron.quantiles import NUM_BINS, QUANTILES, logit_counts, quantile
-from nemo_probsft.loss import token_loss
+from nemo_probsft.loss import REPORT, token_loss
 from nemo_probsft.objectives import Objective, parse_objective
 from nemo_probsft.ops import HeadReport
 
-REPORT = ("objective", "nll", "p", "kept_fraction")
-# One fp32 vector a micro-batch: [sum, count] of each of REPORT, the histogram of p, [skipped, total] of the weights.
+# One fp32 vector: [sum, count] of each of REPORT, the histogram of p, [skipped, total] of the weights.
 STATISTICS_LENGTH = 2 * len(REPORT) + NUM_BINS + 2
 
 
@@ -25,11 +24,25 @@ def loss_function(
     With calculate_per_token_loss Megatron sums the first two over micro-batches, data and context parallel ranks and
     divides the gradient once (finalize_model_grads), so no term is divided here.
     """
-    logp = -nll
-    loss_sum, num_tokens, report = token_loss(objective, logp, loss_mask, denominator=denominator)
-    weights = logp.new_zeros(2)  # known after the backward pass: see `add_weights`
-    statistics = torch.cat([*(report[name] for name in REPORT), logit_counts(logp, loss_mask), weights])
-    return loss_sum, num_tokens.to(torch.int32), statistics
+    loss_sum, num_tokens, report = token_loss(objective, -nll, loss_mask, denominator)
+    statistics = sum_of([torch.cat([*report.values()])])
+    add_counts(statistics, nll, loss_mask)
+    return loss_sum, num_tokens, statistics
+
+
+def sum_of(pairs: list[torch.Tensor]) -> torch.Tensor:
+    """Statistics fp32 [STATISTICS_LENGTH] from the pairs of micro-batches, each those of REPORT or the first of them.
+
+    Padded before they are added, because torch adds in an order that depends on the width: a step that does not log
+    must not move an adaptive objective by other bits.
+    """
+    every = torch.stack(pairs)
+    return torch.nn.functional.pad(every, (0, STATISTICS_LENGTH - every.shape[1])).sum(0)
+
+
+def add_counts(statistics: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor) -> None:
+    """Adds the histogram of p of the tokens [...]."""
+    statistics[2 * len(REPORT) : -2] += logit_counts(-nll, loss_mask)
 
 
 def plain_loss(
@@ -38,24 +51,19 @@ def plain_loss(
     """-log p of a micro-batch that is only looked at: Megatron's 3-tuple with nll and p as pairs."""
     plain = parse_objective("original")
     assert isinstance(plain, Objective)
-    loss_sum, num_tokens, statistics = loss_function(plain, "target", nll, loss_mask)
-    return loss_sum, num_tokens, {name: pair for name, pair in pairs(statistics).items() if name in ("nll", "p")}
-
-
-def pairs(statistics: torch.Tensor) -> dict[str, torch.Tensor]:
-    """[sum, count] of each of REPORT: what an engine may sum over micro-batches and ranks, and divide once."""
-    return {name: statistics[2 * i : 2 * i + 2].clone() for i, name in enumerate(REPORT)}
+    return token_loss(plain, -nll, loss_mask, names=("nll", "p"))
 
 
 def add_weights(statistics: torch.Tensor, report: HeadReport) -> None:
-    """Adds what `skip_below` left out of the step's backward passes, and empties the report for the next step."""
-    statistics[-2:] += statistics.new_tensor([report.skipped_weight, report.total_weight])
-    vars(report).update(vars(HeadReport()))
+    """Adds what `skip_below` left out of the step's backward passes."""
+    if isinstance(report.total_weight, torch.Tensor):
+        skipped = torch.as_tensor(report.skipped_weight)
+        statistics[-2:] += torch.stack([skipped, report.total_weight]).to(statistics)
 
 
 def summarise(statistics: torch.Tensor) -> dict[str, float]:
     """Statistics summed over the global batch -> the step's metrics; the only division."""
-    values = statistics.double().cpu()
+    values = statistics.cpu().double()
     metrics = {}
     for i, name in enumerate(REPORT):
         total, count = values[2 * i], values[2 * i + 1]

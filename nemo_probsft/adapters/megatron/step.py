@@ -1,32 +1,44 @@
 """The objective in a training loop, as far as no framework owns it. NeMo's reduction and Bridge's functor call it.
 
 A step is `begin`, `loss` once a micro-batch, `reduce` on the last pipeline stage, `end`. Process groups are arguments.
+What a step computes stays on the device until `reduce` reads all of it at once; nothing else waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from nemo_probsft.adapters.megatron import guards
 from nemo_probsft.adapters.megatron.rows import HeadRows
-from nemo_probsft.adapters.megatron.statistics import REPORT, STATISTICS_LENGTH, add_weights, loss_function, summarise
+from nemo_probsft.adapters.megatron.statistics import STATISTICS_LENGTH, add_counts, add_weights, sum_of, summarise
 from nemo_probsft.config import ResolvedObjective
+from nemo_probsft.loss import REPORT, token_loss
 from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at
 from nemo_probsft.ops import HeadReport
 
 Group = torch.distributed.ProcessGroup
 
 
+class MicroBatch(NamedTuple):
+    """What a step keeps of a micro-batch until it is over."""
+
+    sums: torch.Tensor  # fp32 [2 names]: sum and count of each of the step's `names`
+    nll: torch.Tensor  # [b, s] fp32
+    labels: torch.Tensor  # [b, s]
+    loss_mask: torch.Tensor  # [b, s]
+
+
 class TrainingStep:
     """Holds what an objective needs to know of training: where it stands, and the running means of p.
 
-    num_labels: the size of the vocabulary, without padding. examples(step, micro_batch), both counted from 0: which one
-    of the training set each position of this rank's micro-batch belongs to, int64 [b, 1] where a row is an example, or
-    [b, s]; asked only to name them in an error, if it is given.
+    num_labels: the size of the vocabulary, without padding. log_every: every how many steps metrics are wanted, besides
+    the last one's; the other steps compute only what the objective and the guard need. examples(step, micro_batch),
+    both counted from 0: which one of the training set each position of this rank's micro-batch belongs to, int64 [b, 1]
+    where a row is an example, or [b, s]; asked only to name them in an error, if it is given.
     """
 
     def __init__(
@@ -35,18 +47,21 @@ class TrainingStep:
         *,
         num_steps: int,
         num_labels: int,
+        log_every: int = 1,
         examples: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
         self.objective, self.denominator = resolved.objective, resolved.denominator
-        self.num_steps, self.examples = num_steps, examples
+        self.num_steps, self.log_every, self.examples = num_steps, log_every, examples
         self.running_p = RunningMean(self.objective.decay) if isinstance(self.objective, Adaptive) else RunningMean()
         self.label_means = label_means(self.objective, num_labels)
         self.head = HeadReport()  # the head hook adds to it; see `hook.install_target_logprob`
         self.head_rows = HeadRows(find_zeros=self.objective.has_threshold)  # and takes from this what it needs to know
         self.number = 0  # of the step being trained, from 1
-        self.micro_batches: list[torch.Tensor] = []  # statistics of those seen in this step
+        self.micro_batches: list[MicroBatch] = []  # seen in this step
         self.statistics = torch.zeros(STATISTICS_LENGTH)  # the last step's sums over the global batch
-        self.measured: dict[str, Any] | None = None  # for `run.audit`: in the first step of this start, and in the last
+        self.values = self.statistics.double()  # the same, on the host
+        self.mean_alpha = 0.0
+        self.probed: tuple[Moment, torch.Tensor] | None = None  # in the first step of this start, and in the last
 
     def to(self, device: torch.device | str | int) -> None:
         """Move what the loss reads, once the device is known."""
@@ -56,53 +71,100 @@ class TrainingStep:
     def begin(self, number: int) -> None:
         """Before the first micro-batch of step `number`, from 1."""
         self.number, self.micro_batches = number, []
+        vars(self.head).update(vars(HeadReport()))
         if number == self.num_steps:
-            self.measured = None
+            self.probed = None
 
     def loss(
         self, nll: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Megatron's (loss_sum, num_tokens int32) of a micro-batch; nll fp32, labels int64, loss_mask, all [b, s].
-
-        Raises FloatingPointError, which names step, rank, micro-batch and examples, where log p is no number.
-        """
-        loss_sum, num_tokens, statistics = loss_function(self.now(labels), self.denominator, nll, loss_mask)
-        self.micro_batches.append(statistics)
-        self._refuse_what_is_no_number(loss_sum, nll, loss_mask)
-        if self.label_means is not None:
-            self.label_means.see(labels, -nll, loss_mask)
-        if self.measured is None:
-            self.measured = guards.measure(self.objective, self.moment, self.denominator, nll.device)
+        """Megatron's (loss_sum, num_tokens int32) of a micro-batch; nll fp32, labels int64, loss_mask, all [b, s]."""
+        loss_sum, num_tokens, report = token_loss(self.now(labels), -nll, loss_mask, self.denominator, self.names)
+        self.micro_batches.append(MicroBatch(torch.cat([*report.values()]), nll.detach(), labels, loss_mask))
+        if self.probed is None:
+            objective = objective_at(self.objective, self.moment)
+            self.probed = self.moment, guards.probe(objective, self.denominator, nll.device)
         return loss_sum, num_tokens
 
-    def _refuse_what_is_no_number(self, loss_sum: torch.Tensor, nll: torch.Tensor, loss_mask: torch.Tensor) -> None:
-        if guards.finite(loss_sum, nll, loss_mask):
-            return
-        micro_batch = len(self.micro_batches)
-        examples = np.array([[f"row {i} of the micro-batch"] for i in range(len(nll))])
-        if self.examples is not None:
-            examples = self.examples(self.number - 1, micro_batch - 1)
-        place = f"step {self.number}, rank {torch.distributed.get_rank()}, micro-batch {micro_batch}"
-        raise FloatingPointError(f"{place}: {guards.describe(loss_sum, nll, loss_mask, examples)}")
+    @property
+    def logs(self) -> bool:
+        """Whether somebody wants the metrics of this step."""
+        return self.number % self.log_every == 0 or self.number == self.num_steps
 
-    def reduce(self, group: Group | None) -> torch.Tensor:
-        """The step's mean objective, fp32 []. One all-reduce over the data and context parallel ranks of `group`."""
-        self.statistics = torch.stack(self.micro_batches).sum(0)
-        add_weights(self.statistics, self.head)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of REPORT that this step needs, in its order: the guard the first two, an adaptive objective p."""
+        return REPORT if self.logs else REPORT[:3] if isinstance(self.objective, Adaptive) else REPORT[:2]
+
+    @property
+    def pairs(self) -> dict[str, torch.Tensor]:
+        """[sum, count] of each of `names` in the last micro-batch: what an engine may sum, and divide once."""
+        return dict(zip(self.names, self.micro_batches[-1].sums.view(-1, 2), strict=True))
+
+    def reduce(self, group: Group | None) -> None:
+        """After the last micro-batch, and before the gradients are those of all ranks: nothing may be trained before.
+
+        One all-reduce over the data and context parallel ranks of `group`, and one transfer to the host.
+        Raises FloatingPointError, which names step, rank, micro-batch and examples, where log p is no number.
+        """
+        self.statistics = sum_of([micro_batch.sums for micro_batch in self.micro_batches])
+        if self.logs:
+            add_counts(self.statistics, self._all("nll"), self._all("loss_mask"))
+            add_weights(self.statistics, self.head)
         if self.label_means is None:
             torch.distributed.all_reduce(self.statistics, group=group)
         else:
+            self.label_means.see(self._all("labels"), -self._all("nll"), self._all("loss_mask"))
             of_labels = self.label_means.step
             both = torch.cat([self.statistics.double(), of_labels.flatten()])
             torch.distributed.all_reduce(both, group=group)
             self.statistics = both[:STATISTICS_LENGTH].float()
             of_labels.copy_(both[STATISTICS_LENGTH:].view_as(of_labels))
+        self._read()
+
+    def _all(self, name: str) -> torch.Tensor:
+        """A field of every micro-batch, [tokens]."""
+        return torch.cat([getattr(micro_batch, name).flatten() for micro_batch in self.micro_batches])
+
+    def _read(self) -> None:
+        """Bring to the host, at once, what it needs of the step."""
+        parts = [self.statistics, self._guarded().flatten()]
+        if self.label_means is not None:
+            parts.append(self.label_means.mean_alpha(self.running_p.value)[None])
+        read = torch.cat([part.double() for part in parts]).cpu()
+        self.values, of_micro_batches, *alpha = read.split([len(part) for part in parts])
+        self.mean_alpha = float(alpha[0]) if alpha else 0.0
+        self._refuse_what_is_no_number(of_micro_batches.view(-1, 2))
+
+    def check(self) -> None:
+        """Raise what `reduce` would, without it: for who must know before the last backward pass. Waits once more."""
+        self._refuse_what_is_no_number(self._guarded().cpu())
+
+    def _guarded(self) -> torch.Tensor:
+        """[n, 2] sums of f(p) and of -log p of this rank's micro-batches."""
+        return torch.stack([micro_batch.sums[0:3:2] for micro_batch in self.micro_batches])
+
+    def _refuse_what_is_no_number(self, sums: torch.Tensor) -> None:
+        index = guards.first_not_finite(sums)
+        if index is None:
+            return
+        _, nll, _, loss_mask = self.micro_batches[index]
+        examples = np.array([[f"row {i} of the micro-batch"] for i in range(len(nll))])
+        if self.examples is not None:
+            examples = self.examples(self.number - 1, index)
+        place = f"step {self.number}, rank {torch.distributed.get_rank()}, micro-batch {index + 1}"
+        said = guards.describe(self.micro_batches[index].sums[0], nll, loss_mask, examples)
+        raise FloatingPointError(f"{place}: {said}")
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The step's mean objective, fp32 [], after `reduce`."""
         return self.statistics[0] / self.statistics[1].clamp(min=1)
 
     def end(self) -> None:
-        """After `reduce`. Reads the statistics only where the objective needs them: that waits for the device."""
+        """After `reduce`."""
         if isinstance(self.objective, Adaptive):
-            total, count = self.statistics[2 * REPORT.index("p") :][:2].tolist()
+            total, count = self.values[2 * REPORT.index("p") :][:2].tolist()
             if count:
                 self.running_p.add(total / count)
         if self.label_means is not None:
@@ -120,7 +182,15 @@ class TrainingStep:
 
     def metrics(self) -> dict[str, float]:
         """What metrics.jsonl says of this step, after `reduce` and before `end`."""
-        return summarise(self.statistics) | self.moving
+        assert self.logs, f"nobody wanted the metrics of step {self.number}"
+        return summarise(self.values) | self.moving
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """For `run.audit`: what the loss computed, of which objective."""
+        assert self.probed is not None
+        moment, probes = self.probed
+        return guards.measured(self.objective, moment, self.denominator, probes)
 
     @property
     def moving(self) -> dict[str, float]:
@@ -129,7 +199,7 @@ class TrainingStep:
             return {}
         moving = self.objective.moving(self.moment)
         if self.label_means is not None:
-            moving["alpha"] = self.label_means.mean_alpha(self.running_p.value)
+            moving["alpha"] = self.mean_alpha
         return moving
 
     def state(self, pipeline_group: Group | None, last_stage: int, device: torch.device | str | int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.base import gpt_data_step
 
-from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob
+from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
 from nemo_probsft.adapters.megatron.norm import install_exact_norm
@@ -81,7 +81,9 @@ class WriteMetrics(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # Checkpoints are named by this number; NeMo's own "step" is one behind.
-        pl_module.log("trained_steps", float(trainer.global_step))
+        # As NeMo logs its own numbers: one that is no tensor is copied to the device, which waits for it.
+        trained = torch.tensor(float(trainer.global_step), pin_memory=True).to("cuda", non_blocking=True)
+        pl_module.log("trained_steps", trained)
         assert self.writer is not None
         self.writer.write(lr=self.lr, grad_norm=lambda: float(trainer.callback_metrics["grad_norm"]))
 
@@ -97,7 +99,10 @@ class MoveObjective(pl.Callback):
         self.step = step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        strategy: Any = trainer.strategy
         self.step.to(torch.cuda.current_device())
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        reduce_before_gradients(strategy.megatron_parallel, self.step, group)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from nemo_probsft.adapters.megatron import layout
@@ -35,7 +34,7 @@ class ObjectiveReduction(MaskedTokenLossReduction):
         return *self.step.loss(forward_out, batch["labels"], batch["loss_mask"]), {}
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Any]]) -> torch.Tensor:
-        return self.step.reduce(parallel_state.get_data_parallel_group(with_context_parallel=True))
+        return self.step.mean  # reduced already: see `hook.reduce_before_gradients`
 
 
 class CollectReduction(MaskedTokenLossReduction):

@@ -54,7 +54,13 @@ def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[pl.Callback] = (
     run_dir, base, num_steps = Path(recipe.run_dir), prepared.base, prepared.num_steps
     model = load_model(recipe, prepared)
     data = SFTData(micro_batches.training(recipe, prepared))
-    step = TrainingStep(recipe.resolved, num_steps=num_steps, num_labels=prepared.vocab_size, examples=data.examples)
+    step = TrainingStep(
+        recipe.resolved,
+        num_steps=num_steps,
+        num_labels=prepared.vocab_size,
+        log_every=recipe.log.every_steps,
+        examples=data.examples,
+    )
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
         InstallObjective(ObjectiveReduction(step), step.head, recipe.head, prepared.vocab_size),

@@ -1,0 +1,83 @@
+"""How often a real step makes the host wait for the device, counted on a CPU by the operations that would."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.support.engine import first_error
+from tests.support.first_step import ROWS, recipe, write_workspace
+from tests.support.synchronisation import NUM_STEPS
+
+MICRO_BATCHES = len(ROWS) // 2
+LOSSES = {
+    "default": ("original", "default"),
+    "power": ("GeneralFamily-10", "ours"),
+    "by-label": ("adaptive-by-label", "ours"),
+    "threshold": ("OnlyTopLogP-0.004", "ours"),
+    "known-wrong": ("GeneralFamily-10", "known wrong"),
+}
+
+
+@pytest.fixture(scope="module", params=["nemo", "bridge"])
+def counts(request, tmp_path_factory):
+    """{loss: [what was seen in step 1, 2, 3]}; only the steps 2 and 3 log."""
+    ranks = request.getfixturevalue({"nemo": "engine", "bridge": "bridge"}[request.param])
+    root = write_workspace(tmp_path_factory.mktemp(f"synchronisation-{request.param}"))
+    jobs = {}
+    for name, (objective, loss) in LOSSES.items():
+        path = recipe(
+            root,
+            name,
+            engine=request.param,
+            objective=objective,
+            parallel={"tensor_model_parallel_size": 1},
+            trainer={"devices": 1, "max_steps": NUM_STEPS},
+            log={"every_steps": 2},
+        )
+        task = {"task": "tests.support.synchronisation:train", "world_size": 1, "output": str(root / f"{name}-ranks")}
+        jobs[name] = task | {"engine": request.param, "recipe": str(path), "loss": loss}
+    ranks.run(jobs.values())
+    assert not (error := first_error(jobs.values())), error
+    return {name: json.loads((root / f"{name}-ranks" / "rank-0.json").read_text()) for name in jobs}
+
+
+def before_the_transfer(step: list) -> list:
+    """What our code asks of the device before it reads the step's statistics: in micro-batches, that is."""
+    of_ours = [whose for _, whose in step if not whose.startswith("engine ")]
+    transfer = "nemo_probsft/adapters/megatron/step.py:_read"
+    return of_ours[: of_ours.index(transfer)]
+
+
+@pytest.mark.parametrize("loss", ["power", "by-label"])
+def test_no_micro_batch_waits_without_a_threshold(counts, loss):
+    assert [before_the_transfer(step) for step in counts[loss]] == [[]] * NUM_STEPS
+
+
+def test_with_a_threshold_a_micro_batch_waits_once_in_its_backward_pass(counts):
+    for step in counts["threshold"]:
+        assert before_the_transfer(step) == ["nemo_probsft/ops/lm_head.py:_active_rows"] * MICRO_BATCHES
+
+
+def test_a_guard_that_asks_in_every_micro_batch_would_be_seen(counts):
+    for step in counts["known-wrong"]:
+        assert before_the_transfer(step) == ["the known wrong"] * MICRO_BATCHES
+
+
+@pytest.mark.parametrize("loss", ["power", "by-label", "threshold"])
+def test_a_step_reads_once(counts, loss):
+    """One that logs may read the norm of the gradient, too, and the first and the last one what the loss computed."""
+    for number, step in enumerate(counts[loss], 1):
+        of_ours = [place for place in step if not place[1].startswith("engine ")]
+        assert of_ours.count(["cpu", "nemo_probsft/adapters/megatron/step.py:_read"]) == 1
+        logs, audited = number > 1, number in (1, NUM_STEPS)
+        assert len(of_ours) - len(before_the_transfer(step)) <= 1 + logs + audited, of_ours
+
+
+@pytest.mark.parametrize("loss", ["power", "by-label"])
+def test_a_step_waits_no_more_often_than_with_the_loss_of_the_engine(counts, loss, record_property):
+    for ours, default in zip(counts[loss][1:], counts["default"][1:], strict=True):
+        record_property("ours, default", f"{len(ours)}, {len(default)}")
+        assert len(ours) <= len(default), (Counter(map(tuple, ours)), Counter(map(tuple, default)))
