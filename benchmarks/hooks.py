@@ -8,8 +8,8 @@ import torch
 
 from nemo_probsft.adapters.megatron.hook import install_target_logprob, unwrap
 from nemo_probsft.adapters.megatron.norm import install_exact_norm
+from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import HeadConfig
-from nemo_probsft.ops import HeadReport
 
 
 class Hooks:
@@ -19,17 +19,17 @@ class Hooks:
         self,
         chunk: torch.nn.Module,
         optimizer: Any,
-        report: HeadReport,
+        step: TrainingStep,
         vocab_size: int,
         tp_group: torch.distributed.ProcessGroup,
     ) -> None:
-        self.model, self.optimizer, self.report = unwrap(chunk), optimizer, report
+        self.model, self.optimizer, self.step = unwrap(chunk), optimizer, step
         self.vocab_size, self.tp_group = vocab_size, tp_group
 
     def install(self, *, skip_rows: bool) -> None:
         self.remove()
-        head = HeadConfig(skip_rows=skip_rows)
-        install_target_logprob([self.model], self.vocab_size, self.tp_group, head, self.report)
+        head, step = HeadConfig(skip_rows=skip_rows), self.step
+        install_target_logprob([self.model], self.vocab_size, self.tp_group, head, step.head, step.head_rows)
         install_exact_norm(self.optimizer)
         self.model.config.cross_entropy_loss_fusion = False
 

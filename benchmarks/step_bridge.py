@@ -29,7 +29,7 @@ def train(recipe: Recipe, prepared: Prepared, turns: Turns) -> None:
             super().on_train_start(context)
             (chunk,) = context.model
             group = parallel_state.get_tensor_model_parallel_group()
-            self.hooks = Hooks(chunk, context.optimizer, self.training.head, prepared.vocab_size, group)
+            self.hooks = Hooks(chunk, context.optimizer, self.training, prepared.vocab_size, group)
 
         def on_train_step_start(self, context: CallbackContext) -> None:
             super().on_train_step_start(context)

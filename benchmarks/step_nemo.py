@@ -32,7 +32,7 @@ class _Turns(pl.Callback):
         self.reduction, self.callbacks = self.chunk._training_loss_reduction, trainer.callbacks
         group = parallel_state.get_tensor_model_parallel_group()
         optimizer = trainer.optimizers[0].mcore_optimizer
-        self.hooks = Hooks(self.chunk, optimizer, self.reduction.step.head, self.vocab_size, group)
+        self.hooks = Hooks(self.chunk, optimizer, self.reduction.step, self.vocab_size, group)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx) -> None:
         name = self.turns.implementation(trainer.global_step)

@@ -4,7 +4,7 @@ from collections import Counter
 
 from datasets import Dataset
 
-from evaluation.answer_text import MAX_ANSWER_CHARS, extract_answer, normalize
+from evaluation.answer_text import extract_answer, normalize, reference_answer
 from evaluation.graders import judge
 from evaluation.numerals import plain_number
 from evaluation.reasoning import without_reasoning
@@ -34,8 +34,8 @@ def gold_answer(value: object, field: str = "answer") -> str:
     Raises: ValueError for a value of the field `field` that holds no one answer.
     """
     text = answer_of(value, field)
-    gold = extract_answer(text) if "\\boxed" in text else text.strip()
-    if not gold or "\n" in gold or len(gold) > MAX_ANSWER_CHARS:
+    gold = reference_answer(text)
+    if not gold or "\n" in gold or "\\boxed" in gold:
         raise ValueError(f"{field} is {shown(text)}: must be one answer, or a solution with its answer in \\boxed{{}}")
     return gold
 

@@ -152,6 +152,7 @@ def _bridge_probe(output: Path):
         them: Megatron calls `finalize_model_grads_func` there."""
 
         def on_train_start(self, context):
+            self.training = context.user_state[OBJECTIVE]
             self.chunks = [unwrap(chunk) for chunk in context.model]
             for chunk in self.chunks:
                 _fill_adapters(chunk, parallel_state.get_tensor_model_parallel_rank())
@@ -162,12 +163,11 @@ def _bridge_probe(output: Path):
         def finalize_and_keep(self, *arguments, **keywords):
             self.finalize(*arguments, **keywords)
             self.kept = _kept(self.chunks)
+            self.counts = [int(micro_batch.sums[3]) for micro_batch in self.training.micro_batches]
 
         def on_train_step_end(self, context):
-            training = context.user_state[OBJECTIVE]
-            counts = [int(micro_batch.sums[3]) for micro_batch in training.micro_batches]
             last = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-            _save(output, self.kept, counts, training if last else None)
+            _save(output, self.kept, self.counts, self.training if last else None)
             raise _FirstStepDoneError
 
     return Probe()

@@ -1,101 +1,15 @@
-"""Counts, on a CPU, what would make the host wait for a GPU in a real training step, and says whose code asks for it.
-
-A copy to the host is nothing on a CPU: `Tensor.cpu` is counted as a function, and what is computed from its result is
-the host's arithmetic. Every other tensor is taken for one on the device.
-"""
+"""A rank that trains a recipe and counts what would make the host wait for a GPU: see `tests.support.waits`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-ROOT = str(Path(__file__).resolve().parents[2])
-WAIT = {
-    "_local_scalar_dense",
-    "bincount",
-    "equal",
-    "is_nonzero",
-    "masked_select",
-    "nonzero",
-    "unique_consecutive",
-    "unique_dim",
-    "_unique",
-    "_unique2",
-}
-TRANSFERS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy)
-OF_A_CPU = ("ops/tiles.py", "ops/native.py")  # kernels.py stands in their place on a GPU
-OF_THE_HOST = ("nemo_probsft/data/",)  # batches before they are sent to the device
+from tests.support.waits import Transfers, Waits
+
 NUM_STEPS = 3
-
-
-class Waits(TorchDispatchMode):
-    """`seen`: [operation, whose code] in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[list[str]] = []
-        self.host: dict[int, torch.Tensor] = {}  # by the address of their storage, which they keep alive
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if tensors and all(tensor.untyped_storage().data_ptr() in self.host for tensor in tensors):
-            self.on_host(result)
-        elif waits(func.overloadpacket.__name__, args) and (whose := who()) is not None:
-            self.seen.append([func.overloadpacket.__name__, whose])
-        return result
-
-    def on_host(self, result) -> None:
-        for x in tree_leaves(result):
-            if isinstance(x, torch.Tensor):
-                self.host[x.untyped_storage().data_ptr()] = x
-
-
-class Transfers(TorchFunctionMode):
-    def __init__(self, counted: Waits) -> None:
-        super().__init__()
-        self.counted = counted
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func in TRANSFERS and args[0].untyped_storage().data_ptr() not in self.counted.host:
-            self.counted.seen.append([func.__name__, str(who())])
-            self.counted.on_host(result)
-        return result
-
-
-def waits(name: str, args: tuple) -> bool:
-    if name in ("index", "index_put", "index_put_"):
-        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    if name == "repeat_interleave":
-        return len(args) == 1
-    return name in WAIT
-
-
-def who() -> str | None:
-    """file:function of the innermost frame that is nobody's tool; None for what a GPU would not run."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        file, function = frame.f_code.co_filename, frame.f_code.co_name
-        if function in ("__torch_function__", "__torch_dispatch__"):  # a mode, such as that of adapters/megatron/cpu.py
-            frame = frame.f_back
-            continue
-        if "site-packages" in file and "/torch/" not in file:
-            return f"engine {file.split('site-packages/')[-1]}:{function}"
-        if file.startswith(ROOT) and "site-packages" not in file and file != __file__:
-            place = file.removeprefix(ROOT).lstrip("/")
-            on_the_host = place.endswith(OF_A_CPU) or place.startswith(OF_THE_HOST) or "check" in function
-            return None if on_the_host else f"{place}:{function}"
-        if function == "wait_for_the_loss":
-            return "the known wrong"
-        frame = frame.f_back
-    return "engine ?"
 
 
 def train(job: dict, output: Path) -> None:
@@ -113,11 +27,11 @@ def train(job: dict, output: Path) -> None:
     if job["loss"] == "known wrong":
         loss = TrainingStep.loss
 
-        def wait_for_the_loss(step, nll, labels, loss_mask):
+        def asks_at_once(step, nll, labels, loss_mask):
             assert torch.isfinite(nll).all()
             return loss(step, nll, labels, loss_mask)
 
-        TrainingStep.loss = wait_for_the_loss
+        TrainingStep.loss = asks_at_once
     steps: list[list[list[str]]] = []
     run = {"nemo": _nemo, "bridge": _bridge}[job["engine"]]
     run(recipe, prepared, _Steps(steps), default=job["loss"] == "default")

@@ -14,7 +14,7 @@ from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.config import ResolvedObjective
 from nemo_probsft.objectives import parse_objective
 from tests.support.ranks import run_ranks
-from tests.support.synchronisation import Waits
+from tests.support.waits import Waits
 
 NUM_STEPS, NUM_LABELS = 3, 7
 

@@ -162,7 +162,8 @@ class TrainingStep:
         return self.statistics[0] / self.statistics[1].clamp(min=1)
 
     def end(self) -> None:
-        """After `reduce`."""
+        """After `reduce`, and after whoever wants to look at the micro-batches."""
+        self.micro_batches = []
         if isinstance(self.objective, Adaptive):
             total, count = self.values[2 * REPORT.index("p") :][:2].tolist()
             if count:
