@@ -100,7 +100,8 @@ class RecipeStep(ObjectiveStep):
 
     def on_reduced(self, context: CallbackContext) -> None:
         assert self.writer is not None
-        self.writer.write(lr=self.lr, grad_norm=lambda: float(context.grad_norm))
+        assert context.grad_norm is not None
+        self.writer.write(lr=self.lr, grad_norm=context.grad_norm)
         directory = saved_after(self.cfg, self.training.number)
         if directory is not None and torch.distributed.get_rank() == 0:  # so that it can be exported by itself
             (directory / HF_FILES).mkdir(parents=True, exist_ok=True)

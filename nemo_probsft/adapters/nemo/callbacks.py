@@ -18,7 +18,7 @@ from nemo.collections.llm.gpt.model.base import gpt_data_step
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
-from nemo_probsft.adapters.megatron.norm import install_exact_norm
+from nemo_probsft.adapters.megatron.norm import ExactNorm, install_exact_norm
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
 from nemo_probsft.config import HeadConfig, Recipe
@@ -38,8 +38,6 @@ class InstallObjective(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_training_loss_reduction")
-        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
-        install_exact_norm(wrapper.mcore_optimizer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_validation_loss_reduction")
@@ -62,15 +60,18 @@ class InstallObjective(pl.Callback):
 
 
 class WriteMetrics(pl.Callback):
-    """Writes the step's metrics on the rank that has them."""
+    """Writes the step's metrics on the rank that has them, and has the gradient's norm summed in float64 for them."""
 
     def __init__(self, recipe: Recipe, step: TrainingStep, num_micro_batches: int) -> None:
         self.recipe, self.step, self.num_micro_batches = recipe, step, num_micro_batches
         self.writer: MetricsWriter | None = None
+        self.norm: ExactNorm | None = None
         self.lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step, self.num_micro_batches)
+        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
+        self.norm = install_exact_norm(wrapper.mcore_optimizer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -85,7 +86,8 @@ class WriteMetrics(pl.Callback):
         trained = torch.tensor(float(trainer.global_step), pin_memory=True).to("cuda", non_blocking=True)
         pl_module.log("trained_steps", trained)
         assert self.writer is not None
-        self.writer.write(lr=self.lr, grad_norm=lambda: float(trainer.callback_metrics["grad_norm"]))
+        assert self.norm is not None
+        self.writer.write(lr=self.lr, grad_norm=self.norm.last)  # Lightning's own lies on the device
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.writer is not None
