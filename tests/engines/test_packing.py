@@ -20,7 +20,6 @@ from nemo_probsft.data.batches import collate_packed
 from nemo_probsft.data.tokens import TokenizedDataset
 from nemo_probsft.run import prepare
 from nemo_probsft.run.log import read_metrics
-from tests.support.engine import first_error
 from tests.support.first_step import RTOL, recipe, write_workspace
 
 NUM_STEPS = 10
@@ -133,22 +132,3 @@ def test_the_example_of_a_loss_that_is_no_number_is_named(source):
     nll[row, last] = torch.nan
     said = guards.describe(nll.sum(), nll, batch["loss_mask"], names)
     assert said.endswith(f"examples of the training set: {shared[-1]}")
-
-
-@pytest.mark.parametrize("name", ["nemo", pytest.param("bridge", marks=pytest.mark.bridge)])
-def test_the_lengths_that_a_gpu_is_given_are_those_of_the_examples(request, tmp_path, name):
-    """And Megatron's rotary embedding starts anew at each. Its unfused code, which fused kernels replace on a GPU."""
-    ranks = request.getfixturevalue({"nemo": "engine", "bridge": "bridge"}[name])
-    job = {"task": f"tests.support.packed_lengths:of_{name}", "world_size": 1, "output": str(tmp_path / "ranks")}
-    ranks.run([job])
-    assert not (error := first_error([job])), error
-    found = torch.load(tmp_path / "ranks" / "rank-0.pt", weights_only=True)
-    for side in ("q", "kv"):
-        assert torch.equal(found[f"cu_seqlens_{side}"], torch.tensor([0, 5, 13, 16, 20], dtype=torch.int32))
-        assert found[f"max_seqlen_{side}"] == 8
-        assert found[f"cu_seqlens_{side}_padded"] is None
-    assert found["qkv_format"] == "thd"
-    position = torch.cat([torch.arange(n) for n in (5, 8, 3, 4)])
-    angle = 0.1 * position
-    wanted = torch.stack([angle.cos() - angle.sin(), angle.cos() + angle.sin()], -1)[:, None]
-    torch.testing.assert_close(found["rotated"], wanted)
