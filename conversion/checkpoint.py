@@ -71,7 +71,12 @@ def weights_directory(checkpoint: Path) -> Path:
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The complete checkpoint `step=N` (NeMo) or `iter_N` (Bridge) with the highest N.
+    """The complete checkpoint `step=N` (NeMo) or `iter_N` (Bridge) with the highest N."""
+    return max(complete_checkpoints(directory), key=step_of, default=None)
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Every complete checkpoint `step=N` (NeMo) or `iter_N` (Bridge) of a run, in no order.
 
     NeMo keeps a file `step=N-unfinished` while it writes or removes one (ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX).
     Of Bridge's, one beyond the tracker's does not count.
@@ -81,8 +86,7 @@ def last_checkpoint(directory: Path) -> Path | None:
         for path in directory.glob("step=*")
         if is_nemo(path) and not path.with_name(path.name + "-unfinished").exists()
     ]
-    iteration = _tracked(directory)
-    return max([*complete, *([] if iteration is None else [iteration])], key=step_of, default=None)
+    return complete + _up_to_tracker(directory)
 
 
 def advice(path: Path) -> str | None:
@@ -136,13 +140,17 @@ def _iteration(path: Path) -> Path | None:
 
 def _tracked(directory: Path) -> Path | None:
     """The iteration that the tracker names; if its save was killed after the tracker, the last complete one before."""
+    return max(_up_to_tracker(directory), key=step_of, default=None)
+
+
+def _up_to_tracker(directory: Path) -> list[Path]:
+    """The complete iterations up to the one that the tracker names."""
     try:
         last = int((directory / TRACKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no tracker, or "release" (Megatron-LM)
-        return None
+        return []
     found = [path for path in directory.glob(f"{_ITERATION}*") if path.name.removeprefix(_ITERATION).isdecimal()]
-    latest_first = sorted((path for path in found if step_of(path) <= last), key=step_of, reverse=True)
-    return next(filter(_is_complete, latest_first), None)
+    return [path for path in found if step_of(path) <= last and _is_complete(path)]
 
 
 def _is_complete(iteration: Path) -> bool:

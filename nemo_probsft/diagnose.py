@@ -49,7 +49,8 @@ def diagnose(path: str, overrides: Sequence[str] = ()) -> Path:
     recipe = config.load(path, overrides, own_objective=False)
     output = Path(recipe.diagnose.output or Path(recipe.run_dir) / "diagnose")
     # Each target's example and position are those of an unpacked row.
-    work = dataclasses.replace(recipe, run_dir=str(output), data=dataclasses.replace(recipe.data, packing=False))
+    data = dataclasses.replace(recipe.data, packing=False, validation=None)
+    work = dataclasses.replace(recipe, run_dir=str(output), data=data, validate=None)
     if ranks.inside_ranks():
         _diagnose_rank(recipe, work)
     else:

@@ -15,7 +15,7 @@ from nemo_probsft import config
 from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
 from nemo_probsft.progress import Progress
-from nemo_probsft.run import decisions, engines, log, prepare, ranks
+from nemo_probsft.run import best, decisions, engines, log, prepare, ranks
 from nemo_probsft.run.prepare import Prepared
 
 
@@ -62,6 +62,7 @@ def train(path: str, overrides: Sequence[str] = ()) -> Path:
             except RuntimeError as error:
                 raise RuntimeError(f"{error}; {_where_it_goes_on(run_dir)}") from None
         assert finished(run_dir, prepared), f"the ranks ended without checkpoint {prepared.num_steps} in {run_dir}"
+    _keep_best(recipe)
     audit.check(run_dir, recipe.resolved)
     if recipe.export.at_end:
         print(f"exported: {export(recipe, prepared)}")
@@ -98,9 +99,16 @@ def _train_rank(recipe: Recipe) -> None:
 
         engines.trainer_of(prepared.engine).fit(recipe, prepared)
         if os.environ["RANK"] == "0":
+            _keep_best(recipe)
             audit.check(run_dir, recipe.resolved)
             if recipe.export.at_end and not ranks.started_here():
                 print(f"exported: {export(recipe, prepared)}")
+
+
+def _keep_best(recipe: Recipe) -> None:
+    """The last checkpoint may be the best; a kill may have come before it was looked at."""
+    if recipe.checkpoint.keep_best is not None:
+        best.update(Path(recipe.run_dir), recipe.checkpoint.keep_best)
 
 
 def export(recipe: Recipe, prepared: Prepared) -> Path:

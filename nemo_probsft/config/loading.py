@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_probsft.config import mapping, objective, strictyaml
-from nemo_probsft.config.exactness import MIXED, REFUSED_KEYS
+from nemo_probsft.config.combinations import MIXED
+from nemo_probsft.config.exactness import REFUSED_KEYS
 from nemo_probsft.config.recipe import MAX_INT32, ObjectiveConfig, Recipe
 from nemo_probsft.config.strictyaml import Node
 
@@ -38,6 +39,7 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), 
     _refuse_paths(recipe)
     _refuse_what_cannot_train(recipe)
     _refuse_layout(recipe)
+    _refuse_validation(recipe)
     _refuse_packing(recipe)
     _refuse_head(recipe)
     _refuse_peft(recipe)
@@ -115,6 +117,9 @@ def _with_defaults(tree: Node, name: str | None) -> Node:
         return tree
     if given.get("run_dir") is None and name is not None:
         tree = strictyaml.put(tree, "run_dir", Node(str(Path("runs", name)), tree.where))
+    data = given.get("data")
+    if given.get("validate") is None and isinstance(data, dict) and data.get("validation") is not None:
+        tree = strictyaml.put(tree, "validate", Node({}, tree.where))
     trainer = given.get("trainer", {})
     if isinstance(trainer, dict) and trainer.get("epochs") is None and trainer.get("max_steps") is None:
         tree = strictyaml.put(tree, "trainer.epochs", Node(1, tree.where))
@@ -152,7 +157,7 @@ def _refuse_mixture(tree: Node) -> None:
 def _refuse_paths(recipe: Recipe) -> None:
     paths = [("run_dir", recipe.run_dir), ("model.path", recipe.model.path)]
     paths += [("data.train", source.path) for source in recipe.data.sources]
-    paths += [("diagnose.output", recipe.diagnose.output or ".")]
+    paths += [("diagnose.output", recipe.diagnose.output or "."), ("data.validation", recipe.data.validation or ".")]
     if isinstance(recipe.objective, ObjectiveConfig) and recipe.objective.keep is not None:
         paths += [("objective.keep.diagnosis", recipe.objective.keep.diagnosis or ".")]
     for key, text in paths:
@@ -189,6 +194,15 @@ def _refuse_what_cannot_train(recipe: Recipe) -> None:
     if export.dtype is not None and not export.at_end:
         problem = f"{export.dtype} has no effect without export.at_end; set export.at_end: true"
         raise recipe.error("export.dtype", problem, "export.at_end")
+
+
+def _refuse_validation(recipe: Recipe) -> None:
+    keep_best, has_rows = recipe.checkpoint.keep_best, recipe.data.validation is not None
+    if recipe.validate is not None and not has_rows:
+        raise recipe.error("validate", "there are no rows to validate on; name a file in data.validation")
+    if keep_best is not None and not has_rows:
+        problem = f"{keep_best} is measured on held-out rows; name a file with some in data.validation"
+        raise recipe.error("checkpoint.keep_best", problem)
 
 
 def _refuse_packing(recipe: Recipe) -> None:

@@ -47,6 +47,7 @@ class DataConfig:
         metadata={"give": "a .jsonl or .parquet file, or the name of a Hugging Face data set"}
     )
     split: str = "train"  # of a Hugging Face data set
+    validation: str | None = None  # a .jsonl or .parquet file of held-out rows
     max_length: AtLeast2 = 2048  # tokens, prompt and response
     global_batch_size: Size = 256  # examples per optimizer step
     micro_batch_size: Size = 1  # rows per forward pass of one data-parallel rank
@@ -66,6 +67,12 @@ class DataConfig:
     @property
     def name(self) -> str:
         return ", ".join(source.path for source in self.sources)
+
+
+@dataclass(frozen=True)
+class ValidateConfig:
+    every_steps: Size = 100
+    max_examples: Size | None = None  # from the file's beginning; null: all of them
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,7 @@ class PeftConfig:
 class CheckpointConfig:
     every_steps: Size = 100
     keep_last: Size = 2
+    keep_best: Literal["nll", "objective", "p"] | None = None  # of those whose step is validated, too
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,7 @@ class Recipe:
     objective: str | ObjectiveConfig = field(metadata={"give": "a key such as p, or {name: power, alpha: 10}"})
     run_dir: str = field(metadata={"give": "a directory"})  # `load` fills in runs/<name of the recipe file>
     engine: Literal["auto", "nemo", "bridge"] = "auto"
+    validate: ValidateConfig | None = None  # after `load` there is one if and only if there is data.validation
     parallel: ParallelConfig = ParallelConfig()
     optim: OptimConfig = OptimConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -32,6 +32,7 @@ MEANINGS = {
     "data.train[].weight": "Of a list: how often its examples occur. 0.5 takes half of them, 2 each twice.",
     "data.train[].max_rows": "Of a list: take only so many rows, from the beginning.",
     "data.split": "Split of the data set.",
+    "data.validation": "`.jsonl` or `.parquet` file of held-out rows, see [validation](validation.md).",
     "data.max_length": "Most tokens of an example, prompt and response together.",
     "data.global_batch_size": "Examples per optimizer step.",
     "data.micro_batch_size": "Rows per forward pass of one data-parallel rank. Without packing, a row is an example.",
@@ -74,6 +75,8 @@ MEANINGS = {
         "Divide the loss by all target tokens of the global batch (`target`), or by those that pass the threshold "
         "(`kept`)."
     ),
+    "validate.every_steps": "Steps between validations. One more stands before the first step, one after the last.",
+    "validate.max_examples": "Validate on so many examples, from the file's beginning. null takes all of them.",
     "parallel.tensor_model_parallel_size": "Must divide attention heads, key-value heads and feed-forward size.",
     "parallel.pipeline_model_parallel_size": "Must divide the number of layers.",
     "parallel.virtual_pipeline_model_parallel_size": "Model chunks per pipeline rank.",
@@ -111,6 +114,10 @@ MEANINGS = {
     "peft.alpha": "The adapters' output is multiplied by alpha / dim.",
     "checkpoint.every_steps": "Steps between checkpoints.",
     "checkpoint.keep_last": "How many checkpoints to keep.",
+    "checkpoint.keep_best": (
+        "Keep the checkpoint with the best validation, too, as `best` in the run directory: lowest `nll` or "
+        "`objective`, or highest `p`. See [validation](validation.md)."
+    ),
     "log.every_steps": "Steps between lines of `metrics.jsonl`.",
     "log.wandb.project": "Weights & Biases project, if you give `log.wandb`.",
     "log.wandb.name": "Name of the run there.",
@@ -138,8 +145,8 @@ TAIL = """
 Start the same recipe again and the run continues from its last checkpoint. In between you may change the layout
 (`parallel`, `trainer.devices`, `trainer.num_nodes`, `data.micro_batch_size`, `data.packing`, `trainer.recompute`,
 `trainer.attention_backend`, `head.skip_rows`, `head.chunk_tokens`) and the reporting (`checkpoint`, `log`, `export`,
-`diagnose`). Anything else makes it another run, which is refused: give it another `run_dir`. A run goes on with the
-engine that it was started with.
+`diagnose`, `data.validation`, `validate`). Anything else makes it another run, which is refused: give it another
+`run_dir`. A run goes on with the engine that it was started with.
 """
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from nemo_probsft.files import write_atomically
 from nemo_probsft.progress import Progress
 
+METRIC = "validation_"  # before the names of a validation's numbers
+
 
 class RunLog:
     """Appends one JSON object a step to `metrics.jsonl` and the same numbers to TensorBoard and W&B.
@@ -22,10 +24,11 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = run_dir / "metrics.jsonl"
-        keep = [row for row in read_metrics(run_dir) if row["step"] <= start_step]
+        # A run that starts anew also validates anew before its first step.
+        keep = [row for row in _rows(run_dir) if 0 < start_step >= row["step"]]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in keep))
         self.file = self.path.open("a", encoding="utf-8")
-        self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
         self.wandb = _wandb_run(run_dir, wandb)
 
     def write(self, row: Mapping[str, float | int]) -> None:
@@ -53,7 +56,21 @@ def _wandb_run(run_dir: Path, settings: Mapping[str, Any] | None) -> Any:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The complete rows of metrics.jsonl; a last line cut off by a crash is left out."""
+    """The training steps of metrics.jsonl; a last line cut off by a crash is left out."""
+    return [row for row in _rows(run_dir) if not is_validation(row)]
+
+
+def read_validations(run_dir: Path) -> list[dict[str, Any]]:
+    """The validations of metrics.jsonl."""
+    return [row for row in _rows(run_dir) if is_validation(row)]
+
+
+def is_validation(row: Mapping[str, Any]) -> bool:
+    """Whether a row of metrics.jsonl is of held-out rows; then each of its names but `step` begins with METRIC."""
+    return f"{METRIC}nll" in row
+
+
+def _rows(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -78,6 +95,7 @@ class Follower:
     def __init__(self, progress: Progress, run_dir: Path) -> None:
         self.progress, self.run_dir = progress, run_dir
         self.shown = last_row(run_dir)
+        self.trained, self.validated = "", ""  # what the last row of either kind says
 
     def __call__(self) -> None:
         row = last_row(self.run_dir)
@@ -85,5 +103,8 @@ class Follower:
             self.progress.advance(0)  # the display's clock goes on
             return
         self.shown = row
-        note = f"objective {row['objective']:.4f}  nll {row['nll']:.4f}  p {row['p']:.3f}"
-        self.progress.update(row["step"], note)
+        if is_validation(row):
+            self.validated = f"  held out: nll {row[METRIC + 'nll']:.4f}  p {row[METRIC + 'p']:.3f}"
+        else:
+            self.trained = f"objective {row['objective']:.4f}  nll {row['nll']:.4f}  p {row['p']:.3f}"
+        self.progress.update(row["step"], (self.trained + self.validated).strip())

@@ -15,7 +15,7 @@ from typing import Any
 
 from nemo_probsft.config import Recipe, SourceConfig, dump, strictyaml
 from nemo_probsft.data.rows import FORMATS, HUB_NAME
-from nemo_probsft.run import attention, engines
+from nemo_probsft.run import attention, engines, validation
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.engines import Engine
 from nemo_probsft.run.model_files import check_model
@@ -25,7 +25,7 @@ LAYOUT = (
     *("parallel", "data.micro_batch_size", "data.packing", "trainer.devices", "trainer.num_nodes"),
     *("trainer.recompute", "trainer.attention_backend", "head.skip_rows", "head.chunk_tokens"),
 )
-REPORTING = ("checkpoint", "log", "export", "diagnose")
+REPORTING = ("checkpoint", "log", "export", "diagnose", "data.validation", "validate")
 PREPARED = "prepared.json"  # what the ranks need; in a run directory from the moment when a run starts
 
 
@@ -50,7 +50,8 @@ def parts(engine: str | None) -> list[Callable[[Recipe], list[Decision]]]:
 
     engine: None if it is the one that another machine has.
     """
-    return [_objective, _head, _peft, _layout, attention.decide, partial(check_model, engine=engine), _data, _run_dir]
+    model = partial(check_model, engine=engine)
+    return [_objective, _head, _peft, _layout, attention.decide, model, _data, validation.check, _run_dir]
 
 
 def engine(recipe: Recipe) -> Engine:

@@ -20,7 +20,7 @@ from nemo_probsft.config import Recipe, strictyaml
 from nemo_probsft.data import mixture, order, templates, tokens
 from nemo_probsft.data.ends import oddities, trained_ends
 from nemo_probsft.files import first_line, write_atomically
-from nemo_probsft.run import decisions, engines, model_files, packed, preflight
+from nemo_probsft.run import decisions, engines, model_files, packed, preflight, validation
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.preflight import PREPARED
 
@@ -46,6 +46,7 @@ class Prepared:
     num_target_tokens: int
     num_steps: int
     num_rows: int | None = None  # of a step, with data.packing
+    validation: str | None = None  # tokenised held-out rows
 
 
 def prepare(recipe: Recipe) -> tuple[Prepared, list[Decision]]:
@@ -90,6 +91,7 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
     examples, dataset = _tokenize(recipe, model, run_dir)
     num_steps, per_epoch = _count_steps(recipe, len(dataset))
     num_rows = packed.count_rows(recipe, dataset, num_steps) if recipe.data.packing else None
+    held_out, of_held_out = _hold_out(recipe, model, run_dir, num_steps)
     ends = trained_ends(dataset, model.tokenizer, recipe.data.max_length)
     hf, changes = _files_of_run(recipe, model, ends)
     _write_run_yaml(recipe, model, engine, ends, changes)
@@ -106,10 +108,11 @@ def _fill(recipe: Recipe, run_dir: Path) -> tuple[Prepared, list[Decision]]:
         num_target_tokens=dataset.summary.num_target_tokens,
         num_steps=num_steps,
         num_rows=num_rows,
+        validation=held_out,
     )
     write_atomically(run_dir / PREPARED, json.dumps(dataclasses.asdict(prepared), indent=2) + "\n")
     found = _found(recipe, prepared, dataset, model.tokenizer, per_epoch)
-    return prepared, [*found, *end_decisions(model.tokenizer, ends, changes)]
+    return prepared, [*found, *of_held_out, *end_decisions(model.tokenizer, ends, changes)]
 
 
 def _open_model(recipe: Recipe, engine: str) -> Model:
@@ -128,6 +131,15 @@ def _tokenize(recipe: Recipe, model: Model, run_dir: Path) -> tuple[Path, tokens
     tokens.check_ids(dataset, model.vocab_size)
     _refuse_other_data(recipe, dataset, examples, run_dir)
     return examples, dataset
+
+
+def _hold_out(recipe: Recipe, model: Model, run_dir: Path, num_steps: int) -> tuple[str | None, list[Decision]]:
+    """The directory of the tokenised held-out rows, and what to say of them."""
+    if recipe.validate is None:
+        return None, []
+    settings = row_settings(recipe)
+    directory = validation.tokenized(recipe, model.tokenizer, model.vocab_size, run_dir / "data", settings)
+    return str(directory), validation.found(recipe, tokens.TokenizedDataset.load(directory), num_steps)
 
 
 def sources(recipe: Recipe) -> list[mixture.Source]:

@@ -27,9 +27,17 @@ def saved(directory: Path) -> Path:
     """A model that answers "yes <turn>" to a prompt of the template, and goes on so for ever."""
     size = 64
     config = LlamaConfig(
-        hidden_size=size, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        vocab_size=len(WORDS), tie_word_embeddings=False, bos_token_id=None, eos_token_id=0, max_position_embeddings=512,
-    )  # fmt: skip
+        hidden_size=size,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=len(WORDS),
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        max_position_embeddings=512,
+    )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

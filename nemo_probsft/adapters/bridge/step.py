@@ -32,7 +32,7 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.utils import get_model_config
 
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients, unwrap
-from nemo_probsft.adapters.megatron.layout import holds_the_loss
+from nemo_probsft.adapters.megatron.layout import holds_the_loss, sharers
 from nemo_probsft.adapters.megatron.norm import install_exact_norm
 from nemo_probsft.adapters.megatron.statistics import plain_loss
 from nemo_probsft.adapters.megatron.step import TrainingStep
@@ -122,8 +122,7 @@ class ObjectiveStep(Callback):
         install_exact_norm(context.optimizer)
         context.user_state[OBJECTIVE] = self.training
         self.training.to(torch.cuda.current_device())
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        reduce_before_gradients(context.model, self.training, group)
+        reduce_before_gradients(context.model, self.training, sharers())
         if number := context.state.train_state.step:
             load = Path(self.cfg.checkpoint.load)  # an iteration's directory, or that of all
             self._load_state(load if (load / STATE).exists() else Path(get_checkpoint_name(str(load), number)))

@@ -23,6 +23,7 @@ from nemo_probsft.adapters.megatron import layout, micro_batches
 from nemo_probsft.adapters.megatron.collect import CollectedLogp
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
 from nemo_probsft.adapters.megatron.settings import learning_rate
+from nemo_probsft.adapters.megatron.validation import Validation
 from nemo_probsft.config import Recipe
 from nemo_probsft.run.prepare import Prepared
 
@@ -72,9 +73,10 @@ class RecipeStep(ObjectiveStep):
             log_every=recipe.log.every_steps,
             examples=data.examples,
         )
-        self.recipe, self.hf = recipe, Path(prepared.hf)
+        self.recipe, self.prepared, self.hf = recipe, prepared, Path(prepared.hf)
         self.num_micro_batches = data.micro_batches.num_micro_batches
         self.writer: MetricsWriter | None = None
+        self.validation: Validation | None = None
         self.lr = 0.0
 
     def training_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
@@ -85,6 +87,8 @@ class RecipeStep(ObjectiveStep):
         super().on_train_start(context)
         start = context.state.train_state.step
         self.writer = MetricsWriter(self.recipe, self.training, start, self.num_micro_batches)
+        self.validation = Validation(self.recipe, self.prepared, self.training, self.writer)
+        self.validation.at_start(start, context.model, layout.sharers())
 
     def on_train_end(self, context: CallbackContext) -> None:
         assert self.writer is not None
@@ -92,6 +96,8 @@ class RecipeStep(ObjectiveStep):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """The learning rate is the same on every engine; Bridge's own schedules start from 0."""
+        assert self.validation is not None
+        self.validation.before_step(context.state.train_state.step + 1)
         super().on_train_step_start(context)
         self.lr = learning_rate(self.recipe, self.training.number - 1, self.training.num_steps)
         assert context.optimizer is not None
@@ -102,6 +108,8 @@ class RecipeStep(ObjectiveStep):
         assert self.writer is not None
         assert context.grad_norm is not None
         self.writer.write(lr=self.lr, grad_norm=context.grad_norm)
+        assert self.validation is not None
+        self.validation.after_step(context.model, layout.sharers())
         directory = saved_after(self.cfg, self.training.number)
         if directory is not None and torch.distributed.get_rank() == 0:  # so that it can be exported by itself
             (directory / HF_FILES).mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,11 @@ def share_of_targets() -> int:
     return parallel_state.get_data_parallel_rank(with_context_parallel=True)
 
 
+def sharers() -> torch.distributed.ProcessGroup:
+    """The ranks among which the targets of a batch are divided: data and context parallel ones."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
 def data_parallel() -> tuple[int, int]:
     """This rank among those that get different examples, and how many they are."""
     return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

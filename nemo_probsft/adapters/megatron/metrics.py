@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
@@ -33,6 +34,11 @@ class MetricsWriter:
             self.audited = True
         if step.logs:
             self.runlog.write({"step": step.number, **step.metrics(), "grad_norm": grad_norm, "lr": lr})
+
+    def write_row(self, row: Mapping[str, float | int]) -> None:
+        """A row that is not of a training step."""
+        if self.runlog is not None:
+            self.runlog.write(row)
 
     def close(self) -> None:
         if self.runlog is not None:

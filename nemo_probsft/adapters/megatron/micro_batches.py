@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +97,33 @@ def training(recipe: Recipe, prepared: Prepared) -> MicroBatches:
 def forward_only(recipe: Recipe, prepared: Prepared) -> MicroBatches:
     """Every example that `diagnose.max_tokens` leaves, once, in the order of the file."""
     dataset = TokenizedDataset.load(Path(prepared.examples))
-    size = recipe.data.global_batch_size
     drawn = order.sample(dataset.num_targets(), recipe.diagnose.max_tokens, recipe.trainer.seed)
+    return _once(recipe, prepared, dataset, drawn)
+
+
+def _once(recipe: Recipe, prepared: Prepared, dataset: TokenizedDataset, drawn: np.ndarray) -> MicroBatches:
+    """These examples of the data set in batches, the last one filled up with rows that have no target."""
+    size = recipe.data.global_batch_size
 
     def indices(step: int) -> np.ndarray:
         found = drawn[step * size : (step + 1) * size]
         return np.concatenate([found, np.full(size - len(found), NO_EXAMPLE)])
 
     return MicroBatches(recipe, prepared, dataset, indices, -(-len(drawn) // size))
+
+
+def held_out(recipe: Recipe, prepared: Prepared) -> MicroBatches:
+    """The validation set, or its first `validate.max_examples`, once, in the order of the file and never packed.
+
+    A small one is one batch of only as many rows as the layout needs.
+    """
+    assert recipe.validate is not None
+    assert prepared.validation is not None
+    dataset = TokenizedDataset.load(Path(prepared.validation))
+    num_examples = min(len(dataset), recipe.validate.max_examples or len(dataset))
+    size = min(recipe.data.global_batch_size, round_up(num_examples, recipe.row_multiple))
+    unpacked = replace(recipe, data=replace(recipe.data, packing=False, global_batch_size=size))
+    return _once(unpacked, prepared, dataset, np.arange(num_examples))
 
 
 class _Rows(Dataset):

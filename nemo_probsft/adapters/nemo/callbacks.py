@@ -16,13 +16,15 @@ from nemo.collections import llm
 from nemo.collections.llm.gpt.model.base import gpt_data_step
 
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients
-from nemo_probsft.adapters.megatron.layout import holds_the_loss
+from nemo_probsft.adapters.megatron.layout import holds_the_loss, sharers
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
 from nemo_probsft.adapters.megatron.norm import ExactNorm, install_exact_norm
 from nemo_probsft.adapters.megatron.step import TrainingStep
+from nemo_probsft.adapters.megatron.validation import Validation
 from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
 from nemo_probsft.config import HeadConfig, Recipe
 from nemo_probsft.ops import HeadReport
+from nemo_probsft.run.prepare import Prepared
 
 
 class InstallObjective(pl.Callback):
@@ -60,23 +62,32 @@ class InstallObjective(pl.Callback):
 
 
 class WriteMetrics(pl.Callback):
-    """Writes the step's metrics on the rank that has them, and has the gradient's norm summed in float64 for them."""
+    """Writes the step's metrics on the rank that has them, and those of the held-out rows when they are due.
 
-    def __init__(self, recipe: Recipe, step: TrainingStep, num_micro_batches: int) -> None:
-        self.recipe, self.step, self.num_micro_batches = recipe, step, num_micro_batches
+    It has the norm of the gradient summed in float64, which is what clips, too.
+    """
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, step: TrainingStep, num_micro_batches: int) -> None:
+        self.recipe, self.prepared, self.step, self.num_micro_batches = recipe, prepared, step, num_micro_batches
         self.writer: MetricsWriter | None = None
         self.norm: ExactNorm | None = None
+        self.validation: Validation | None = None
         self.lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.step.to(torch.cuda.current_device())
         self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step, self.num_micro_batches)
         wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
         self.norm = install_exact_norm(wrapper.mcore_optimizer)
+        self.validation = Validation(self.recipe, self.prepared, self.step, self.writer)
+        self.validation.at_start(trainer.global_step, _chunks(trainer), sharers())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        assert self.validation is not None
+        self.validation.before_step(trainer.global_step + 1)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,10 +99,18 @@ class WriteMetrics(pl.Callback):
         assert self.writer is not None
         assert self.norm is not None
         self.writer.write(lr=self.lr, grad_norm=self.norm.last)  # Lightning's own lies on the device
+        assert self.validation is not None
+        self.validation.after_step(_chunks(trainer), sharers())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self.writer is not None
         self.writer.close()
+
+
+def _chunks(trainer: pl.Trainer) -> list[torch.nn.Module]:
+    """This rank's pipeline chunks."""
+    strategy: Any = trainer.strategy
+    return list(strategy.megatron_parallel)
 
 
 class MoveObjective(pl.Callback):
@@ -102,9 +121,7 @@ class MoveObjective(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         strategy: Any = trainer.strategy
-        self.step.to(torch.cuda.current_device())
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        reduce_before_gradients(strategy.megatron_parallel, self.step, group)
+        reduce_before_gradients(strategy.megatron_parallel, self.step, sharers())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

@@ -64,7 +64,7 @@ def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[pl.Callback] = (
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
         InstallObjective(ObjectiveReduction(step), step.head, recipe.head, prepared.vocab_size),
-        WriteMetrics(recipe, step, data.micro_batches.num_micro_batches),
+        WriteMetrics(recipe, prepared, step, data.micro_batches.num_micro_batches),
         MoveObjective(step),  # after what writes the step down, before what saves it
     ]
     peft = recipe.peft
