@@ -77,15 +77,16 @@ class WriteMetrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.step.to(torch.cuda.current_device())
         self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step, self.num_micro_batches)
-        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
-        self.norm = install_exact_norm(wrapper.mcore_optimizer)
         self.validation = Validation(self.recipe, self.prepared, self.step, self.writer)
         self.validation.at_start(trainer.global_step, _chunks(trainer), sharers())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's; see `MoveObjective._install`
+        if self.norm is None:
+            self.norm = install_exact_norm(wrapper.mcore_optimizer)
+        self.lr = wrapper.param_groups[0]["lr"]
         assert self.validation is not None
         self.validation.before_step(trainer.global_step + 1)
 
@@ -129,8 +130,6 @@ class MoveObjective(pl.Callback):
     def _install(self, trainer: pl.Trainer) -> None:
         """With LoRA, NeMo makes the optimizer when the epoch starts, after `on_train_start`, and sets the model's
         `finalize_model_grads_func` once more (nemo/lightning/pytorch/callbacks/peft.py, apply_transform)."""
-        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
-        install_exact_norm(wrapper.mcore_optimizer)
         reduce_before_gradients(_chunks(trainer), self.step, sharers())
         self.installed = True
 
