@@ -39,4 +39,5 @@ class Hooks:
         self.model._forward_pre_hooks.clear()  # ours are the only ones of the whole model
         self.model._forward_pre_hooks_with_kwargs.clear()
         vars(self.optimizer).pop("get_grad_norm", None)
+        self.step.micro_batches = []  # where there are none, nothing is reduced
         self.model.config.cross_entropy_loss_fusion = True

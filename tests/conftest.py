@@ -40,6 +40,7 @@ LONGEST_FIRST = (
     "test_sweep",
     "test_bridge_parity",
     "test_bridge_training",
+    "test_packing",
     "test_training",
     "test_submit",
     "test_parity",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_probsft.config import mapping, objective, strictyaml
-from nemo_probsft.config.exactness import MIXED, REFUSED_KEYS
+from nemo_probsft.config.combinations import MIXED
+from nemo_probsft.config.exactness import REFUSED_KEYS
 from nemo_probsft.config.recipe import MAX_INT32, ObjectiveConfig, Recipe
 from nemo_probsft.config.strictyaml import Node
 

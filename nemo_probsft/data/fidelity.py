@@ -69,31 +69,33 @@ def _of_context(text: str, turns: Iterable[int], row: Row) -> list[str]:
         message, name = row.messages[i], f"messages[{i}].content"
         if message["role"] != "assistant":
             _require("", text, message["content"], name, row.where, escaped=True)
-        elif not all(
-            _stands_in("", text, part) for part in [message.get("content") or "", *_reasoning(message).values()]
-        ):
+            continue
+        parts = [message.get("content") or "", *(part for parts in _reasoning(message).values() for part in parts)]
+        if not all(_stands_in("", text, part) for part in parts):
             notes.append(SHORTENED)
     return notes
 
 
 def _of_answer(before: str, text: str, turn: int, row: Row) -> list[str]:
     message, name = row.messages[turn], f"messages[{turn}]"
-    calls = message.get("tool_calls") or []
-    for field, reasoning in _reasoning(message).items():
-        _require(before, text, reasoning, f"{name}.{field}", row.where)
+    for field, parts in _reasoning(message).items():
+        for part in parts:
+            _require(before, text, part, f"{name}.{field}", row.where)
     notes = []
     if content := message.get("content"):
         _require(before, text, content, f"{name}.content", row.where)
         notes += [] if _stands_in(before, text, content) == EXACTLY else [WHITE_SPACE]
-    for part in _texts(calls):
-        _require(before, text, part, f"{name}.tool_calls", row.where, escaped=True)
-    arguments = [function_of(call).get("arguments") for call in calls]
+    calls = {"tool_calls": message.get("tool_calls") or [], "function_call": [message.get("function_call") or {}]}
+    for field, found in calls.items():
+        for part in _texts(found):
+            _require(before, text, part, f"{name}.{field}", row.where, escaped=True)
+    arguments = [function_of(call).get("arguments") for found in calls.values() for call in found]
     notes += [QUOTED] * any(isinstance(given, str) and json.dumps(given) in text for given in arguments)
     return notes
 
 
-def _reasoning(message: Turn) -> dict[str, str]:
-    return {field: message[field] for field in REASONING if isinstance(message.get(field), str)}
+def _reasoning(message: Turn) -> dict[str, list[str]]:
+    return {field: list(_leaves(message[field])) for field in REASONING if field in message}
 
 
 def _of_rendering(tokenizer: Any, row: Row) -> list[str]:
@@ -154,7 +156,7 @@ def _texts(calls: Sequence[dict[str, Any]]) -> Iterator[str]:
     """The texts in the names and arguments of tool calls; arguments may be JSON text."""
     for call in calls:
         function = function_of(call)
-        yield from _leaves([function["name"], _parsed(function.get("arguments"))])
+        yield from _leaves([function.get("name"), _parsed(function.get("arguments"))])
 
 
 def _parsed(arguments: Any) -> Any:

@@ -108,15 +108,18 @@ def _turn(turn: Any, name: str, where: str) -> Turn:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{where}: {name} is {describe(turn)}: must be an object with role and content")
     calls = turn.get("tool_calls")
+    called = calls or turn.get("function_call")
     for key in ("role", "content"):
-        if key not in turn and not (key == "content" and calls):
+        if key not in turn and not (key == "content" and called):
             raise ValueError(f"{where}: {name} has no {key}: its fields are {fields(turn)}")
     role, content = turn["role"], turn.get("content")
     if role not in ROLES:
         raise ValueError(f"{where}: {name}.role is {role!r}: must be one of {', '.join(ROLES)}")
     if calls is not None:
         _check_calls(calls, role, name, where)
-    if not calls or content:
+    if (call := turn.get("function_call")) is not None:  # the older form of one call
+        _check_calls([call], role, name, where)
+    if not called or content:
         (answer if role == "assistant" else text)(content, f"{name}.content", where)
     elif content is not None:
         text(content, f"{name}.content", where)

@@ -301,7 +301,8 @@ def test_sets_are_read_as_json_lines_as_parquet_and_by_name(tmp_path):
 
 
 def test_one_source_of_medicine_may_be_a_file_of_its_own(tmp_path):
-    write_parquet(tmp_path / "NEJM.parquet", [MEDICAL_ROW, MEDICAL_ROW | {"options": {"A": "x", "B": None, "D": "y"}}])
+    second = {"options": {"A": "x", "B": None, "D": "y"}, "answer_idx": "D"}
+    write_parquet(tmp_path / "NEJM.parquet", [MEDICAL_ROW, MEDICAL_ROW | second])
     first, second = medical.load_questions(source="NEJM", data_dir=str(tmp_path))["test"]
     assert json.loads(first["options"]) == {"A": "vitamin A", "B": "vitamin B", "C": "vitamin C"}
     assert json.loads(second["options"]) == {"A": "x", "D": "y"}

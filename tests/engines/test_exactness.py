@@ -7,7 +7,8 @@ import pytest
 
 from nemo_probsft import config
 from nemo_probsft.config import exactness
-from nemo_probsft.config.exactness import EXACT, MODEL_SETTINGS, REFUSED_COMBINATIONS, REFUSED_KEYS, SET_BY_THE_TRAINER
+from nemo_probsft.config.combinations import EXACT, REFUSED_COMBINATIONS
+from nemo_probsft.config.exactness import MODEL_SETTINGS, REFUSED_KEYS, SET_BY_THE_TRAINER
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "model: {path: a/b}\ndata: {train: t.jsonl, global_batch_size: 8}\nobjective: p\n"

@@ -35,7 +35,7 @@ PACKED = [
     Case(packing=True, tp=2, sp=True, dp=2, model="qwen2-tied", objective="OnlyTopLogP-0.2", denominator="kept"),
     Case(packing=True, tp=2, pp=2, vp=2, micro_batch=1, objective="p", recompute="full"),
     Case(packing=True, pp=2, dp=2, model="llama-untied", objective="GeneralFamily-10"),
-    Case(packing=True, micro_batch=4, model="qwen3-tied", objective="OnlyBottomP-0.5", recompute="selective"),
+    Case(packing=True, model="qwen3-tied", objective="OnlyBottomP-0.5", recompute="selective"),
 ]
 BF16 = Case(tp=2, sp=True, pp=2, objective="p", precision="bf16")
 LORA = [

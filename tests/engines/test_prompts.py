@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemo_probsft.data import prompts, tokens
@@ -33,6 +33,7 @@ LLAMA = (
 TOKENIZERS = {
     "plain": (False, None, 0),
     "plain-bos": (True, None, 1),
+    "plain-space": (False, None, 0),
     "chatml": (False, CHATML, 0),
     "chatml-bos": (True, CHATML, 0),
     "llama": (False, LLAMA, 1),
@@ -43,12 +44,17 @@ LISTED = QUESTION + "".join(f"\n{letter}. {text}" for letter, text in WORDS.item
 
 
 def make_tokenizer(directory: Path, adds_bos: bool, template: str | None) -> Path:
-    """Bytes with two merges; it is no class of its own, so transformers 5 reads tokenizer.json as it is."""
+    """Bytes with two merges; it is no class of its own, so transformers 5 reads tokenizer.json as it is.
+
+    A directory "plain-space" gets one that puts a space before every text.
+    """
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     merges = [("a", "t"), ("Ġ", "Ġ")]
     vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
     core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if directory.name == "plain-space":
+        core.normalizer = normalizers.Prepend(" ")
     core.decoder = decoders.ByteLevel()
     if adds_bos:
         core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
@@ -130,6 +136,14 @@ def test_no_prompt_has_a_second_bos_or_a_template_in_a_template(ids, tokenizer):
         assert found.count(0) == num_bos  # <s>
         turns = 0 if template is None else 3 if template == CHATML else 2
         assert found.count(2) == turns  # <|im_start|>: of the user, of the answer, of CHATML's default system line
+
+
+@pytest.mark.parametrize("domain", TASKS)
+def test_a_space_before_every_text_is_before_prompts_alone(ids, domain):
+    training, _ = ids
+    spaced, plain = training["plain-space"][domain], training["plain"][domain]
+    assert spaced != plain
+    assert len(spaced) in (len(plain), len(plain) + 1)
 
 
 def test_a_template_in_a_template_would_be_seen(ids, tmp_path):

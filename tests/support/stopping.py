@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["<eos>", "<turn>", "<tool>", "user", "assistant", "yes", "no"]
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} <turn> {% endfor %}" + (
@@ -26,11 +26,19 @@ def tokenizer(template: str | None = TEMPLATE, **special: str) -> PreTrainedToke
 def saved(directory: Path) -> Path:
     """A model that answers "yes <turn>" to a prompt of the template, and goes on so for ever."""
     size = 64
-    config = Qwen2Config(
-        hidden_size=size, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        vocab_size=len(WORDS), tie_word_embeddings=False, bos_token_id=None, eos_token_id=0, max_position_embeddings=64,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config)
+    config = LlamaConfig(
+        hidden_size=size,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=len(WORDS),
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=0,
+        max_position_embeddings=512,
+    )
+    model = LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(float(name.endswith("norm.weight")))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,8 +29,12 @@ WAIT = {
     "_unique2",
 }
 TRANSFERS = (torch.Tensor.cpu, torch.Tensor.tolist, torch.Tensor.numpy)
-OF_A_CPU = ("ops/tiles.py", "ops/native.py")  # kernels.py stands in their place on a GPU
-CHECKS = {"check_labels", "_check_rows"}  # of ops, left out on a GPU
+# What a GPU does not run, by file, or by file:function with what that calls, and why:
+OF_A_CPU = ("nemo_probsft/ops/cpu.py", "nemo_probsft/ops/tiles.py", "nemo_probsft/ops/native.py")  # kernels.py does
+CHECKS = {  # look only at tensors on a CPU; `tests/unit/test_waits.py` shows both
+    "nemo_probsft/ops/targets.py:check",  # labels: on CUDA the kernels make the row of a wrong one NaN
+    "nemo_probsft/ops/lm_head.py:_check_rows",  # rows that the caller promises: on CUDA the promise is trusted
+}
 OF_THE_HOST = ("nemo_probsft/data/",)  # batches before they are sent to the device
 
 
@@ -89,9 +94,17 @@ def who() -> str | None:
             continue
         if "site-packages" in file and "/torch/" not in file:
             return f"engine {file.split('site-packages/')[-1]}:{function}"
-        if file.startswith(ROOT) and "site-packages" not in file and file != __file__:
-            place = file.removeprefix(ROOT).lstrip("/")
-            of_a_cpu = place.endswith(OF_A_CPU) or {function, frame.f_back.f_code.co_name} & CHECKS
-            return None if of_a_cpu or place.startswith(OF_THE_HOST) else f"{place}:{function}"
+        if (place := _place(frame)) is not None:
+            caller = None if frame.f_back is None else _place(frame.f_back)
+            left_out = place.startswith((*OF_A_CPU, *OF_THE_HOST)) or {place, caller} & CHECKS
+            return None if left_out else place
         frame = frame.f_back
     return "engine ?"
+
+
+def _place(frame: FrameType) -> str | None:
+    """file:function, where the file is the project's."""
+    file = frame.f_code.co_filename
+    if not file.startswith(ROOT) or "site-packages" in file or file == __file__:
+        return None
+    return f"{file.removeprefix(ROOT).lstrip('/')}:{frame.f_code.co_name}"

@@ -42,6 +42,12 @@ LEFT_OUT = [
     (answers_by("{{ m.content | tojson }}"), row(ASKED, turn("assistant", "a\nb")), "messages[1].content, 'a\\nb'"),
     (PLAIN_CHATML, row(ASKED, turn("assistant", "5", reasoning_content="2+3")), "messages[1].reasoning_content, '2+3'"),
     (PLAIN_CHATML, row(ASKED, turn("assistant", "5", thinking="2+3")), "messages[1].thinking, '2+3'"),
+    (PLAIN_CHATML, row(ASKED, turn("assistant", "5", reasoning=[{"text": "2+3"}])), "messages[1].reasoning, 'text'"),
+    (
+        PLAIN_CHATML,
+        row(ASKED, turn("assistant", "5", function_call={"name": "add", "arguments": "{}"})),
+        "messages[1].function_call, 'add'",
+    ),
     (
         PLAIN_CHATML,
         row(ASKED, turn("assistant", "Let me look.", tool_calls=[CALL])),

@@ -153,9 +153,11 @@ def test_programs_end_with_the_evaluation():
     before = _processes()
     script = "from evaluation.sandbox import passes; passes('import time; time.sleep(600)', '')"
     evaluation = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
-    assert _settles(lambda: len(_of_sandboxes() - before) >= 3)  # the outer process, the first one, the program
-    evaluation.kill()
-    evaluation.wait()
+    try:
+        assert _settles(lambda: len(_of_sandboxes() - before) >= 3)  # the outer process, the first one, the program
+    finally:
+        evaluation.kill()
+        evaluation.wait()
     assert _settles(lambda: not _of_sandboxes() - before)
 
 
@@ -200,9 +202,11 @@ DEPTH = len(re.search(r"^NSpid:(.*)", Path("/proc/self/status").read_text(), re.
 def _settles(condition: Callable[[], bool]) -> bool:
     """Whether `condition` comes true; a loaded machine takes its time."""
     deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if condition():
+            return True
         time.sleep(0.05)
-    return condition()
+    return False
 
 
 def test_without_namespaces_nothing_runs(monkeypatch):

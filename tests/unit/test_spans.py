@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.prompt_tokens import prompt_ids as ids_at_evaluation
@@ -108,6 +108,18 @@ def test_where_a_token_would_span_the_border_the_prompt_keeps_its_ids_and_the_an
         "nothing spans the border"
     )
     assert tokenizer.decode(found[start:-1]) == "cd"
+
+
+def test_an_answer_is_cut_into_words_as_its_row_is():
+    """Qwen's and Llama 3's rule takes the marks before a word together: `}.` and `\\begin` are `}.\\` and `begin`."""
+    letters = ["</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "\\b"]
+    core = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [("\\", "b")]))
+    words = pre_tokenizers.Split(Regex(r"\\?\w+|[^\s\w]+"), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    found, is_target = token_ids(tokenizer, parse_row({"prompt": "x}.", "response": "\\begin"}, "here"))
+    assert found[:-1] == tokenizer("x}.\\begin")["input_ids"]
+    assert tokenizer("\\begin")["input_ids"] != found[is_target.index(1) : -1]
 
 
 def trained(kind: str) -> PreTrainedTokenizerFast:

@@ -11,8 +11,10 @@ from tests.unit.test_report import write_diagnosis, write_result, write_run
 
 def test_a_sweep_reports_its_own_cells_and_its_diagnosis(tmp_path, capfd):
     """An earlier sweep of other objectives has left its results beside them."""
-    output = tmp_path / "sweep"
-    options = [f"run_dir={output}", f"model.path={tmp_path / 'base'}"]
+    output, base = tmp_path / "sweep", tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    options = [f"run_dir={output}", f"model.path={base}"]
     recipe = config.load(RECIPES / "strong-p.yaml", options)
     cells = {key: Cell(key, 0, output / f"{key}-seed0") for key in ("original", "p", "GeneralFamily-10")}
     for key, cell in cells.items():

@@ -43,8 +43,14 @@ def container(
         ),
         validation=bridge.ValidationConfig(eval_iters=0),
         optimizer=bridge.OptimizerConfig(**optimizer_settings(recipe)),
-        # The learning rate is set by `RecipeStep`; Bridge's own schedule stands still.
-        scheduler=bridge.SchedulerConfig(lr_decay_style="constant", start_weight_decay=decay, end_weight_decay=decay),
+        # The learning rate is set by `RecipeStep`; Bridge's own schedule stands still. It counts rows, of which a run
+        # that goes on at another layout, or without packing, may have another number.
+        scheduler=bridge.SchedulerConfig(
+            lr_decay_style="constant",
+            start_weight_decay=decay,
+            end_weight_decay=decay,
+            override_opt_param_scheduler=True,
+        ),
         ddp=bridge.DistributedDataParallelConfig(**ddp_settings()),
         dataset=data,
         logger=bridge.LoggerConfig(log_interval=NEVER, logging_level=30, skip_train_metrics_log=True),

@@ -40,8 +40,6 @@ class InstallObjective(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_training_loss_reduction")
-        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
-        install_exact_norm(wrapper.mcore_optimizer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install(trainer.strategy, "_validation_loss_reduction")
@@ -112,16 +110,22 @@ class MoveObjective(pl.Callback):
     """Tells the step where training stands, and puts its running means of p into checkpoints."""
 
     def __init__(self, step: TrainingStep) -> None:
-        self.step = step
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        strategy: Any = trainer.strategy
-        reduce_before_gradients(strategy.megatron_parallel, self.step, sharers())
+        self.step, self.installed = step, False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if not self.installed:
+            self._install(trainer)
         self.step.begin(trainer.global_step + 1)
+
+    def _install(self, trainer: pl.Trainer) -> None:
+        """With LoRA, NeMo makes the optimizer when the epoch starts, after `on_train_start`, and sets the model's
+        `finalize_model_grads_func` once more (nemo/lightning/pytorch/callbacks/peft.py, apply_transform)."""
+        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
+        install_exact_norm(wrapper.mcore_optimizer)
+        reduce_before_gradients(_chunks(trainer), self.step, sharers())
+        self.installed = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
