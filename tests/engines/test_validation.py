@@ -94,6 +94,9 @@ def is_as_promised(ranks, workspace: Path, engine: str) -> None:
             shutil.rmtree(checkpoint)
     train(ranks, workspace, engine, f"{engine}-validated", LAYOUTS["tp2-sp"], 7)
     assert (run_dir / "metrics.jsonl").read_bytes() == whole
+    exported, said = workspace / f"{engine}-export", workspace / f"{engine}-export-said"
+    ranks.command("convert", "export", run_dir / "best", exported, world_size=1, output=said)
+    assert (exported / "model.safetensors").is_file()
 
 
 def test_it_is_as_promised(engine, workspace):
