@@ -14,7 +14,7 @@ CAPTIONS = {
     "continuum": "Accuracy with T=1 sampling against the mean probability that the base model gives to the training "
     "targets. Bars are intervals over items; the grey brackets show where the paper's own domains lie.",
     "training": "The trained objective, the plain negative log-likelihood and the mean probability of the targets; "
-    "the mean over seeds where there are several. "
+    "the mean over seeds where there are several. Dashed: held-out rows. "
     "Objectives have different scales; nll and p are comparable.",
     "weights": "The weight that multiplies each token's NLL gradient, as a function of its current probability.",
     "diagnosis": "How probable the base model finds the training targets before fine-tuning.",
@@ -31,7 +31,7 @@ def draw_figures(inputs: Inputs, tables: list[DomainTable]) -> dict[str, Any]:
         drawn["continuum"] = plots.continuum(points, palette)
         drawn["diagnosis"] = plots.diagnosis({format.title(task): report for task, report in inputs.diagnoses.items()})
     if curves := training_curves(inputs):
-        drawn["training"] = plots.training_curves(curves, palette)
+        drawn["training"] = plots.training_curves(curves, palette, training_curves(inputs, "validations"))
         p, weights = _weights(inputs)
         if weights:
             by_objective = {run.objective: palette[row.label] for row in inputs.rows for run in row.runs}
@@ -43,8 +43,11 @@ def draw_figures(inputs: Inputs, tables: list[DomainTable]) -> dict[str, Any]:
     return ordered
 
 
-def training_curves(inputs: Inputs) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Name -> label -> metrics, for the runs that logged something; tasks with the same runs share one."""
+def training_curves(inputs: Inputs, of: str = "metrics") -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Name -> label -> rows, for the runs that logged something; tasks with the same runs share one.
+
+    of: "metrics" or "validations", which are of the same names and labels, and empty where a run has none.
+    """
     groups: dict[tuple[Path, ...], list[Row]] = {}
     for task in inputs.tasks:
         for backbone in dict.fromkeys(row.backbone for row in inputs.rows):
@@ -52,12 +55,14 @@ def training_curves(inputs: Inputs) -> dict[str, dict[str, list[dict[str, Any]]]
             rows = [row for row in rows if any(run.metrics for run in row.runs)]
             if rows:
                 groups.setdefault(tuple(run.directory for row in rows for run in row.runs), []).extend(rows)
-    return {_group_name(rows, inputs): {row.label: _mean_over_seeds(row) for row in rows} for rows in groups.values()}
+    return {
+        _group_name(rows, inputs): {row.label: _mean_over_seeds(row, of) for row in rows} for rows in groups.values()
+    }
 
 
-def _mean_over_seeds(row: Row) -> list[dict[str, Any]]:
+def _mean_over_seeds(row: Row, of: str) -> list[dict[str, Any]]:
     """The logged rows; for several seeds, their means at the steps that all of them logged."""
-    logged = [{line["step"]: line for line in run.metrics} for run in row.runs if run.metrics]
+    logged = [{line["step"]: line for line in getattr(run, of)} for run in row.runs if run.metrics]
     steps = sorted(set.intersection(*(set(lines) for lines in logged)))
     keys = ("objective", "nll", "p")
     return [{"step": step} | {key: float(np.mean([lines[step][key] for lines in logged])) for key in keys}

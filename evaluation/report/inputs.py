@@ -12,6 +12,7 @@ import yaml
 from evaluation.report.pooling import Result, difference, pooled
 from evaluation.results import read_result
 from evaluation.statistics import Difference
+from nemo_probsft.run import best, log
 
 BASELINE, BASE_MODEL = "original", "base model"
 DIAGNOSIS_KEYS = {"data", "histogram", "interval_95", "mean_p", "region"}  # of those in a diagnose.json, what is used
@@ -26,6 +27,8 @@ class Run:
     backbone: str  # name of that model
     base: str  # its directory
     metrics: list[dict[str, Any]]
+    validations: list[dict[str, Any]]  # on held-out rows, under the names of the metrics
+    best: int | None  # the step of its best checkpoint, where one was kept
     seed: int
     data: str  # the training set
     settings: str  # the recipe without objective, seed and directory: what runs that are pooled must share
@@ -116,15 +119,18 @@ def read_run(run_dir: Path) -> Run:
     if not path.is_file():
         raise ValueError(f"{path}: not found; give a run directory of nemo-probsft train")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    metrics = run_dir / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1] if metrics.is_file() else []
+    validations = [
+        {name.removeprefix(log.METRIC): value for name, value in row.items()} for row in log.read_validations(run_dir)
+    ]
     try:
         return Run(
             directory=run_dir,
             objective=content["objective"]["key"],
             backbone=Path(content["model"]["id"]).name,
             base=content["model"]["path"],
-            metrics=[json.loads(line) for line in lines],
+            metrics=log.read_metrics(run_dir),
+            validations=validations,
+            best=best.step(run_dir),
             seed=content["seed"],
             data=content["recipe"]["data"]["train"],
             settings=_shared_settings(content["recipe"]),
@@ -137,7 +143,7 @@ def read_run(run_dir: Path) -> Run:
 
 def _shared_settings(recipe: dict[str, Any]) -> str:
     trainer = {key: value for key, value in recipe["trainer"].items() if key != "seed"}
-    own = ("objective", "run_dir", "checkpoint", "log", "export", "diagnose")
+    own = ("objective", "run_dir", "checkpoint", "log", "export", "diagnose", "validate")
     return json.dumps({key: value for key, value in (recipe | {"trainer": trainer}).items() if key not in own})
 
 

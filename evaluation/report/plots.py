@@ -173,17 +173,26 @@ def domain_chart(
         return figure
 
 
-def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Mapping[str, str]) -> Figure:
-    """objective, nll and mean p over the steps, one row per task. curves: task -> objective -> metrics rows."""
+def training_curves(
+    curves: Mapping[str, Mapping[str, list[dict]]],
+    palette: Mapping[str, str],
+    held_out: Mapping[str, Mapping[str, list[dict]]] | None = None,
+) -> Figure:
+    """objective, nll and mean p over the steps, one row per task. curves: task -> objective -> metrics rows.
+
+    held_out: the same of validations, drawn dashed.
+    """
+    held_out = held_out or {}
     panels = {"objective": "objective", "nll": "negative log-likelihood, nats", "p": "mean p of the targets"}
     with plt.rc_context(STYLE):
         shown = [o for o in palette if any(o in by_objective for by_objective in curves.values())]
-        height = 2.5 * len(curves) + legend_height(len(shown), 6)
+        height = 2.5 * len(curves) + legend_height(len(shown) + bool(held_out), 6)
         figure, grid = plt.subplots(len(curves), 3, figsize=(10.5, height), squeeze=False, layout="constrained")
         for row, (task, by_objective) in zip(grid, curves.items(), strict=True):
             for axes, (key, title) in zip(row, panels.items(), strict=True):
                 for objective, metrics in by_objective.items():
                     _curve(axes, metrics, key, palette[objective], objective)
+                    _held_out_curve(axes, held_out.get(task, {}).get(objective, []), key, palette[objective])
                 axes.set_title(title)
                 axes.margins(x=0.01)
             row[0].set_ylabel(task, fontweight="bold")
@@ -191,8 +200,16 @@ def training_curves(curves: Mapping[str, Mapping[str, list[dict]]], palette: Map
         for axes in grid[-1]:
             axes.set_xlabel("step")
         handles = [plt.Line2D([], [], color=palette[o], linewidth=2) for o in shown]
+        if any(rows for by_objective in held_out.values() for rows in by_objective.values()):
+            handles.append(plt.Line2D([], [], color=MUTED, linewidth=1.4, linestyle="--", marker="o", markersize=3.5))
+            shown = [*shown, "held-out rows"]
         legend_above(figure, handles, shown, columns=6)
         return figure
+
+
+def _held_out_curve(axes, validations: list[dict], key: str, color: str) -> None:
+    steps, values = ([row[name] for row in validations] for name in ("step", key))
+    axes.plot(steps, values, color=color, linewidth=1.4, linestyle="--", marker="o", markersize=3.5, zorder=3)
 
 
 def _curve(axes, metrics: list[dict], key: str, color: str, label: str) -> None:

@@ -15,6 +15,7 @@ from nemo_probsft.config.recipe import (
     ResolvedObjective,
     ScheduleConfig,
     SourceConfig,
+    ValidateConfig,
     WandbConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "ResolvedObjective",
     "ScheduleConfig",
     "SourceConfig",
+    "ValidateConfig",
     "WandbConfig",
     "dump",
     "load",

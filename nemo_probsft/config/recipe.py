@@ -47,7 +47,6 @@ class DataConfig:
         metadata={"give": "a .jsonl or .parquet file, or the name of a Hugging Face data set"}
     )
     split: str = "train"  # of a Hugging Face data set
-    validation: str | None = None  # a .jsonl or .parquet file of held-out rows
     max_length: AtLeast2 = 2048  # tokens, prompt and response
     global_batch_size: Size = 256  # examples per optimizer step
     micro_batch_size: Size = 1  # rows per forward pass of one data-parallel rank
@@ -57,6 +56,7 @@ class DataConfig:
     supervise: Literal["answers", "last", "flagged"] = "answers"  # which turns the loss covers
     prompt_key: str = "prompt"  # field of a row, dotted for a nested one
     response_key: str = "response"
+    validation: str | None = None  # a .jsonl or .parquet file of held-out rows
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:

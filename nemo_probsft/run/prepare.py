@@ -381,6 +381,8 @@ def _write_run_yaml(recipe: Recipe, model: Model, engine: str, ends: list[int], 
     if not target.exists():
         record = decisions.run_yaml(recipe, model.source, engine)
         record |= {"data": mixture.identity(sources(recipe))}
+        if recipe.data.validation is not None:
+            record |= {"validation": mixture.identity([mixture.Source(recipe.data.validation)])}
         record |= {"end_tokens": named_tokens(model.tokenizer, ends), "changed_model_files": changes}
         write_atomically(target, strictyaml.dump(record))
 

@@ -14,7 +14,7 @@ import yaml
 
 from conversion.checkpoint import last_checkpoint
 from nemo_probsft.run.log import read_metrics
-from tests.support.crash_campaign import check_directory, finish, run_and_kill, write_recipe
+from tests.support.crash_campaign import best_step, check_directory, finish, run_and_kill, write_recipe
 
 NUM_STEPS = 17  # checkpoints at 3, 6, ... and 17
 
@@ -23,9 +23,9 @@ NUM_STEPS = 17  # checkpoints at 3, 6, ... and 17
 def folder(bridge, tmp_path_factory):
     """`whole`: an uninterrupted run. `killed`: one that was killed three times, with a checkpoint; and a copy of it."""
     folder = tmp_path_factory.mktemp("bridge-crash")
-    whole = write_recipe(folder, "whole", NUM_STEPS, "bridge")
+    whole = write_recipe(folder, "whole", NUM_STEPS, "bridge", validates=True)
     bridge.command("train", whole, world_size=2, output=folder / "whole-ranks")
-    recipe, chance = write_recipe(folder, "killed", NUM_STEPS, "bridge"), random.Random(0)
+    recipe, chance = write_recipe(folder, "killed", NUM_STEPS, "bridge", validates=True), random.Random(0)
     for moment in ("start", "checkpoint", "step"):
         assert run_and_kill(recipe, folder / "killed", moment, chance), f"the run ended before it was killed: {moment}"
         check_directory(folder / "killed")
@@ -39,6 +39,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(folder):
     finish(folder / "killed.yaml")
     assert check_directory(folder / "killed") == NUM_STEPS
     assert (folder / "killed" / "metrics.jsonl").read_bytes() == (folder / "whole" / "metrics.jsonl").read_bytes()
+    assert best_step(folder / "killed") == best_step(folder / "whole")
     kept = [path.name for path in (folder / "killed" / "checkpoints").glob("iter_*")]
     assert len(kept) == 2, kept  # keep_last
 

@@ -20,7 +20,7 @@ from conversion.checkpoint import last_checkpoint
 from nemo_probsft.run import ranks
 from nemo_probsft.run.log import read_metrics
 from tests.support import full_disk
-from tests.support.crash_campaign import check_directory, finish, run_and_kill, write_recipe
+from tests.support.crash_campaign import best_step, check_directory, finish, run_and_kill, write_recipe
 
 NUM_STEPS = 23  # checkpoints at 3, 6, ... and 23: a kill can come some steps late, and the next one needs up to 4 more
 
@@ -29,9 +29,9 @@ NUM_STEPS = 23  # checkpoints at 3, 6, ... and 23: a kill can come some steps la
 def folder(engine, tmp_path_factory):
     """`whole`: an uninterrupted run. `killed`: one that was killed three times, with a checkpoint; and copies of it."""
     folder = tmp_path_factory.mktemp("crash")
-    whole = write_recipe(folder, "whole", NUM_STEPS)
+    whole = write_recipe(folder, "whole", NUM_STEPS, validates=True)
     engine.command("train", whole, world_size=2, output=folder / "whole-ranks")
-    recipe, chance = write_recipe(folder, "killed", NUM_STEPS), random.Random(0)
+    recipe, chance = write_recipe(folder, "killed", NUM_STEPS, validates=True), random.Random(0)
     for moment in ("start", "checkpoint", "step"):
         assert run_and_kill(recipe, folder / "killed", moment, chance), f"the run ended before it was killed: {moment}"
         check_directory(folder / "killed")
@@ -68,6 +68,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been_killed(folder):
     finish(folder / "killed.yaml")
     assert check_directory(folder / "killed") == NUM_STEPS
     assert same_metrics(folder, "killed")
+    assert best_step(folder / "killed") == best_step(folder / "whole")
     kept = [path.name for path in (folder / "killed" / "checkpoints").glob("step=*")]
     assert len(kept) <= 3, kept  # keep_last 2, and the last one
 

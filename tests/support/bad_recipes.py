@@ -61,8 +61,8 @@ BAD_RECIPES = {
         "r.yaml:4: optim._target_: recipes are data, they cannot name code to run; remove it"
     ),
     SMALLEST + "tree: {}\n": (
-        "r.yaml:4: tree: unknown key; choose from model, data, objective, run_dir, engine, parallel, optim, trainer, "
-        "head, peft, checkpoint, log, export, diagnose"
+        "r.yaml:4: tree: unknown key; choose from model, data, objective, run_dir, engine, validate, parallel, optim, "
+        "trainer, head, peft, checkpoint, log, export, diagnose"
     ),
     "data: {train: t}\nobjective: p\n": "r.yaml:1: model: missing; give model: {path: ...}",
     "model: {}\ndata: {train: t}\nobjective: p\n": (

@@ -22,15 +22,20 @@ import yaml
 from conversion.checkpoint import is_nemo, kind_of, last_checkpoint, step_of, weights_directory
 from conversion.torch_dist import TorchDistReader
 from nemo_probsft.demo_data import VOCAB_SIZE, write_tokenizer
-from nemo_probsft.run.log import read_metrics
+from nemo_probsft.run.log import read_metrics, read_validations
 from tests.support.engine import BRIDGE_PYTHON, environment
 
 MOMENTS = ("start", "step", "checkpoint")
 PATIENCE_S = 600
 
 
-def write_recipe(folder: Path, name: str, num_steps: int, engine: str = "nemo", **changes) -> Path:
-    """A run of two ranks on a tiny model; the last checkpoint does not fall on `every_steps`."""
+def write_recipe(
+    folder: Path, name: str, num_steps: int, engine: str = "nemo", validates: bool = False, **changes
+) -> Path:
+    """A run of two ranks on a tiny model; the last checkpoint does not fall on `every_steps`.
+
+    validates: also on held-out rows, keeping the best checkpoint.
+    """
     if not (folder / "model").exists():
         write_tokenizer(folder / "model")
         _write_model(folder / "model")
@@ -38,6 +43,7 @@ def write_recipe(folder: Path, name: str, num_steps: int, engine: str = "nemo", 
             {"prompt": f"{a}+{b}=", "response": f"{a + b}, I say" * (1 + a % 3)} for a in range(8) for b in range(8)
         ]
         (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / "held-out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::13]), encoding="utf-8")
     recipe = {
         "engine": engine,
         "run_dir": str(folder / name),
@@ -55,6 +61,10 @@ def write_recipe(folder: Path, name: str, num_steps: int, engine: str = "nemo", 
         "checkpoint": {"every_steps": 3},
         **changes,
     }
+    if validates:
+        recipe["data"] |= {"validation": str(folder / "held-out.jsonl")}
+        recipe["checkpoint"] |= {"keep_best": "p"}
+        recipe["validate"] = {"every_steps": 1}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
@@ -127,15 +137,33 @@ def check_directory(run_dir: Path) -> int:
     """What lies there after a kill can be trusted. Returns the step of the last complete checkpoint, 0 without one."""
     steps = [row["step"] for row in read_metrics(run_dir)]
     assert steps == list(range(1, len(steps) + 1)), steps
+    best = run_dir / "best"
+    if best.is_symlink():
+        _read(best)
     last = last_checkpoint(run_dir / "checkpoints")
     if last is None:
         return 0
-    reader = TorchDistReader(weights_directory(last))
+    _read(last)
+    return step_of(last)
+
+
+def best_step(run_dir: Path) -> int:
+    """The step of the best checkpoint, which is the one that the held-out rows say."""
+    saved = {row["step"]: row["validation_p"] for row in read_validations(run_dir) if row["step"] % 3 == 0}
+    last = read_validations(run_dir)[-1]
+    saved = {step: p for step, p in saved.items() if step} | {last["step"]: last["validation_p"]}
+    found = step_of((run_dir / "best").resolve())
+    assert found == max(saved, key=lambda step: (saved[step], -step))
+    return found
+
+
+def _read(checkpoint: Path) -> None:
+    """To its last tensor."""
+    reader = TorchDistReader(weights_directory(checkpoint))
     for key in reader:
         reader.read(key, None, 0, reader.shape(key)[0])
-    described = "context/model.yaml" if is_nemo(last) else "hf/config.json"
-    assert (last / described).stat().st_size
-    return step_of(last)
+    described = "context/model.yaml" if is_nemo(checkpoint) else "hf/config.json"
+    assert (checkpoint / described).stat().st_size
 
 
 def _wait_for(moment: str, run_dir: Path, process: subprocess.Popen, chance: random.Random) -> bool:
@@ -190,7 +218,7 @@ def _trains(process: psutil.Process | None) -> bool:
 def campaign(folder: Path, kills: int, num_steps: int, seed: int, engine: str) -> list[dict]:
     """Raises AssertionError when anything was lost. Returns what was done: one entry a kill."""
     chance = random.Random(seed)
-    killed = write_recipe(folder, "killed", num_steps, engine)
+    killed = write_recipe(folder, "killed", num_steps, engine, validates=True)
     done = []
     moments = [MOMENTS[i % len(MOMENTS)] for i in range(kills)]
     chance.shuffle(moments)
@@ -218,7 +246,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["nemo", "bridge"], default="nemo")
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
-    finish(write_recipe(options.folder, "whole", options.steps, options.engine))
+    finish(write_recipe(options.folder, "whole", options.steps, options.engine, validates=True))
     done = campaign(options.folder, options.kills, options.steps, options.seed, options.engine)
     print(
         f"{len(done)} kills, {options.steps} steps, seed {options.seed}: metrics.jsonl is that of the uninterrupted run"

@@ -68,7 +68,15 @@ GOOD = [
     },
     {
         "model": {"path": "model"},
-        "data": {"train": "train.jsonl", "global_batch_size": 8, "max_length": 64, "long_prompts": "skip"},
+        "data": {
+            "train": "train.jsonl",
+            "global_batch_size": 8,
+            "max_length": 64,
+            "long_prompts": "skip",
+            "validation": "held-out.jsonl",
+        },
+        "validate": {"every_steps": 1, "max_examples": 4},
+        "checkpoint": {"every_steps": 1, "keep_best": "p"},
         "objective": {"name": "nll", "keep": {"min_percentile": 10, "diagnosis": "d.json"}, "denominator": "kept"},
         "optim": {"min_lr": 1e-6, "clip_grad": 0.0, "eps": 1e-6},
         "trainer": {"epochs": 2, "recompute": "full"},
@@ -106,6 +114,7 @@ SOUND: list[tuple[str, Any]] = [
     *(("log.wandb", {"project": project}) for project in ("p", "1e5", "[/b]")),
     *(("data.supervise", choice) for choice in ("answers", "last")),
     *(("data.train", given) for given in (["train.jsonl"], ["train.jsonl", {"path": "train.jsonl", "weight": 0.5}])),
+    *(("data.validation", name) for name in ("train.jsonl", "held-out.jsonl")),
     ("data.train", [{"path": "train.jsonl", "max_rows": 4, "weight": 2}, {"path": "train.jsonl", "weight": 1000}]),
     ("data.chat_template", "chatml.jinja"),
     ("model.trust_remote_code", False),
@@ -126,6 +135,7 @@ def workspace(directory: Path) -> None:
 
     conversion.import_hf(Path("model"), Path("nemo"))
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    Path("held-out.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
     Path("d.json").write_text('{"percentiles": {"10": 0.175, "90": 0.9}, "model": "base", "data": "t"}')
     Path("chatml.jinja").write_text("{% for m in messages %}{{ m.content }}<|endoftext|>\n{% endfor %}")
     Path("empty.jsonl").touch()

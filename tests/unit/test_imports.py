@@ -43,7 +43,7 @@ ARROWS = {
         "run",  # whose engines.trainer_of imports one of the adapters in a rank, by its name
     ),
     "evaluation": ("command_line", "data", "files", "progress", "run"),
-    "evaluation/report": ("evaluation", "objectives", "pages"),
+    "evaluation/report": ("evaluation", "objectives", "pages", "run"),
     "experiments": ("commands", "config", "data", "evaluation", "files", "objectives", "pages", "run"),
     "benchmarks": (
         *("adapters/bridge", "adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "data", "loss"),

@@ -19,6 +19,7 @@ def test_every_key_is_documented():
         "objective.schedule": config.ScheduleConfig,
         "log.wandb": config.WandbConfig,
         "peft": config.PeftConfig,
+        "validate": config.ValidateConfig,
         "data.train[]": config.SourceConfig,
     }
     keys = {key for name, kind in sections.items() for key in (dotted(name, kind) or [name])}

@@ -34,7 +34,7 @@ def write_run(run_dir, objective, num_steps=60, base="somewhere/Tiny-1B"):
         "recipe: {trainer: {seed: 0}, data: {train: data/train.jsonl}}\n"
     )
     rng = np.random.default_rng(len(objective))
-    rows = []
+    rows = [{"step": 0, "validation_objective": 2.6, "validation_nll": 2.6, "validation_p": 0.07}]
     for step in range(1, num_steps + 1):
         nll = 0.3 + 2 * np.exp(-step / 15) + 0.05 * rng.standard_normal()
         rows.append(
@@ -45,6 +45,9 @@ def write_run(run_dir, objective, num_steps=60, base="somewhere/Tiny-1B"):
                 "p": np.exp(-nll),
             }
         )
+        if step % 20 == 0:
+            values = {"objective": 1.1 * rows[-1]["objective"] + 0.1, "nll": nll + 0.2, "p": np.exp(-nll - 0.2)}
+            rows.append({"step": step} | {f"validation_{name}": value for name, value in values.items()})
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -127,6 +130,8 @@ def test_rows_join_results_runs_and_baseline(inputs):
         assert row.greedy.content["decoding"] == "greedy"
         assert row.sampled.content["mean"] == pytest.approx(sample_mean(row.sampled.path), abs=1e-12)
         assert len(row.runs[0].metrics) == 60
+        assert [held_out["step"] for held_out in row.runs[0].validations] == [0, 20, 40, 60]
+        assert row.runs[0].validations[0] == {"step": 0, "objective": 2.6, "nll": 2.6, "p": 0.07}
     baseline, p = read.rows[0], read.rows[1]
     assert baseline.difference is None
     assert p.difference.mean == pytest.approx(p.sampled.content["mean"] - baseline.sampled.content["mean"], abs=1e-12)

@@ -25,7 +25,8 @@ def domain_chart(labels):
 
 
 def training_curves(labels):
-    return plots.training_curves({"weak": {label: CURVE for label in labels}}, PALETTE)
+    curves = {"weak": {label: CURVE for label in labels}}
+    return plots.training_curves(curves, PALETTE, held_out=curves)
 
 
 def weight_curves(labels):

@@ -88,7 +88,6 @@ class RecipeStep(ObjectiveStep):
         start = context.state.train_state.step
         self.writer = MetricsWriter(self.recipe, self.training, start, self.num_micro_batches)
         self.validation = Validation(self.recipe, self.prepared, self.training, self.writer)
-        self.validation.at_start(start, context.model, layout.sharers())
 
     def on_train_end(self, context: CallbackContext) -> None:
         assert self.writer is not None
@@ -97,7 +96,7 @@ class RecipeStep(ObjectiveStep):
     def on_train_step_start(self, context: CallbackContext) -> None:
         """The learning rate is the same on every engine; Bridge's own schedules start from 0."""
         assert self.validation is not None
-        self.validation.before_step(context.state.train_state.step + 1)
+        self.validation.before_step(context.state.train_state.step + 1, context.model, layout.sharers())
         super().on_train_step_start(context)
         self.lr = learning_rate(self.recipe, self.training.number - 1, self.training.num_steps)
         assert context.optimizer is not None

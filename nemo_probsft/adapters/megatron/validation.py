@@ -41,18 +41,18 @@ class Validation:
         self.recipe, self.step, self.writer = recipe, step, writer
         self.batches = None if recipe.validate is None else micro_batches.held_out(recipe, prepared)
 
-    def at_start(self, start_step: int, chunks: Sequence[nn.Module], group: Group | None) -> None:
-        """Once all is set up; `start_step` steps have been trained. What was validated before its checkpoint stands."""
-        if start_step == 0:
-            self.step.begin(1)
-            self._validate(0, chunks, group)
-
     def after_step(self, chunks: Sequence[nn.Module], group: Group | None) -> None:
         """After the step's metrics are written, before its checkpoint: whoever resumes from that has both."""
         self._validate(self.step.number, chunks, group)
 
-    def before_step(self, number: int) -> None:
-        """The checkpoint of the step before is complete by now, and no later one has taken its place."""
+    def before_step(self, number: int, chunks: Sequence[nn.Module], group: Group | None) -> None:
+        """Before step `number`, from 1: the base model is validated, or the last checkpoint looked at.
+
+        That is complete by now, and no later one has taken its place.
+        """
+        if number == 1:
+            self.step.begin(1)
+            self._validate(0, chunks, group)
         keep_best = self.recipe.checkpoint.keep_best
         was_saved = number > 1 and (number - 1) % self.recipe.checkpoint.every_steps == 0
         if keep_best is not None and was_saved and torch.distributed.get_rank() == 0:

@@ -78,7 +78,6 @@ class WriteMetrics(pl.Callback):
         self.step.to(torch.cuda.current_device())
         self.writer = MetricsWriter(self.recipe, self.step, trainer.global_step, self.num_micro_batches)
         self.validation = Validation(self.recipe, self.prepared, self.step, self.writer)
-        self.validation.at_start(trainer.global_step, _chunks(trainer), sharers())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -88,7 +87,7 @@ class WriteMetrics(pl.Callback):
             self.norm = install_exact_norm(wrapper.mcore_optimizer)
         self.lr = wrapper.param_groups[0]["lr"]
         assert self.validation is not None
-        self.validation.before_step(trainer.global_step + 1)
+        self.validation.before_step(trainer.global_step + 1, _chunks(trainer), sharers())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
