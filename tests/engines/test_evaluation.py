@@ -139,15 +139,15 @@ def test_same_seed_same_answers(run):
 
 SLOW = """
 import runpy, sys, time
-from evaluation import answering
+from evaluation import answering, engine
 from nemo_probsft import progress
-run, answering.SAVE_SECONDS, progress.LOG_SECONDS = answering.ReproducibleVLLM._run, 0.2, 0.2
+run, answering.SAVE_SECONDS, progress.LOG_SECONDS = engine.ReproducibleVLLM._run, 0.2, 0.2
 def slowly(lm, places, prompts, params):
     print(f"asked for {len(places)} answers", file=sys.stderr, flush=True)
     for finished in run(lm, places, prompts, params):
         time.sleep(0.05)
         yield finished
-answering.ReproducibleVLLM._run = slowly
+engine.ReproducibleVLLM._run = slowly
 sys.argv = sys.argv[2:]
 runpy.run_module("evaluation", run_name="__main__", alter_sys=True)
 """
