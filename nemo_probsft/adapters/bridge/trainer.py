@@ -105,7 +105,8 @@ class RecipeStep(ObjectiveStep):
 
     def on_reduced(self, context: CallbackContext) -> None:
         assert self.writer is not None
-        self.writer.write(lr=self.lr, grad_norm=lambda: float(context.grad_norm))
+        assert context.grad_norm is not None
+        self.writer.write(lr=self.lr, grad_norm=context.grad_norm)
         assert self.validation is not None
         self.validation.after_step(context.model, layout.sharers())
         directory = saved_after(self.cfg, self.training.number)

@@ -28,7 +28,7 @@ def probe(objective: Objective, denominator: str, device: torch.device) -> torch
 
 
 def measured(objective: AnyObjective, moment: Moment, denominator: str, probes: torch.Tensor) -> dict[str, Any]:
-    """The objective's names, and what `probe` found, which is read here.
+    """The objective's names, and what `probe` found.
 
     moment: the training step at which that was, of which an objective that does not move knows nothing.
     probes: rows of p, f(p), s_f(p), and whether the denominator counts the token.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from nemo_probsft.adapters.megatron.layout import holds_the_loss
@@ -22,11 +22,8 @@ class MetricsWriter:
         self.runlog = RunLog(self.run_dir, start_step, settings) if holds_the_loss() else None
         self.num_micro_batches, self.audited = num_micro_batches, False
 
-    def write(self, *, lr: float, grad_norm: Callable[[], float]) -> None:
-        """After `reduce` and before `end` of the step. lr: the one of this step.
-
-        grad_norm: before clipping; called only where a row is written, since it waits for the device.
-        """
+    def write(self, *, lr: float, grad_norm: float) -> None:
+        """After `reduce` and before `end` of the step. lr: the one of this step; grad_norm: before clipping."""
         if self.runlog is None:
             return
         step, last = self.step, self.step.number == self.step.num_steps
@@ -36,7 +33,7 @@ class MetricsWriter:
             audit.record(self.run_dir, step.measured)
             self.audited = True
         if step.logs:
-            self.runlog.write({"step": step.number, **step.metrics(), "grad_norm": grad_norm(), "lr": lr})
+            self.runlog.write({"step": step.number, **step.metrics(), "grad_norm": grad_norm, "lr": lr})
 
     def write_row(self, row: Mapping[str, float | int]) -> None:
         """A row that is not of a training step."""

@@ -61,7 +61,8 @@ class TrainingStep:
         self.statistics = torch.zeros(STATISTICS_LENGTH)  # the last step's sums over the global batch
         self.values = self.statistics.double()  # the same, on the host
         self.mean_alpha = 0.0
-        self.probed: tuple[Moment, torch.Tensor] | None = None  # in the first step of this start, and in the last
+        self.probes: torch.Tensor | None = None  # in the first step of this start, and in the last, until it is read
+        self.probed: tuple[Moment, torch.Tensor] | None = None  # when, and what was read
 
     def to(self, device: torch.device | str | int) -> None:
         """Move what the loss reads, once the device is known."""
@@ -81,9 +82,8 @@ class TrainingStep:
         """Megatron's (loss_sum, num_tokens int32) of a micro-batch; nll fp32, labels int64, loss_mask, all [b, s]."""
         loss_sum, num_tokens, report = token_loss(self.now(labels), -nll, loss_mask, self.denominator, self.names)
         self.micro_batches.append(MicroBatch(torch.cat([*report.values()]), nll.detach(), labels, loss_mask))
-        if self.probed is None:
-            objective = objective_at(self.objective, self.moment)
-            self.probed = self.moment, guards.probe(objective, self.denominator, nll.device)
+        if self.probed is None and self.probes is None:
+            self.probes = guards.probe(objective_at(self.objective, self.moment), self.denominator, nll.device)
         return loss_sum, num_tokens
 
     @property
@@ -128,13 +128,19 @@ class TrainingStep:
 
     def _read(self) -> None:
         """Bring to the host, at once, what it needs of the step."""
-        parts = [self.statistics, self._guarded().flatten()]
+        parts = {"statistics": self.statistics, "guarded": self._guarded().flatten()}
         if self.label_means is not None:
-            parts.append(self.label_means.mean_alpha(self.running_p.value)[None])
-        read = torch.cat([part.double() for part in parts]).cpu()
-        self.values, of_micro_batches, *alpha = read.split([len(part) for part in parts])
-        self.mean_alpha = float(alpha[0]) if alpha else 0.0
-        self._refuse_what_is_no_number(of_micro_batches.view(-1, 2))
+            parts["alpha"] = self.label_means.mean_alpha(self.running_p.value)[None]
+        if self.probes is not None:
+            parts["probes"] = self.probes.flatten()
+        read = torch.cat([part.double() for part in parts.values()]).cpu()
+        host = dict(zip(parts, read.split([len(part) for part in parts.values()]), strict=True))
+        self.values = host["statistics"]
+        if "alpha" in host:
+            self.mean_alpha = float(host["alpha"])
+        if "probes" in host:
+            self.probes, self.probed = None, (self.moment, host["probes"].view(-1, 3))
+        self._refuse_what_is_no_number(host["guarded"].view(-1, 2))
 
     def check(self) -> None:
         """Raise what `reduce` would, without it: for who must know before the last backward pass. Waits once more."""
@@ -188,7 +194,7 @@ class TrainingStep:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """For `run.audit`: what the loss computed, of which objective."""
+        """For `run.audit`, after `reduce`: what the loss computed, of which objective."""
         assert self.probed is not None
         moment, probes = self.probed
         return guards.measured(self.objective, moment, self.denominator, probes)

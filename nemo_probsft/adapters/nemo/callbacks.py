@@ -18,7 +18,7 @@ from nemo.collections.llm.gpt.model.base import gpt_data_step
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients
 from nemo_probsft.adapters.megatron.layout import holds_the_loss, sharers
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
-from nemo_probsft.adapters.megatron.norm import install_exact_norm
+from nemo_probsft.adapters.megatron.norm import ExactNorm, install_exact_norm
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.adapters.megatron.validation import Validation
 from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
@@ -62,11 +62,15 @@ class InstallObjective(pl.Callback):
 
 
 class WriteMetrics(pl.Callback):
-    """Writes the step's metrics on the rank that has them, and those of the held-out rows when they are due."""
+    """Writes the step's metrics on the rank that has them, and those of the held-out rows when they are due.
+
+    It has the norm of the gradient summed in float64, which is what clips, too.
+    """
 
     def __init__(self, recipe: Recipe, prepared: Prepared, step: TrainingStep, num_micro_batches: int) -> None:
         self.recipe, self.prepared, self.step, self.num_micro_batches = recipe, prepared, step, num_micro_batches
         self.writer: MetricsWriter | None = None
+        self.norm: ExactNorm | None = None
         self.validation: Validation | None = None
         self.lr = 0.0
 
@@ -78,7 +82,10 @@ class WriteMetrics(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's; see `MoveObjective._install`
+        if self.norm is None:
+            self.norm = install_exact_norm(wrapper.mcore_optimizer)
+        self.lr = wrapper.param_groups[0]["lr"]
         assert self.validation is not None
         self.validation.before_step(trainer.global_step + 1, _chunks(trainer), sharers())
 
@@ -90,7 +97,8 @@ class WriteMetrics(pl.Callback):
         trained = torch.tensor(float(trainer.global_step), pin_memory=True).to("cuda", non_blocking=True)
         pl_module.log("trained_steps", trained)
         assert self.writer is not None
-        self.writer.write(lr=self.lr, grad_norm=lambda: float(trainer.callback_metrics["grad_norm"]))
+        assert self.norm is not None
+        self.writer.write(lr=self.lr, grad_norm=self.norm.last)  # Lightning's own lies on the device
         assert self.validation is not None
         self.validation.after_step(_chunks(trainer), sharers())
 
@@ -121,8 +129,6 @@ class MoveObjective(pl.Callback):
     def _install(self, trainer: pl.Trainer) -> None:
         """With LoRA, NeMo makes the optimizer when the epoch starts, after `on_train_start`, and sets the model's
         `finalize_model_grads_func` once more (nemo/lightning/pytorch/callbacks/peft.py, apply_transform)."""
-        wrapper: Any = trainer.optimizers[0]  # NeMo's, around Megatron's
-        install_exact_norm(wrapper.mcore_optimizer)
         reduce_before_gradients(_chunks(trainer), self.step, sharers())
         self.installed = True
 
