@@ -228,10 +228,10 @@ def _without_cuda(spec: ModelSpec, s: Setup) -> Decision:
 
 def _disk(recipe: Recipe, spec: ModelSpec, s: Setup) -> Decision:
     size, keep = memory.checkpoint_bytes(spec, s), recipe.checkpoint.keep_last
-    most = (keep + 1) * size
-    reason = (
-        f"on disk, with the optimizer's state; every {recipe.checkpoint.every_steps} steps, the last {keep} are kept"
-    )
+    best = recipe.checkpoint.keep_best is not None
+    most = (keep + 1 + best) * size
+    kept = f"the last {keep}{' and the best' if best else ''} are kept"
+    reason = f"on disk, with the optimizer's state; every {recipe.checkpoint.every_steps} steps, {kept}"
     return Decision("checkpoint", readable(size), f"{reason}: {readable(most)} while one is written")
 
 

@@ -10,12 +10,13 @@ from typing import Any
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import mixture, rows, tokens
 from nemo_probsft.data.tokens import TokenizedDataset
-from nemo_probsft.objectives import Objective
 from nemo_probsft.run.decisions import Decision
 
 
 def check(recipe: Recipe) -> list[Decision]:
     """Refuse what cannot be validated on, and a best checkpoint that nobody could tell. Raises ValueError."""
+    from nemo_probsft.objectives import Objective  # with torch
+
     if recipe.validate is None:
         return []
     assert recipe.data.validation is not None
