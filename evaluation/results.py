@@ -19,7 +19,7 @@ from evaluation.statistics import CONFIDENCE, RESAMPLES, Estimate, estimate
 from nemo_probsft.files import write_atomically, write_json
 
 COUNTS = ("cut_at_token_limit", "prompt_too_long", "timed_out_judgements")  # answers to look at
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py")  # the last: of a tokenizer
 
 
 @dataclass(frozen=True)
