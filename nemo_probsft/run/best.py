@@ -21,8 +21,8 @@ def update(run_dir: Path, metric: str) -> None:
     """
     kept, link = run_dir / KEPT, run_dir / LINK
     values = {row["step"]: row[METRIC + metric] for row in read_validations(run_dir)}
-    current = [link.resolve()] if is_checkpoint(link) else []
-    known = [path for path in [*current, *complete_checkpoints(run_dir / "checkpoints")] if step_of(path) in values]
+    saved = [*_kept(run_dir), *complete_checkpoints(run_dir / "checkpoints")]
+    known = [path for path in saved if step_of(path) in values]
     finite = [path for path in known if math.isfinite(values[step_of(path)])]
     sign = -1 if metric == "p" else 1
     best = min(finite, key=lambda path: (sign * values[step_of(path)], step_of(path)), default=None)
@@ -35,6 +35,8 @@ def update(run_dir: Path, metric: str) -> None:
         moved = run_dir / f".{LINK}.new"
         moved.unlink(missing_ok=True)
         moved.symlink_to(Path(KEPT, best.name))
+        if link.is_dir() and not link.is_symlink():  # this run is a copy, made by what follows links
+            shutil.rmtree(link)
         moved.replace(link)
     for other in kept.iterdir():
         if other != target:
@@ -50,7 +52,14 @@ def _copy(source: Path, target: Path) -> None:
     partial.replace(target)
 
 
+def _kept(run_dir: Path) -> list[Path]:
+    """One; two after a kill between the new one and the removal of the former."""
+    return [path for path in (run_dir / KEPT).glob("[!.]*") if is_checkpoint(path)]
+
+
 def step(run_dir: Path) -> int | None:
     """That of the best checkpoint; None where none is kept."""
     link = run_dir / LINK
-    return step_of(link.resolve()) if is_checkpoint(link) else None
+    if not is_checkpoint(link):
+        return None
+    return step_of(link.resolve() if link.is_symlink() else _kept(run_dir)[-1])

@@ -172,6 +172,19 @@ def test_the_highest_p_is_the_best_and_of_equal_ones_the_earlier(run_dir):
     assert best.step(run_dir) == 6
 
 
+def test_a_copy_of_a_run_that_followed_the_link_goes_on(run_dir, tmp_path_factory):
+    checkpoint(run_dir, 2)
+    best.update(run_dir, "nll")
+    copy = tmp_path_factory.mktemp("copy") / "run"
+    shutil.copytree(run_dir, copy)
+    assert not (copy / best.LINK).is_symlink()
+    assert best.step(copy) == 2
+    checkpoint(copy, 6)
+    best.update(copy, "nll")
+    assert (copy / best.LINK).is_symlink()
+    assert best.step(copy) == 6
+
+
 def test_a_kill_at_any_moment_leaves_a_whole_one_and_the_next_update_finishes(run_dir, monkeypatch):
     """At each call that changes the disk, in turn."""
     first = checkpoint(run_dir, 2)
