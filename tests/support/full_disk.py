@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from conversion.checkpoint import last_checkpoint
+from conversion.checkpoint import complete_checkpoints, last_checkpoint
 from nemo_probsft.run import best
 from tests.support.crash_campaign import check_directory, finish
 
@@ -28,12 +28,14 @@ def run(task: str, folder: Path) -> str:
 
 def train(folder: Path) -> None:
     """The interrupted run `moved` on a disk with less room than a checkpoint needs, then on a larger one."""
-    disk, checkpoint = folder / "disk", last_checkpoint(folder / "moved" / "checkpoints")
-    assert checkpoint is not None
-    # The best checkpoint aside: copied, its hard links take room of their own, which a better one would give back.
-    size = num_bytes(folder / "moved") - num_bytes(folder / "moved" / best.KEPT)
-    mount(disk, size + num_bytes(checkpoint) // 2)
-    shutil.copytree(folder / "moved", disk / "run", ignore=shutil.ignore_patterns(best.KEPT, best.LINK))
+    disk, run = folder / "disk", folder / "copied"
+    # Without what a start removes or replaces, which would give room back: hard links take room of their own in a copy.
+    shutil.copytree(folder / "moved", run, ignore=shutil.ignore_patterns(best.KEPT, best.LINK))
+    complete = complete_checkpoints(run / "checkpoints")
+    for path in set((run / "checkpoints").iterdir()) - set(complete):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    mount(disk, num_bytes(run) + num_bytes(complete[0]) // 2)
+    shutil.copytree(run, disk / "run")
     recipe = folder / "moved.yaml"
     content = yaml.safe_load(recipe.read_text())
     content["checkpoint"].pop("keep_best")
