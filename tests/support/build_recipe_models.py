@@ -34,7 +34,7 @@ def build(path: Path, directory: Path) -> dict:
     context = directory / f"{path.parent.name}-{path.stem}" / "context"
     context.parent.mkdir()
     write_context(context, model_spec(hugging_face_config(recipe.model.path)), "bfloat16", None)
-    model = nemo.load_model(recipe, SimpleNamespace(base=str(context.parent)))
+    model = nemo.load_model(recipe, SimpleNamespace(base=str(context.parent), hf=str(context.parent)))
     trainer = nemo.make_trainer(recipe, max_steps=1)
     trainer.strategy.connect(model)  # as when training starts: NeMo copies the layout into the configuration
     names = (
