@@ -95,9 +95,6 @@ class ReproducibleVLLM(VLLM):
             self.num_tokens += sum(completion.num_tokens for completion in finished.values())
             yield finished
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        raise NotImplementedError("answers come one by one: see `answers`")
-
     def _sampling_params(self, request: Instance, prompt_length: int, seed: int) -> SamplingParams:
         eos = self.tokenizer.decode(self.eot_token_id)
         options, stop, budget = self.modify_gen_kwargs(request.args[1], eos=eos, default_max_gen_toks=self.max_gen_toks)

@@ -31,9 +31,6 @@ class Hopper:
 @pytest.fixture
 def kernels(monkeypatch, tmp_path):
     """The module, whose launches only compile; `kernels.made` lists (name, PTX)."""
-    triton = pytest.importorskip("triton")
-    if "nvidia" not in triton.backends.backends:
-        pytest.skip("this Triton has no backend for NVIDIA's GPUs")
     if torch.cuda.is_available():
         pytest.skip("the tests with the marker gpu compile the kernels and run them")
     from triton.runtime.driver import driver
