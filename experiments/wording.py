@@ -18,14 +18,9 @@ def num_seeds(seeds: Sequence[int]) -> str:
 
 
 def points(value: Difference) -> str:
-    return (
-        f"{100 * value.mean:+.1f} points [{100 * value.low:+.1f}, {100 * value.high:+.1f}], p {p_value(value.p_value)}"
-    )
-
-
-def p_value(p: float) -> str:
-    relation = "<=" if p <= 1 / RESAMPLES else "="  # no smaller one can come out
-    return f"{relation} {p:.2g}"
+    relation = "<=" if value.p_value <= 1 / RESAMPLES else "="  # no smaller one can come out
+    interval = f"[{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
+    return f"{100 * value.mean:+.1f} points {interval}, p {relation} {value.p_value:.2g}"
 
 
 def verdict(found: Difference, *, within: float | None = None) -> str:
