@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def mean_of_tasks_over_seeds(tasks: Sequence[Sequence[np.ndarray]], *, seed: int
     moves any mean, the mean of the tasks' own bounds stands in. `samples_per_item` is that of the first task.
     """
     values = [np.stack([_matrix(scores).mean(axis=1) for scores in by_seed]) for by_seed in tasks]
-    means = np.mean([_two_way_means(of_task, [seed, n]) for n, of_task in enumerate(values)], axis=0)
+    means = np.mean([_two_way_means(of_task, (seed, n)) for n, of_task in enumerate(values)], axis=0)
     low, high = _percentiles(means)
     if all(of_task.min() == of_task.max() for of_task in values):
         estimates = [estimate_over_seeds(by_seed, seed=seed) for by_seed in tasks]
@@ -135,7 +136,7 @@ def paired_mean_of_tasks_over_seeds(
 ) -> Difference:
     """Unweighted mean over tasks of a - b, each task as in `paired_difference_over_seeds`, resampled within itself."""
     differences = [_differences_over_seeds(x, y) for x, y in zip(a, b, strict=True)]
-    means = np.mean([_two_way_means(d, [seed, n]) for n, d in enumerate(differences)], axis=0)
+    means = np.mean([_two_way_means(d, (seed, n)) for n, d in enumerate(differences)], axis=0)
     weighted = np.concatenate([d.mean(axis=0) / (d.shape[1] * len(differences)) for d in differences])
     return Difference(float(weighted.sum()), *_percentiles(means), _sign_flip_p_value(weighted, seed), len(weighted))
 
@@ -152,7 +153,7 @@ def rank_correlation_over_tasks(
         raise ValueError(f"a rank correlation needs 3 tasks or more, got {len(places)}")
     differences = [_differences_over_seeds(x, y) for x, y in zip(a, b, strict=True)]
     ranks = _ranks(np.array(places, dtype=np.float64)[None])
-    means = np.stack([_two_way_means(d, [seed, n]) for n, d in enumerate(differences)], axis=1)
+    means = np.stack([_two_way_means(d, (seed, n)) for n, d in enumerate(differences)], axis=1)
     of_means = _ranks(np.array([[d.mean() for d in differences]]))
     observed = _correlations(ranks, of_means).item()
     shuffled = np.random.default_rng(seed).permuted(np.repeat(ranks, RESAMPLES, axis=0), axis=1)
@@ -218,17 +219,30 @@ def _bootstrap_means(values: np.ndarray, seed: int | list[int]) -> np.ndarray:
     return np.concatenate([values[rows].mean(axis=1) for rows in _resamples(len(values), seed)])
 
 
-def _two_way_means(values: np.ndarray, seed: int | list[int], block: int = 500) -> np.ndarray:
+def _two_way_means(values: np.ndarray, seed: int | tuple[int, ...], block: int = 500) -> np.ndarray:
     """Means [RESAMPLES] of `values` [seeds, items], seeds and items resampled independently of each other."""
+    seeds, items = _two_way_resamples(*values.shape, seed)
+    starts = range(0, RESAMPLES, block)
+    means = [np.einsum("bs,bs->b", items[i : i + block] @ values.T, seeds[i : i + block]) for i in starts]
+    return np.concatenate(means) / values.size
+
+
+@lru_cache(maxsize=16)
+def _two_way_resamples(
+    num_seeds: int, num_items: int, seed: int | tuple[int, ...], block: int = 500
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often a resample has each seed, [RESAMPLES, seeds], and each item, [RESAMPLES, items].
+
+    A page compares hundreds of runs on the same items: counting is what would cost it most of its time.
+    """
     rng = np.random.default_rng(seed)
-    num_seeds, num_items = values.shape
-    means = []
+    seeds, items = [], []
     for _ in range(RESAMPLES // block):
-        weights = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=block) / num_seeds
-        items = rng.integers(num_items, size=(block, num_items)) + num_items * np.arange(block)[:, None]
-        times = np.bincount(items.ravel(), minlength=block * num_items).reshape(block, num_items)
-        means.append(np.einsum("bi,bi->b", weights @ values, times) / num_items)
-    return np.concatenate(means)
+        seeds.append(rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=block))
+        places = rng.integers(num_items, size=(block, num_items)) + num_items * np.arange(block)[:, None]
+        times = np.bincount(places.ravel(), minlength=block * num_items)
+        items.append(times.reshape(block, num_items).astype(np.uint16))
+    return np.concatenate(seeds), np.concatenate(items)
 
 
 def _resamples(num_items: int, seed: int | list[int], block: int = 500):
