@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,19 +10,12 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import Estimate, estimate
+from experiments.jsonl import read
 from experiments.variants.objectives import OURS, PUBLISHED, variant
 from experiments.variants.tasks import BREAKS, CONTINUUM, Task
 
 Line = dict[str, Any]
 TEXT = Path(__file__).with_name("page.md")  # {name} stands for what `write` calls so
-
-
-def read(lines: Path) -> list[Line]:
-    """The finished cells; a last line that a kill cut off is left out."""
-    if not lines.exists():
-        return []
-    text = lines.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
 
 
 def write(lines: Path, page: Path) -> None:
