@@ -1,0 +1,175 @@
+"""docs/real-continuum.md and its figures, from the committed lines and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from evaluation.statistics import Difference
+from experiments import drawing
+from experiments.continuum.cells import read_cells, read_diagnoses
+from experiments.real import figures, shortfalls, tables, verdicts
+from experiments.real.scores import BASE, Cell, Results, difference
+from experiments.real.text import codes, count, listed, rate
+from experiments.wording import num_seeds, versions
+
+INTRODUCTION = """\
+# The continuum on a real model
+
+The paper's claim is that the best objective depends on how much the base model knows already: -log p where it knows
+little, objectives that trust the model, such as 1 - p, where it knows much. [continuum.md](continuum.md) measures this
+on a model of 0.6 M parameters that we made ourselves. This page measures it on a real one: SmolLM2-135M-Instruct, with
+134.5 M parameters and a vocabulary of 49,152 tokens, pretrained on text of the internet.
+
+## Repeat it
+
+```
+make real-continuum
+```
+
+The command fetches the model, makes the tasks, trains every cell that `docs/real/cells.jsonl` lacks, and writes this
+page from that file and `docs/real/tasks.jsonl`. A cell is one fine-tuning: a task, an objective, a learning rate and
+a seed."""
+
+SCORES = """\
+**What a score is.** Where an answer is right or wrong, *accuracy at T=1* is the probability that the model gives the
+right answer and ends it there. It is computed from the answer's log p, so no sampling noise is in it. *Greedy* means
+that every token of the answer and its end token is the likeliest one. Long solutions are scored by their likelihood,
+because a model of this size writes next to none that are right: *mean p* and *mean -log p* (nats) of the tokens of
+held-out solutions.
+
+**Intervals.** They are 95 % bootstrap intervals over items, and over seeds where there are several. With three seeds
+or fewer they say little about the spread between seeds. Differences are paired by item and seed. p comes from sign
+flips over items. A seed draws the training rows, which of their answers are wrong, and the order; the validation and
+test items are the same for all seeds, and so is the base model.
+
+**Learning rate.** Objectives with smaller gradients want larger learning rates. So the learning rate is chosen for each
+objective and task: the one whose validation score is best on average over seeds, and the smaller of two equal ones.
+The validation score is the one that the table shows; greedy accuracy is that of the runs which T=1 has chosen. No test
+item takes part in a choice. A table at one learning rate for all follows, which is how the paper compares."""
+
+
+TASKS_TEXT = """\
+Mean p and the region are what `nemo-probsft diagnose` says of seed 0's training rows, wrong answers included. The other
+columns are test scores of the base model, in % but for -log p."""
+
+GAINS = """\
+Accuracy at T=1, or mean p of held-out solutions, minus that of the base model. Circles are objectives with a fixed f,
+the other markers adaptive ones:
+
+![Gain over the base model, by task and objective]({folder}/gains.png)
+
+The same measures minus those of `original`, on the axis of the paper:
+
+![Gain over original against the base model's mean p]({folder}/mean_p.png)
+
+Every objective minus `original`. The numbers in brackets have 0 in their intervals:
+
+![Gain over original, task by objective]({folder}/heat_map.png)"""
+
+LEANING = ("p", "GeneralFamily-10", "OnlyTopLogP-0.2")  # on p
+
+
+def write(docs: Path) -> Path:
+    """Write real-continuum.md beside `docs`, and the figures into `docs`. Returns the page."""
+    results = Results(read_cells(docs), read_diagnoses(docs))
+    page = docs.with_name("real-continuum.md")
+    if results.objectives:
+        _draw(results, docs)
+        sections = _sections(results, docs.name)
+    else:
+        sections = [INTRODUCTION, "No cell has been run yet.", *_tasks(results), *verdicts.claims(results)]
+    page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    return page
+
+
+def _sections(results: Results, folder: str) -> list[str]:
+    lr = results.common_rate()
+    solved = [task for task in results.tasks if task not in results.judged]
+    return [
+        INTRODUCTION,
+        _summary(results),
+        SCORES,
+        *_tasks(results),
+        *_part("## Accuracy at T=1, %", tables.scores(results, results.judged, "sampled")),
+        *_part("## Greedy accuracy, %", tables.scores(results, results.judged, "greedy")),
+        *_part("## Mean p of held-out solutions, %", tables.scores(results, solved, "p")),
+        *_part("## Mean -log p per token of held-out solutions", tables.scores(results, solved, "nll")),
+        "## One learning rate for all",
+        tables.effect_of_choice(results, lr),
+        *_part("Accuracy at T=1, %:", tables.scores(results, results.judged, "sampled", lr)),
+        *_part("Mean p of held-out solutions, %:", tables.scores(results, solved, "p", lr)),
+        "## Gains",
+        GAINS.format(folder=folder),
+        *verdicts.claims(results),
+        *verdicts.shortlists(results),
+        *verdicts.goals(results),
+        *verdicts.labels(results),
+        "## What falls short",
+        *shortfalls.sections(results),
+        "## Versions",
+        "\n".join(versions(results.cells)),
+    ]
+
+
+def _part(title: str, table: str | None) -> list[str]:
+    return [] if table is None else [title, table]
+
+
+def _tasks(results: Results) -> list[str]:
+    return ["## The tasks under the base model", TASKS_TEXT, tables.tasks(results)] if results.tasks else []
+
+
+def _summary(results: Results) -> str:
+    trained = [cell for cell in results.cells if cell["objective"] != BASE]
+    lengths: dict[str, list[str]] = {}
+    for task in results.tasks:
+        for steps, batch in sorted({(cell["steps"], cell["batch"]) for cell in trained if cell["task"] == task}):
+            lengths.setdefault(f"{steps} steps of {batch} rows", []).append(task)
+    length = [text if len(lengths) == 1 else f"{text} on {codes(tasks)}" for text, tasks in lengths.items()]
+    how = [text for key in ("optimizer", "precision", "device") for text in _values(results.cells, key)]
+    dates = _values(results.cells, "date")
+    sizes = {part: listed(sorted({_num_items(c[part]) for c in results.cells})) for part in ("test", "validation")}
+    return (
+        f"**What was run.** {count(len(trained), 'cell')}: {count(len({c['task'] for c in trained}), 'task')}, "
+        f"{count(len(results.objectives), 'objective')}, {count(len(results.all_rates), 'learning rate')} "
+        f"({listed(map(rate, results.all_rates))}), {num_seeds(_values(trained, 'seed'))}; and the base model itself. "
+        f"Each cell: {'; '.join(length + how)}. Scored on {sizes['test']} test items a task, and on "
+        f"{sizes['validation']} validation items. {' to '.join(sorted({dates[0], dates[-1]}))}."
+    )
+
+
+def _draw(results: Results, docs: Path) -> None:
+    tasks = {task: results.mean_p(task) for task in results.tasks}
+    run = {task: mean_p for task, mean_p in tasks.items() if any(results.rates(task, k) for k in results.objectives)}
+    known = {task: mean_p for task, mean_p in run.items() if mean_p is not None}
+    leaning = [key for key in LEANING if key in results.objectives]
+    over_original = _gains(results, "original")
+    drawn = {
+        "gains": figures.gains_over_base(_gains(results, BASE), run, results.objectives),
+        "mean_p": figures.gain_against_mean_p(over_original, known, leaning),
+        "heat_map": figures.heat_map(over_original, run, [key for key in results.objectives if key != "original"]),
+    }
+    for name, figure in drawn.items():
+        drawing.save(figure, docs / f"{name}.png")
+
+
+def _gains(results: Results, over: str) -> dict[tuple[str, str], Difference]:
+    """Of the main measure, by task and objective."""
+    return {
+        (task, key): gain
+        for task in results.tasks
+        for key in results.objectives
+        if key != over
+        and (gain := difference(results.chosen(task, key), results.chosen(task, over), results.main(task))) is not None
+    }
+
+
+def _values(cells: Iterable[Cell], key: str) -> list[Any]:
+    """Every value once, in order."""
+    return sorted({cell[key] for cell in cells if key in cell})
+
+
+def _num_items(scores: Cell) -> int:
+    return len(scores["tokens"] if "tokens" in scores else scores["sampled"])
