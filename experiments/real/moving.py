@@ -1,48 +1,15 @@
-"""What an objective that moves has seen so far, in a loop in plain torch: the package's, and candidates for it."""
+"""An objective that moves, in a loop in plain torch: a recipe's, or a candidate for one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
-from nemo_probsft.objectives import (
-    Adaptive,
-    Moment,
-    Objective,
-    RunningMean,
-    label_means,
-    objective_at,
-    parse_objective,
-)
+from experiments.real.candidates import CANDIDATES, Now, State
+from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at, parse_objective
 
 
-@dataclass(frozen=True)
-class Now:
-    """A training step's N targets, and what an objective may look at beside their p; only `logp` has a gradient."""
-
-    logp: Tensor  # [N] fp32
-    top: Tensor  # [N] fp32: the largest log-probability over the vocabulary
-    entropy: Tensor  # [N] fp32, nats
-    labels: Tensor  # [N] int64
-    example: Tensor  # [N] int64: the row of the batch
-    position: Tensor  # [N] int64: in the answer, from 0
-    source: Tensor  # [N] int64: the data set
-    hidden: Tensor  # [N, H]: what the LM head reads
-    base_logp: Tensor | None  # [N] fp32: of the model before training, where an objective asks for it
-    base_top: Tensor | None  # [N] fp32: its largest log-probability
-    fraction: float  # of the run: 0 at the first step, 1 at the last
-
-    @property
-    def p(self) -> Tensor:
-        return self.logp.detach().exp()
-
-
-class Moving:
-    """Of a recipe's objective: the one of each step, from the steps before."""
-
-    needs_base = False
+class Recipe:
+    """That of a recipe's key; `fraction` of the run: 0 at the first step, 1 at the last."""
 
     def __init__(self, key: str, num_labels: int, device: torch.device | str) -> None:
         self.of = parse_objective(key)
@@ -51,15 +18,36 @@ class Moving:
         if self.label_means is not None:
             self.label_means.to(device)
 
-    def objective(self, now: Now) -> Objective:
+    def now(self, now: Now, fraction: float) -> Objective:
         if self.label_means is not None:
             return self.label_means.objective_of(now.labels, self.running_p.value)
-        return objective_at(self.of, Moment(now.fraction, self.running_p.value))
+        return objective_at(self.of, Moment(fraction, self.running_p.value))
 
     def see(self, now: Now) -> None:
-        """After the step."""
+        """After `now`."""
         if isinstance(self.of, Adaptive):
-            self.running_p.add(float(now.p.mean()))
+            self.running_p.add(float(now.logp.exp().mean()))
         if self.label_means is not None:
             self.label_means.see(now.labels, now.logp, torch.ones_like(now.labels))
             self.label_means.end_step()
+
+
+class Candidate:
+    """(1 - p^a)/a with the alpha that a state gives each token."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def now(self, now: Now, fraction: float) -> Objective:
+        return Objective("power", self.state.alpha(now))
+
+    def see(self, now: Now) -> None:
+        self.state.see(now)
+
+
+Moving = Recipe | Candidate
+
+
+def moving(key: str, num_labels: int, device: torch.device | str) -> Moving:
+    """Before the first step. Raises: ValueError for a key of neither kind."""
+    return Candidate(CANDIDATES[key].start()) if key in CANDIDATES else Recipe(key, num_labels, device)

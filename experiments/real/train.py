@@ -1,7 +1,8 @@
 """One cell: fine-tune the real model with an objective, in plain torch, and score it on held-out rows.
 
 The model is that of transformers, log p our op's, objectives and optimizer the recipes'. On CUDA the weights are bf16
-with fp32 masters, as Megatron keeps them, on a CPU fp32. tests/real compares the first steps with the NeMo trainer's.
+with fp32 masters, as Megatron keeps them, on a CPU fp32. tests/engines/test_real_loop.py compares the steps with those
+of the NeMo trainer.
 """
 
 from __future__ import annotations
@@ -15,87 +16,101 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments import forward
+from experiments.forward import Packed
 from experiments.optimizer import OPTIM, adamw, set_lr
-from experiments.real.moving import Moving, Now
+from experiments.real.candidates import Now
+from experiments.real.moving import Moving
 from nemo_probsft.data.order import step_indices
 from nemo_probsft.data.tokens import Example
 from nemo_probsft.loss import token_loss
 from nemo_probsft.ops import target_logprob
 
-SCORED_TOKENS = 4096  # of a batch without a gradient: 800 MB of fp32 logits
+AT_A_TIME = 32  # rows of a batch without a gradient
 
 
 @dataclass(frozen=True)
-class Batch:
-    """b rows of s positions, filled up on the right, and the N targets in their order."""
+class Rows:
+    """Tokenized rows; of each, where the lower layers are frozen, [its positions, H] fp32: the first trained layer's
+    input. sources: the data set that each row comes from."""
 
-    ids: Tensor  # [b, s] int64
-    predicting: Tensor  # [N] int64: positions of ids.flatten() whose next token is a target
-    labels: Tensor  # [N] int64
-    example: Tensor  # [N] int64: the row, from 0 to b - 1
-    position: Tensor  # [N] int64: in the answer, from 0
+    examples: Sequence[Example]
+    sources: Sequence[int]
+    states: Sequence[np.ndarray] | None = None
 
 
 class Model:
-    """A causal language model on one device, which can go back to the weights that it was loaded with."""
+    """A causal language model on one device, which can go back to the weights that it was loaded with.
 
-    def __init__(self, directory: Path, device: str) -> None:
+    trained_layers: the last ones, and the norm behind them; None trains everything.
+    """
+
+    def __init__(self, directory: Path, device: str, trained_layers: int | None = None) -> None:
         from transformers import AutoModelForCausalLM
 
         self.device = torch.device(device)
         self.module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(self.device)
-        self.module.requires_grad_(True)
-        self.base = [p.detach().clone() for p in self.module.parameters()]
+        layers = self.module.model.layers
+        self.first = 0 if trained_layers is None else len(layers) - trained_layers
+        if trained_layers is not None:
+            self.module.requires_grad_(False)
+            for part in (*layers[self.first :], self.module.model.norm):
+                part.requires_grad_(True)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.base = [p.detach().clone() for p in self.parameters]
         if self.device.type == "cuda":
             self.module.to(torch.bfloat16)
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        return list(self.module.parameters())
 
     @torch.no_grad()
     def reset(self) -> None:
         torch._foreach_copy_([p.detach() for p in self.parameters], self.base)
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """[N, H]: the last layer's output where a target is predicted; what fills a row up lies behind all of them."""
-        hidden = self.module.model(input_ids=batch.ids, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1).index_select(0, batch.predicting)
+    def rows(self, examples: Sequence[Example], sources: Sequence[int]) -> Rows:
+        """With the frozen layers' output, under any weights of the trained ones."""
+        if not self.first:
+            return Rows(examples, sources)
+        states: list[np.ndarray] = []
+        for begin in range(0, len(examples), AT_A_TIME):
+            part = [examples[i] for i in range(begin, min(begin + AT_A_TIME, len(examples)))]
+            batch = forward.pack(part)
+            grid = forward.states_before(self.module, batch, self.first)[batch.grid]
+            states += [row[: len(ids) - 1].numpy() for row, (ids, _) in zip(grid, part, strict=True)]
+        return Rows(examples, sources, states)
+
+    def hidden(self, rows: Rows, chosen: Sequence[int]) -> tuple[Packed, Tensor]:
+        """(batch, [N, H] what the head reads where a target is)."""
+        batch = forward.pack([rows.examples[i] for i in chosen])
+        states = None
+        if rows.states is not None:
+            width = batch.grid.shape[1]
+            grid = np.stack([np.pad(rows.states[i], ((0, width - len(rows.states[i])), (0, 0))) for i in chosen])
+            states = torch.from_numpy(grid).flatten(0, 1)[batch.home].to(self.device)
+        batch = batch.to(self.device)
+        return batch, forward.hidden(self.module, batch, states, self.first).index_select(0, batch.row_of_target)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return torch.nn.functional.linear(hidden, self.module.lm_head.weight)
 
 
 def fine_tune(
-    model: Model,
-    train: Sequence[Example],
-    moving: Moving,
-    *,
-    lr: float,
-    seed: int,
-    steps: int,
-    batch_size: int,
-    sources: Sequence[int] | None = None,
+    model: Model, train: Rows, moving: Moving, *, lr: float, seed: int, steps: int, batch_size: int
 ) -> list[dict[str, float]]:
     """Train in place. Of each step: nll, p and grad_norm, as in the trainer's metrics.jsonl.
 
-    The sum of f is divided by all targets of the batch. sources: which data set each example of `train` is from.
+    The sum of f is divided by all targets of the batch.
     """
     parameters = model.parameters
-    masters = [p.detach().float().requires_grad_() for p in parameters] if parameters[0].dtype != torch.float32 else []
+    masters = [] if model.device.type == "cpu" else [p.detach().float().requires_grad_() for p in parameters]
     optimizer = adamw(masters or parameters)
-    known = _before_training(model, train) if moving.needs_base else None
     history = []
     for step in range(steps):
-        chosen = step_indices(len(train), batch_size, seed, step)
-        batch = pack([train[i] for i in chosen], model.device)
-        hidden = model.hidden(batch)
+        chosen = step_indices(len(train.examples), batch_size, seed, step).tolist()
+        batch, hidden = model.hidden(train, chosen)
         logits = model.logits(hidden)
         logp = target_logprob(logits, batch.labels)
-        source = torch.tensor([0 if sources is None else sources[i] for i in chosen], device=model.device)
-        base = None if known is None else torch.cat([known[i] for i in chosen], dim=1)
-        now = _now(batch, hidden, logits, logp, source, base, step / max(1, steps - 1))
-        loss_sum, num_tokens, report = token_loss(moving.objective(now), logp, torch.ones_like(batch.labels))
+        now = _now(batch, hidden, logits, logp, [train.sources[i] for i in chosen])
+        objective = moving.now(now, step / max(1, steps - 1))
+        loss_sum, num_tokens, report = token_loss(objective, logp, torch.ones_like(batch.labels))
         (loss_sum / num_tokens).backward()
         history.append([*(report[name][0] / report[name][1] for name in ("nll", "p")), _clip(parameters, masters)])
         set_lr(optimizer, lr, step, steps)
@@ -110,74 +125,56 @@ def fine_tune(
 
 
 @torch.no_grad()
-def score_answers(model: Model, rows: Sequence[Example]) -> dict[str, Any]:
+def score_answers(model: Model, rows: Rows) -> dict[str, Any]:
     """`sampled`: the probability of each right answer with its end token, what sampling at T=1 gives on average.
 
     `greedy`: 1 where every token of answer and end is the likeliest after the ones before, so that greedy decoding
     gives the answer and stops.
     """
     greedy, sampled = [], []
-    for batch, num_rows in _batches(rows, model.device):
-        logp, labels_lead = _scores(model, batch)
-        wrong = torch.zeros(num_rows, device=logp.device).index_add(0, batch.example, (~labels_lead).float())
-        total = torch.zeros(num_rows, dtype=torch.float64, device=logp.device).index_add(
-            0, batch.example, logp.double()
-        )
+    for batch, logp, is_top in _scored(model, rows):
+        wrong = torch.zeros(len(batch.grid), device=logp.device).index_add(0, batch.example, (~is_top).float())
+        total = torch.zeros_like(wrong, dtype=torch.float64).index_add(0, batch.example, logp)
         greedy += (wrong == 0).int().tolist()
         sampled += total.exp().tolist()
     return {"greedy": "".join(map(str, greedy)), "sampled": [float(f"{p:.4g}") for p in sampled]}
 
 
 @torch.no_grad()
-def score_likelihood(model: Model, rows: Sequence[Example]) -> dict[str, Any]:
+def score_likelihood(model: Model, rows: Rows) -> dict[str, Any]:
     """Of each row the sums of -log p (nats) and of p over its targets, and how many they are."""
     nll, p, tokens = [], [], []
-    for batch, num_rows in _batches(rows, model.device):
-        logp = _scores(model, batch)[0].double()
-        sums = torch.zeros(2, num_rows, dtype=torch.float64, device=logp.device)
+    for batch, logp, _ in _scored(model, rows):
+        sums = torch.zeros(2, len(batch.grid), dtype=torch.float64, device=logp.device)
         sums.index_add_(1, batch.example, torch.stack([-logp, logp.exp()]))
         nll += sums[0].tolist()
         p += sums[1].tolist()
-        tokens += torch.bincount(batch.example, minlength=num_rows).tolist()
+        tokens += torch.bincount(batch.example, minlength=len(batch.grid)).tolist()
     return {"nll": [round(x, 4) for x in nll], "p": [round(x, 4) for x in p], "tokens": tokens}
 
 
-def pack(examples: Sequence[Example], device: torch.device | str) -> Batch:
-    """The token after the last one of a row is no position's, so rows are one shorter than their examples."""
-    width = max(len(ids) for ids, _ in examples) - 1
-    ids = np.zeros((len(examples), width), dtype=np.int64)
-    targets = []
-    for i, (tokens, mask) in enumerate(examples):
-        ids[i, : len(tokens) - 1] = tokens[:-1]
-        at = np.flatnonzero(mask)
-        targets.append(np.stack([at + i * width, tokens[at + 1], np.full_like(at, i), np.arange(len(at))]))
-    predicting, labels, example, position = torch.from_numpy(np.concatenate(targets, axis=1)).to(device)
-    return Batch(torch.from_numpy(ids).to(device), predicting, labels, example, position)
-
-
 @torch.no_grad()
-def _now(batch: Batch, hidden: Tensor, logits: Tensor, logp: Tensor, source: Tensor, base, fraction: float) -> Now:
-    every = torch.log_softmax(logits.float(), dim=-1)
-    base_logp, base_top = (None, None) if base is None else base
+def _now(batch: Packed, hidden: Tensor, logits: Tensor, logp: Tensor, sources: Sequence[int]) -> Now:
+    label = logits.gather(1, batch.labels[:, None])[:, 0].float()
     return Now(
-        logp=logp,
-        top=every.amax(-1),
-        entropy=-(every.exp() * every).sum(-1),
+        logp=logp.detach(),
+        top=logits.amax(-1).float() - label + logp.detach(),
         labels=batch.labels,
         example=batch.example,
         position=batch.position,
-        source=source[batch.example],
+        source=torch.tensor(sources, device=batch.labels.device)[batch.example],
         hidden=hidden.detach(),
-        base_logp=base_logp,
-        base_top=base_top,
-        fraction=fraction,
     )
 
 
+@torch.no_grad()
 def _clip(parameters: list[Tensor], masters: list[Tensor]) -> Tensor:
     """The gradients' norm before it is clipped; the masters take fp32 copies of the gradients."""
-    for master, p in zip(masters, parameters, strict=bool(masters)):
-        master.grad = p.grad.float()
+    for master in masters:
+        if master.grad is None:
+            master.grad = torch.empty_like(master)
+    if masters:
+        torch._foreach_copy_([master.grad for master in masters], [p.grad for p in parameters])
     return torch.nn.utils.clip_grad_norm_(masters or parameters, OPTIM.clip_grad)
 
 
@@ -186,35 +183,14 @@ def _round(masters: list[Tensor], parameters: list[Tensor]) -> None:
     torch._foreach_copy_([p.detach() for p in parameters], [m.detach() for m in masters])
 
 
-@torch.no_grad()
-def _before_training(model: Model, train: Sequence[Example]) -> list[Tensor]:
-    """Of each example [2, its targets] fp32: log p of the target, and of the likeliest token."""
-    known: list[Tensor] = []
-    for batch, num_rows in _batches(train, model.device):
-        logits = model.logits(model.hidden(batch)).float()
-        every = torch.log_softmax(logits, dim=-1)
-        both = torch.stack([every.gather(1, batch.labels[:, None])[:, 0], every.amax(-1)])
-        known += both.split(torch.bincount(batch.example, minlength=num_rows).tolist(), dim=1)
-    return known
+def _scored(model: Model, rows: Rows) -> Iterator[tuple[Packed, Tensor, Tensor]]:
+    """Batches in order, with log p of their targets, fp64 [N], and whether each is the likeliest.
 
-
-def _scores(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(log p of the targets, whether each is the likeliest), [N]; logits in fp32, so that bf16 makes no ties."""
+    The logits are fp32 on any device, so that no rounding makes ties.
+    """
     weight = model.module.lm_head.weight.float()
-    logits = torch.nn.functional.linear(model.hidden(batch).float(), weight)
-    label = logits.gather(1, batch.labels[:, None])[:, 0]
-    return label - logits.logsumexp(-1), logits.argmax(-1) == batch.labels
-
-
-def _batches(rows: Sequence[Example], device: torch.device) -> Iterator[tuple[Batch, int]]:
-    """In order, as many rows at a time as have at most SCORED_TOKENS positions."""
-    begin = 0
-    while begin < len(rows):
-        end, longest = begin, 0
-        while end < len(rows):
-            longest = max(longest, len(rows[end][0]))
-            if end > begin and longest * (end + 1 - begin) > SCORED_TOKENS:
-                break
-            end += 1
-        yield pack([rows[i] for i in range(begin, end)], device), end - begin
-        begin = end
+    for begin in range(0, len(rows.examples), AT_A_TIME):
+        batch, hidden = model.hidden(rows, range(begin, min(begin + AT_A_TIME, len(rows.examples))))
+        logits = torch.nn.functional.linear(hidden.float(), weight)
+        label = logits.gather(1, batch.labels[:, None])[:, 0]
+        yield batch, (label - logits.logsumexp(-1)).double(), logits.argmax(-1) == batch.labels

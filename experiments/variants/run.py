@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.forward import log_probs, pack
 from experiments.optimizer import OPTIM, adamw, set_lr
-from experiments.variants.model import log_probs, pack
 from experiments.variants.objectives import PROMPT_CLASSES, Now, Variant, running, variant
 from experiments.variants.tasks import Task, pretrain_rows, tokenize
 from nemo_probsft import demo_data

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.real import train
-from experiments.real.moving import Moving
+from experiments.real.moving import moving
 from nemo_probsft.data import tokens
 from nemo_probsft.run.log import read_metrics
 from tests.support.first_step import recipe, write_workspace
@@ -23,19 +23,21 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(workspace):
-    """(model, examples)"""
+    """(model, rows)"""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(workspace / "model")
-    rows = tokens.of_source(workspace / "train.jsonl", tokenizer, max_length=96)
-    return train.Model(workspace / "model", "cpu"), [rows[i] for i in range(len(rows))]
+    dataset = tokens.of_source(workspace / "train.jsonl", tokenizer, max_length=96)
+    examples = [dataset[i] for i in range(len(dataset))]
+    model = train.Model(workspace / "model", "cpu")
+    return model, model.rows(examples, [0] * len(examples))
 
 
 def fine_tuned(loaded, key: str, lr: float = LR) -> list[dict[str, float]]:
     model, rows = loaded
     model.reset()
-    moving = Moving(key, model.module.config.vocab_size, "cpu")
-    return train.fine_tune(model, rows, moving, lr=lr, seed=0, steps=STEPS, batch_size=BATCH)
+    state = moving(key, model.module.config.vocab_size, "cpu")
+    return train.fine_tune(model, rows, state, lr=lr, seed=0, steps=STEPS, batch_size=BATCH)
 
 
 def test_the_steps_are_those_of_the_trainer(engine, workspace, loaded):
@@ -71,7 +73,7 @@ def test_scores_are_those_of_generating(loaded):
     fine_tuned(loaded, "original", lr=3e-3)
     scores, likelihood = train.score_answers(model, rows), train.score_likelihood(model, rows)
     greedy, sampled = "", []
-    for ids, mask in rows:
+    for ids, mask in rows.examples:
         begin = int(np.flatnonzero(mask)[0]) + 1
         prompt, answer = torch.tensor(ids[:begin]).long(), torch.tensor(ids[begin:]).long()
         with torch.no_grad():
@@ -82,6 +84,27 @@ def test_scores_are_those_of_generating(loaded):
         sampled.append(float(logp.sum().exp()))
     assert scores["greedy"] == greedy
     np.testing.assert_allclose(scores["sampled"], sampled, rtol=1e-3)
-    assert likelihood["tokens"] == [int(mask.sum()) for _, mask in rows]
+    assert likelihood["tokens"] == [int(mask.sum()) for _, mask in rows.examples]
     np.testing.assert_allclose(np.exp(-np.array(likelihood["nll"])), sampled, rtol=1e-3)
     assert set(greedy) == {"0", "1"}
+
+
+def test_frozen_layers_are_those_of_the_whole_model(workspace, loaded):
+    """With the states of its lower layers, the last layer learns as it would if all were computed; the rest stays."""
+    whole, rows = loaded
+    part = train.Model(workspace / "model", "cpu", trained_layers=1)
+    mine = part.rows(rows.examples, rows.sources)
+    whole.reset()
+    assert train.score_likelihood(part, mine) == train.score_likelihood(whole, rows)
+    state = moving("p", part.module.config.vocab_size, "cpu")
+    train.fine_tune(part, mine, state, lr=LR, seed=0, steps=STEPS, batch_size=BATCH)
+    after = train.Model(workspace / "model", "cpu")
+    changed = {
+        name for name, p in part.module.named_parameters() if not torch.equal(p, after.module.get_parameter(name))
+    }
+    last = f"model.layers.{len(part.module.model.layers) - 1}."
+    assert changed == {name for name, _ in part.module.named_parameters() if name.startswith((last, "model.norm"))}
+    after.module.load_state_dict(part.module.state_dict())
+    np.testing.assert_allclose(
+        train.score_likelihood(part, mine)["nll"], train.score_likelihood(after, rows)["nll"], rtol=1e-5
+    )

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from experiments import jsonl
+from experiments.forward import log_probs, pack
 from experiments.variants import page, run
-from experiments.variants.model import log_probs, pack
 from experiments.variants.objectives import VARIANTS, Now, Running, running, variant
 from experiments.variants.tasks import TASKS, Task, tokenize
 from nemo_probsft import demo_data
