@@ -1,0 +1,198 @@
+"""Objectives that need not be chosen, tried on the real model: (1 - p^a)/a with an alpha for each token of a step.
+
+All are `adaptive` with another m: a = clip((m - 0.3)/0.4, 0, 1), where m is the p to be expected of a token *like this
+one*, learned from the steps before. They differ in what "like this one" is: the same label, a model as sure as here, a
+hidden state as here. A token's own p does not enter its alpha: a wrong answer looks like a new one.
+
+Everything stays on the device of the tensors it is given; nothing waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nemo_probsft.objectives import Adaptive
+
+PRIOR_TOKENS = 10.0  # for how many tokens of a class the mean of what it is part of counts
+NUM_LABELS = 49_152  # of SmolLM2, and more than the demo has
+NUM_BINS = 10
+NUM_SOURCES = 16
+
+
+@dataclass(frozen=True)
+class Now:
+    """The N targets of a training step, under the model before its update; all on one device, no gradient."""
+
+    logp: Tensor  # [N] fp32, nats, of the target
+    top: Tensor  # [N] fp32, nats, of the likeliest token
+    labels: Tensor  # [N] int64
+    example: Tensor  # [N] int64, from 0; its targets lie together and in order
+    position: Tensor  # [N] int64, in the answer, from 0
+    source: Tensor  # [N] int64, from 0: the data file of the example's row
+    hidden: Tensor  # [N, H] any float dtype, what the head reads
+    base_logp: Tensor | None = None  # [N] fp32, as logp, under the model before training
+    base_top: Tensor | None = None  # [N] fp32, as top, under the model before training
+
+    @property
+    def p(self) -> Tensor:
+        """[N] float64."""
+        return self.logp.double().exp()
+
+
+class Mean:
+    """m of all tokens: running mean of p, decayed sums over decayed counts; 0 before the first step."""
+
+    def __init__(self) -> None:
+        self.sums = torch.zeros(2, dtype=torch.float64)  # of p, and the number of tokens
+
+    def of(self, now: Now) -> Tensor:
+        """m of each token, [N] float64, from the steps before."""
+        self.sums = self.sums.to(now.logp.device)
+        return (self.sums[0] / self.sums[1].clamp_min(1)).expand(now.logp.shape)
+
+    def see(self, now: Now) -> None:
+        """Called once a step, after `of`."""
+        self.sums = Adaptive.decay * self.sums + _p_and_one(now).sum(1)
+
+
+class ByClass:
+    """m of `count` classes: a class's running mean p, in which m by `above` counts as `prior_tokens` tokens."""
+
+    def __init__(
+        self, above: Estimate, class_of: Callable[[Now], Tensor], count: int, prior_tokens: float = PRIOR_TOKENS
+    ) -> None:
+        self.above = above
+        self.class_of = class_of  # [N] int64
+        self.prior_tokens = prior_tokens
+        self.sums = torch.zeros(2, count, dtype=torch.float64)
+
+    def of(self, now: Now) -> Tensor:
+        self.sums = self.sums.to(now.logp.device)
+        total, count = self.sums[:, self.class_of(now)]
+        return (total + self.prior_tokens * self.above.of(now)) / (count + self.prior_tokens)
+
+    def see(self, now: Now) -> None:
+        self.above.see(now)
+        step = torch.zeros_like(self.sums).index_add_(1, self.class_of(now), _p_and_one(now))
+        self.sums = Adaptive.decay * self.sums + step
+
+
+class ByContext:
+    """m by a linear function of the hidden state: ridge regression of p - m by `above` on the hidden state at unit
+    length, with decayed normal equations in float64. The length makes `prior_tokens` of penalty what it is in
+    `ByClass`: n tokens in one direction move m by n/(n + prior_tokens) of the way to their mean p.
+    """
+
+    def __init__(
+        self, above: Estimate, hidden_of: Callable[[Now], Tensor] = lambda now: now.hidden, prior_tokens: float = 1.0
+    ) -> None:
+        self.above = above
+        self.hidden_of = hidden_of  # [N, H]
+        self.prior_tokens = prior_tokens
+        self.gram: Tensor | None = None  # [H, H]
+        self.moment: Tensor | None = None  # [H]
+
+    def of(self, now: Now) -> Tensor:
+        m = self.above.of(now)
+        if self.gram is None:
+            return m
+        ridge = self.gram + self.prior_tokens * torch.eye(len(self.gram), dtype=m.dtype, device=m.device)
+        factor, _ = torch.linalg.cholesky_ex(ridge)  # `cholesky` would wait for the GPU to see whether it failed
+        return (m + self._features(now) @ torch.cholesky_solve(self.moment[:, None], factor)[:, 0]).clamp(0, 1)
+
+    def see(self, now: Now) -> None:
+        self.above.see(now)
+        x = self._features(now)
+        gram, moment = x.T @ x, x.T @ (now.p - self.above.of(now))
+        self.gram = gram if self.gram is None else Adaptive.decay * self.gram + gram
+        self.moment = moment if self.moment is None else Adaptive.decay * self.moment + moment
+
+    def _features(self, now: Now) -> Tensor:
+        return torch.nn.functional.normalize(self.hidden_of(now).double(), dim=-1)
+
+
+Estimate = Mean | ByClass | ByContext
+
+
+class State:
+    """What an objective remembers of the steps before; on the device of what it sees."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        self.estimate = estimate
+
+    def alpha(self, now: Now) -> Tensor:
+        """[N] fp32 in [0, 1], from the steps before; 0, which is -log p, at the first one."""
+        return ramp(self.estimate.of(now))
+
+    def see(self, now: Now) -> None:
+        """Called once a step, after `alpha`."""
+        self.estimate.see(now)
+
+
+def _p_and_one(now: Now) -> Tensor:
+    """[2, N] float64; p is rounded as in `LabelMeans`, so that sums do not depend on their order."""
+    p = (now.p * 2**30).round() / 2**30
+    return torch.stack((p, torch.ones_like(p)))
+
+
+def ramp(m: Tensor) -> Tensor:
+    """`adaptive`'s alpha of a mean probability, fp32."""
+    return ((m - Adaptive.low) / (Adaptive.high - Adaptive.low)).clamp(0, 1).float()
+
+
+def confidence_bin(top: Tensor, count: int = NUM_BINS) -> Tensor:
+    """[N] int64: bins of equal width of the largest probability, exp(`top`)."""
+    return (top.exp() * count).long().clamp(0, count - 1)
+
+
+def by_confidence(above: Estimate) -> ByClass:
+    return ByClass(above, lambda now: confidence_bin(now.top), NUM_BINS)
+
+
+def by_base_confidence(above: Estimate) -> ByClass:
+    return ByClass(above, lambda now: confidence_bin(now.base_top), NUM_BINS)
+
+
+def by_label(above: Estimate) -> ByClass:
+    return ByClass(above, lambda now: now.labels, NUM_LABELS)
+
+
+def by_source(above: Estimate) -> ByClass:
+    return ByClass(above, lambda now: now.source, NUM_SOURCES)
+
+
+class Candidate(NamedTuple):
+    formula: str
+    start: Callable[[], State]  # before the first step; a state serves one run
+
+
+_POWER = "(1 - p^a)/a, a = clip((m - 0.3)/0.4, 0, 1), m the running mean of p (decay 0.9)"
+_BIN = "tokens whose largest probability lies in the same tenth"
+_RIDGE = "a ridge regression of p on the final hidden state (unit length, penalty 1, decay 0.9)"
+
+CANDIDATES = {
+    "by-confidence": Candidate(
+        f"{_POWER} of {_BIN} and of 10 tokens of the mean of all", lambda: State(by_confidence(Mean()))
+    ),
+    "by-confidence-label": Candidate(
+        f"{_POWER} of the token's label and of 10 tokens of m by confidence",
+        lambda: State(by_label(by_confidence(Mean()))),
+    ),
+    "by-base-confidence": Candidate(
+        "by-confidence with the largest probability under the model before training",
+        lambda: State(by_base_confidence(Mean())),
+    ),
+    "by-context": Candidate(f"{_POWER} of all plus {_RIDGE} of what that leaves", lambda: State(ByContext(Mean()))),
+    "by-context-label": Candidate(
+        f"{_POWER} of the token's label and of 10 tokens of m by context",
+        lambda: State(by_label(ByContext(Mean()))),
+    ),
+    "by-source": Candidate(
+        f"{_POWER} of the data file and of 10 tokens of the mean of all (an oracle)", lambda: State(by_source(Mean()))
+    ),
+}
