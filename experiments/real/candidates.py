@@ -83,37 +83,47 @@ class ByClass:
 
 
 class ByContext:
-    """m by a linear function of the hidden state: ridge regression of p - m by `above` on the hidden state at unit
-    length, with decayed normal equations in float64. The length makes `prior_tokens` of penalty what it is in
+    """m by a linear function of the hidden state: ridge regression of p less its running mean on the hidden state at
+    unit length, with decayed normal equations in float64. The length makes the penalty a number of tokens, as in
     `ByClass`: n tokens in one direction move m by n/(n + prior_tokens) of the way to their mean p.
+
+    num_features: how many random projections of the hidden state to take; None takes the hidden state.
     """
 
-    def __init__(
-        self, above: Estimate, hidden_of: Callable[[Now], Tensor] = lambda now: now.hidden, prior_tokens: float = 1.0
-    ) -> None:
-        self.above = above
-        self.hidden_of = hidden_of  # [N, H]
+    def __init__(self, num_features: int | None = None, prior_tokens: float = 1.0) -> None:
+        self.num_features = num_features
         self.prior_tokens = prior_tokens
-        self.gram: Tensor | None = None  # [H, H]
-        self.moment: Tensor | None = None  # [H]
+        self.mean = Mean()
+        self.signs: Tensor | None = None  # [H, num_features] fp32, of the projections
+        self.gram: Tensor | None = None  # [F, F]: x^T x
+        self.moments: Tensor | None = None  # [F, 2]: x^T p, x^T 1
 
     def of(self, now: Now) -> Tensor:
-        m = self.above.of(now)
+        m = self.mean.of(now)
         if self.gram is None:
             return m
-        ridge = self.gram + self.prior_tokens * torch.eye(len(self.gram), dtype=m.dtype, device=m.device)
-        factor, _ = torch.linalg.cholesky_ex(ridge)  # `cholesky` would wait for the GPU to see whether it failed
-        return (m + self._features(now) @ torch.cholesky_solve(self.moment[:, None], factor)[:, 0]).clamp(0, 1)
+        eye = torch.eye(len(self.gram), dtype=m.dtype, device=m.device)
+        factor, _ = torch.linalg.cholesky_ex(self.gram + self.prior_tokens * eye)  # without waiting for its verdict
+        residual = self.moments @ torch.stack((torch.ones_like(m[0]), -m[0]))
+        return (m + self._features(now) @ torch.cholesky_solve(residual[:, None], factor)[:, 0]).clamp(0, 1)
 
     def see(self, now: Now) -> None:
-        self.above.see(now)
+        self.mean.see(now)
         x = self._features(now)
-        gram, moment = x.T @ x, x.T @ (now.p - self.above.of(now))
+        gram, moments = x.T @ x, x.T @ _p_and_one(now).T
         self.gram = gram if self.gram is None else Adaptive.decay * self.gram + gram
-        self.moment = moment if self.moment is None else Adaptive.decay * self.moment + moment
+        self.moments = moments if self.moments is None else Adaptive.decay * self.moments + moments
 
     def _features(self, now: Now) -> Tensor:
-        return torch.nn.functional.normalize(self.hidden_of(now).double(), dim=-1)
+        """[N, F] float64 of unit length, rounded to 2^-15: a step's sums are exact, whatever their order."""
+        x = now.hidden.float()
+        if self.num_features is not None:
+            if self.signs is None:
+                generator = torch.Generator().manual_seed(0)
+                signs = torch.randint(0, 2, (x.shape[1], self.num_features), generator=generator) * 2 - 1
+                self.signs = signs.to(x)
+            x = x @ self.signs
+        return (torch.nn.functional.normalize(x.double(), dim=-1) * 2**15).round() / 2**15
 
 
 Estimate = Mean | ByClass | ByContext
@@ -135,8 +145,8 @@ class State:
 
 
 def _p_and_one(now: Now) -> Tensor:
-    """[2, N] float64; p is rounded as in `LabelMeans`, so that sums do not depend on their order."""
-    p = (now.p * 2**30).round() / 2**30
+    """[2, N] float64; p is rounded to 2^-20, so that a step's sums are exact, whatever their order."""
+    p = (now.p * 2**20).round() / 2**20
     return torch.stack((p, torch.ones_like(p)))
 
 
@@ -173,7 +183,7 @@ class Candidate(NamedTuple):
 
 _POWER = "(1 - p^a)/a, a = clip((m - 0.3)/0.4, 0, 1), m the running mean of p (decay 0.9)"
 _BIN = "tokens whose largest probability lies in the same tenth"
-_RIDGE = "a ridge regression of p on the final hidden state (unit length, penalty 1, decay 0.9)"
+_RIDGE = "plus a ridge regression of what it leaves on the final hidden state (unit length, penalty 1, decay 0.9)"
 
 CANDIDATES = {
     "by-confidence": Candidate(
@@ -187,10 +197,9 @@ CANDIDATES = {
         "by-confidence with the largest probability under the model before training",
         lambda: State(by_base_confidence(Mean())),
     ),
-    "by-context": Candidate(f"{_POWER} of all plus {_RIDGE} of what that leaves", lambda: State(ByContext(Mean()))),
-    "by-context-label": Candidate(
-        f"{_POWER} of the token's label and of 10 tokens of m by context",
-        lambda: State(by_label(ByContext(Mean()))),
+    "by-context": Candidate(f"{_POWER}, {_RIDGE}", lambda: State(ByContext())),
+    "by-context-64": Candidate(
+        "by-context with 64 random projections of the hidden state", lambda: State(ByContext(num_features=64))
     ),
     "by-source": Candidate(
         f"{_POWER} of the data file and of 10 tokens of the mean of all (an oracle)", lambda: State(by_source(Mean()))
