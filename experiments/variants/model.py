@@ -67,6 +67,16 @@ def pack(examples: Sequence[Example]) -> Packed:
 
 def log_probs(model: Any, batch: Packed) -> Tensor:
     """[N, V] fp32: log p of every token where a target is; `model` is a Qwen2ForCausalLM with untied fp32 weights."""
+    return head(model, hidden_states(model, batch), batch)
+
+
+def head(model: Any, hidden: Tensor, batch: Packed) -> Tensor:
+    """[N, V] fp32: log p of every token where a target is, from `hidden_states`."""
+    return F.log_softmax(model.lm_head(hidden), dim=-1).index_select(0, batch.row_of_target)
+
+
+def hidden_states(model: Any, batch: Packed) -> Tensor:
+    """[P, H] fp32: what the head reads."""
     x = F.embedding(batch.tokens, model.model.embed_tokens.weight)
     cos, sin = (table[0].unsqueeze(1) for table in model.model.rotary_emb(x, batch.positions[None]))  # [U, 1, d]
     last = len(model.model.layers) - 1
@@ -77,8 +87,7 @@ def log_probs(model: Any, batch: Packed) -> Tensor:
             x, home = x.index_select(0, batch.predicting), home[batch.predicting]
         x = x + layer.self_attn.o_proj(attended.index_select(0, home))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
-    logits = model.lm_head(model.model.norm(x))
-    return F.log_softmax(logits, dim=-1).index_select(0, batch.row_of_target)
+    return model.model.norm(x)
 
 
 def _attention(layer: Any, x: Tensor, batch: Packed, cos: Tensor, sin: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.variants.model import log_probs, pack
+from experiments.variants.model import head, hidden_states, log_probs, pack
 from experiments.variants.objectives import PROMPT_CLASSES, Now, Variant, running, variant
-from experiments.variants.tasks import Task, pretrain_rows, tokenize
+from experiments.variants.tasks import Task, pretrain_rows, source, tokenize
 from nemo_probsft import demo_data
 from nemo_probsft.config import OptimConfig
 from nemo_probsft.data.order import step_indices
@@ -47,9 +47,11 @@ def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, st
     1, which is the mean probability of the right answer with its end token: exact, nothing is drawn.
     """
     began = time.perf_counter()
-    train, test = (tokenize(tokenizer, rows) for rows in task.rows(seed))
+    rows, test_rows = task.rows(seed)
+    train, test = tokenize(tokenizer, rows), tokenize(tokenizer, test_rows)
+    sources = torch.tensor([source(row) for row in rows])
     model = copy.deepcopy(base)
-    history = fine_tune(model, train, objective, task.batch_size, seed, steps, LR)
+    history = fine_tune(model, train, objective, task.batch_size, seed, steps, LR, sources)
     greedy, sampled = scores(model, test)
     return {
         "greedy": sum(greedy) / len(greedy),
@@ -62,9 +64,20 @@ def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, st
 
 
 def fine_tune(
-    model: Any, train: Sequence[Example], objective: Variant, batch_size: int, seed: int, steps: int, lr: float
+    model: Any,
+    train: Sequence[Example],
+    objective: Variant,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    lr: float,
+    sources: Tensor | None = None,
 ) -> list[float]:
-    """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch."""
+    """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch.
+
+    sources: [examples] int64, the part of a mixture that each is from; all are from one where it is None.
+    """
+    sources = torch.zeros(len(train), dtype=torch.int64) if sources is None else sources
     base = copy.deepcopy(model) if getattr(objective, "needs_base", False) else None
     optimizer = _optimizer(model)
     so_far = running(objective, model.config.vocab_size)
@@ -76,13 +89,23 @@ def fine_tune(
     for step in range(steps):
         chosen = torch.tensor(step_indices(len(train), batch_size, seed, step))
         batch = pack([train[i] for i in chosen])
-        every = log_probs(model, batch)
+        hidden = hidden_states(model, batch)
+        every = head(model, hidden, batch)
         with torch.no_grad():
-            base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
+            base_log_probs = None if base is None else log_probs(base, batch)
         logp = every.gather(1, batch.labels[:, None])[:, 0]
-        classes = prompt_class[chosen][batch.example]
-        fraction = step / max(1, steps - 1)
-        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, so_far, fraction)
+        now = Now(
+            logp=logp,
+            log_probs=every.detach(),
+            labels=batch.labels,
+            example=batch.example,
+            prompt_class=prompt_class[chosen][batch.example],
+            source=sources[chosen][batch.example],
+            hidden=hidden.detach()[batch.row_of_target],
+            base_log_probs=base_log_probs,
+            running=so_far,
+            fraction=step / max(1, steps - 1),
+        )
         objective.value(now).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
         for group in optimizer.param_groups:

@@ -44,7 +44,9 @@ def some_step(requires_grad=True, key="original") -> Now:
     labels[10:] = every[10:].argmax(-1)  # most of them are probable
     logp = every.gather(1, labels[:, None])[:, 0].requires_grad_(requires_grad)
     example = torch.arange(8).repeat_interleave(5)
-    now = Now(logp, every, labels, example, example // 2, logp.detach() - 0.1, running(variant(key), 30), 0.5)
+    base = torch.log_softmax(every / 2, -1)
+    hidden = torch.randn(40, 6, generator=generator)
+    now = Now(logp, every, labels, example, example // 2, example % 2, hidden, base, running(variant(key), 30), 0.5)
     for _ in range(3):
         now.running.add(now)
     return now
