@@ -19,6 +19,7 @@ from torch import Tensor
 from nemo_probsft.objectives import Adaptive
 
 PRIOR_TOKENS = 10.0  # for how many tokens of a class the mean of what it is part of counts
+CONTEXT_PRIOR_TOKENS = 0.3  # the same for a direction of the hidden state
 NUM_LABELS = 49_152  # of SmolLM2, and more than the demo has
 NUM_BINS = 10
 NUM_SOURCES = 16
@@ -35,8 +36,6 @@ class Now:
     position: Tensor  # [N] int64, in the answer, from 0
     source: Tensor  # [N] int64, from 0: the data file of the example's row
     hidden: Tensor  # [N, H] any float dtype, what the head reads
-    base_logp: Tensor | None = None  # [N] fp32, as logp, under the model before training
-    base_top: Tensor | None = None  # [N] fp32, as top, under the model before training
 
     @property
     def p(self) -> Tensor:
@@ -90,7 +89,7 @@ class ByContext:
     num_features: how many random projections of the hidden state to take; None takes the hidden state.
     """
 
-    def __init__(self, num_features: int | None = None, prior_tokens: float = 1.0) -> None:
+    def __init__(self, num_features: int | None = None, prior_tokens: float = CONTEXT_PRIOR_TOKENS) -> None:
         self.num_features = num_features
         self.prior_tokens = prior_tokens
         self.mean = Mean()
@@ -164,10 +163,6 @@ def by_confidence(above: Estimate) -> ByClass:
     return ByClass(above, lambda now: confidence_bin(now.top), NUM_BINS)
 
 
-def by_base_confidence(above: Estimate) -> ByClass:
-    return ByClass(above, lambda now: confidence_bin(now.base_top), NUM_BINS)
-
-
 def by_label(above: Estimate) -> ByClass:
     return ByClass(above, lambda now: now.labels, NUM_LABELS)
 
@@ -183,7 +178,7 @@ class Candidate(NamedTuple):
 
 _POWER = "(1 - p^a)/a, a = clip((m - 0.3)/0.4, 0, 1), m the running mean of p (decay 0.9)"
 _BIN = "tokens whose largest probability lies in the same tenth"
-_RIDGE = "plus a ridge regression of what it leaves on the final hidden state (unit length, penalty 1, decay 0.9)"
+_RIDGE = "plus a ridge regression of what it leaves on the final hidden state (unit length, penalty 0.3, decay 0.9)"
 
 CANDIDATES = {
     "by-confidence": Candidate(
@@ -192,10 +187,6 @@ CANDIDATES = {
     "by-confidence-label": Candidate(
         f"{_POWER} of the token's label and of 10 tokens of m by confidence",
         lambda: State(by_label(by_confidence(Mean()))),
-    ),
-    "by-base-confidence": Candidate(
-        "by-confidence with the largest probability under the model before training",
-        lambda: State(by_base_confidence(Mean())),
     ),
     "by-context": Candidate(f"{_POWER}, {_RIDGE}", lambda: State(ByContext())),
     "by-context-64": Candidate(

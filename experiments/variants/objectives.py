@@ -92,7 +92,7 @@ class Now:
     prompt_class: Tensor  # [N] int64: of PROMPT_CLASSES; 0 where the objective does not ask
     source: Tensor  # [N] int64: the part of a mixture
     hidden: Tensor  # [N, H] fp32: what the head reads
-    base_log_probs: Tensor | None  # [N, V] fp32 under the model before training, where the objective asks for it
+    base_logp: Tensor | None  # [N] fp32 under the model before training, where the objective asks for it
     running: Running
     fraction: float  # of the run: 0 at the first step, 1 at the last
 
@@ -106,12 +106,6 @@ class Now:
         return self.log_probs.detach().mul(2).exp().sum(-1)
 
     @property
-    def base_logp(self) -> Tensor:
-        """[N]: of the target, under the model before training."""
-        assert self.base_log_probs is not None
-        return self.base_log_probs.gather(1, self.labels[:, None])[:, 0]
-
-    @property
     def as_candidates_see_it(self) -> candidates.Now:
         example = self.example.contiguous()
         return candidates.Now(
@@ -122,8 +116,6 @@ class Now:
             position=torch.arange(len(example)) - torch.searchsorted(example, example),
             source=self.source,
             hidden=self.hidden,
-            base_logp=None if self.base_log_probs is None else self.base_logp,
-            base_top=None if self.base_log_probs is None else self.base_log_probs.max(-1).values,
         )
 
     def example_mean(self, values: Tensor) -> Tensor:
@@ -193,7 +185,6 @@ class Learned:
     """A candidate of the real model's continuum."""
 
     candidate: candidates.Candidate
-    needs_base: bool = False
 
     @property
     def formula(self) -> str:
@@ -304,9 +295,6 @@ OURS: dict[str, Variant] = {
     "trim": Weighted("-log p without the ramp(m) (1 - m) least probable tokens", _trim),
 }
 
-LEARNED: dict[str, Variant] = {
-    name: Learned(candidate, needs_base=name == "by-base-confidence")
-    for name, candidate in candidates.CANDIDATES.items()
-}
+LEARNED: dict[str, Variant] = {name: Learned(candidate) for name, candidate in candidates.CANDIDATES.items()}
 
 VARIANTS = PUBLISHED | OURS | LEARNED

@@ -92,7 +92,7 @@ def fine_tune(
         hidden = hidden_states(model, batch)
         every = head(model, hidden, batch)
         with torch.no_grad():
-            base_log_probs = None if base is None else log_probs(base, batch)
+            base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
         logp = every.gather(1, batch.labels[:, None])[:, 0]
         now = Now(
             logp=logp,
@@ -102,7 +102,7 @@ def fine_tune(
             prompt_class=prompt_class[chosen][batch.example],
             source=sources[chosen][batch.example],
             hidden=hidden.detach()[batch.row_of_target],
-            base_log_probs=base_log_probs,
+            base_logp=base_logp,
             running=so_far,
             fraction=step / max(1, steps - 1),
         )

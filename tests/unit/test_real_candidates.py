@@ -44,8 +44,6 @@ def some_step(number: int) -> Now:
         position=torch.arange(size) % 5,
         source=torch.arange(size) // 5 % 2,
         hidden=torch.randn(size, HIDDEN, generator=generator).bfloat16(),
-        base_logp=p.log() - 0.5,
-        base_top=torch.rand(size, generator=generator).log(),
     )
 
 
@@ -82,7 +80,7 @@ def test_alpha_is_0_at_the_first_step_and_follows_what_was_seen(name):
 def test_alpha_does_not_look_at_the_token_s_own_p(name):
     *seen, now = some_steps()
     state = after(CANDIDATES[name].start(), seen)
-    wrong = dataclasses.replace(now, logp=now.logp - 3, base_logp=now.base_logp - 3)
+    wrong = dataclasses.replace(now, logp=now.logp - 3)
     assert torch.equal(state.alpha(now), state.alpha(wrong))
 
 
