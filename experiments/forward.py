@@ -77,8 +77,12 @@ def pack(examples: Sequence[Example]) -> Packed:
 
 def log_probs(model: Any, batch: Packed) -> Tensor:
     """[N, V] fp32: log p of every token where a target is; `model` is a causal language model with fp32 weights."""
-    logits = model.lm_head(hidden(model, batch))
-    return F.log_softmax(logits, dim=-1).index_select(0, batch.row_of_target)
+    return head(model, hidden(model, batch), batch)
+
+
+def head(model: Any, hidden: Tensor, batch: Packed) -> Tensor:
+    """[N, V] fp32: log p of every token where a target is, from `hidden`."""
+    return F.log_softmax(model.lm_head(hidden), dim=-1).index_select(0, batch.row_of_target)
 
 
 def hidden(model: Any, batch: Packed, states: Tensor | None = None, first: int = 0) -> Tensor:

@@ -1,1 +1,1 @@
-"""The continuum on a real pretrained model; README.md of experiments says how to run it."""
+"""The continuum on a real pretrained model: objectives x tasks x learning rates x seeds."""

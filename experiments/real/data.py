@@ -10,7 +10,6 @@ import random
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -52,8 +51,7 @@ def chain_sum(_sets: Path | None) -> list[Item]:
 def copy(_sets: Path | None) -> list[Item]:
     rng = random.Random(f"{SEED}/copy")
     sentences = _distinct(
-        Item(f"Repeat exactly:\n{text}", text)
-        for text in (questions.sentence(rng) for _ in range(2 * NUM_SENTENCES))
+        Item(f"Repeat exactly:\n{text}", text) for text in (questions.sentence(rng) for _ in range(2 * NUM_SENTENCES))
     )
     return sentences[:NUM_SENTENCES]
 
@@ -109,7 +107,9 @@ def _read(sets: Path | None, file: str, dataset: str, fields: list[str]) -> list
 def _words() -> tuple[str, ...]:
     """reasoning_gym's list has rare words and names too; only words in small letters are taken."""
     gym = _gym("spell_backward", 1, min_word_len=LETTERS.start, max_word_len=LETTERS.stop - 1)
-    return tuple(_shuffled(sorted({word for word in gym.words if word.isascii() and word.isalpha() and word.islower()})))
+    return tuple(
+        _shuffled(sorted({word for word in gym.words if word.isascii() and word.isalpha() and word.islower()}))
+    )
 
 
 def _gym(name: str, size: int, **parameters):

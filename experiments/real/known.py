@@ -53,7 +53,10 @@ def answered(model_dir: str, asked: list[Question]) -> Iterator[tuple[Question, 
         rows = list(group)
         prompts = [_prompt_ids(tokenizer, question) for question in rows]
         answers = [
-            [*tokenizer(response(question, question.answer), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            [
+                *tokenizer(response(question, question.answer), add_special_tokens=False)["input_ids"],
+                tokenizer.eos_token_id,
+            ]
             for question in rows
         ]
         shared = _shared(prompts)

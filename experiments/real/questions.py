@@ -111,7 +111,9 @@ DID = "found lost saw took sold bought carried painted cleaned broke wanted drop
 PLACES = "near_the_river in_the_garden at_school in_the_kitchen on_Monday last_summer before_dinner after_the_storm"
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 MONTHS = "January February March April May June July August September October November December"
-UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 
 

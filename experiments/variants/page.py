@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation.statistics import Estimate, estimate
 from experiments.jsonl import read
-from experiments.variants.objectives import OURS, PUBLISHED, variant
+from experiments.variants.objectives import LEARNED, OURS, PUBLISHED, variant
 from experiments.variants.tasks import BREAKS, CONTINUUM, Task
 
 Line = dict[str, Any]
@@ -29,7 +29,9 @@ def write(lines: Path, page: Path) -> None:
         "breaks": _table(short, BREAKS, "sampled"),
         "formulas": "\n".join(_formula_row(key) for key in dict.fromkeys(cell["objective"] for cell in cells)),
         "tasks": "\n".join(_task_row(task, cells) for task in CONTINUUM + BREAKS if task.name in seen),
-        "untried": ", ".join(f"`{key}`" for key in PUBLISHED | OURS if all(cell["objective"] != key for cell in cells)),
+        "untried": ", ".join(
+            f"`{key}`" for key in PUBLISHED | OURS | LEARNED if all(cell["objective"] != key for cell in cells)
+        ),
         "versions": "; ".join(sorted({cell["versions"] for cell in cells})),
         "dates": " and ".join(sorted({cell["date"] for cell in cells})),
         "count": str(len(cells)),
@@ -80,7 +82,7 @@ def _cell_text(measured: tuple[Estimate, int] | None, highest: float) -> str:
 
 
 def _formula_row(key: str) -> str:
-    source = "published" if key in PUBLISHED else "own" if key in OURS else "recipe key"
+    source = "published" if key in PUBLISHED else "own" if key in OURS | LEARNED else "recipe key"
     return f"| `{key}` | {source} | {variant(key).formula} |"
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.forward import log_probs, pack
+from experiments import forward
+from experiments.forward import head, log_probs, pack
 from experiments.optimizer import OPTIM, adamw, set_lr
 from experiments.variants.objectives import PROMPT_CLASSES, Now, Variant, running, variant
-from experiments.variants.tasks import Task, pretrain_rows, tokenize
+from experiments.variants.tasks import Task, pretrain_rows, source, tokenize
 from nemo_probsft import demo_data
 from nemo_probsft.data.order import step_indices
 from nemo_probsft.data.tokens import Example
@@ -35,9 +36,11 @@ def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, st
     1, which is the mean probability of the right answer with its end token: exact, nothing is drawn.
     """
     began = time.perf_counter()
-    train, test = (tokenize(tokenizer, rows) for rows in task.rows(seed))
+    rows, test_rows = task.rows(seed)
+    train, test = tokenize(tokenizer, rows), tokenize(tokenizer, test_rows)
+    sources = torch.tensor([source(row) for row in rows])
     model = copy.deepcopy(base)
-    history = fine_tune(model, train, objective, task.batch_size, seed, steps, LR)
+    history = fine_tune(model, train, objective, task.batch_size, seed, steps, LR, sources)
     greedy, sampled = scores(model, test)
     return {
         "greedy": sum(greedy) / len(greedy),
@@ -50,9 +53,20 @@ def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, st
 
 
 def fine_tune(
-    model: Any, train: Sequence[Example], objective: Variant, batch_size: int, seed: int, steps: int, lr: float
+    model: Any,
+    train: Sequence[Example],
+    objective: Variant,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    lr: float,
+    sources: Tensor | None = None,
 ) -> list[float]:
-    """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch."""
+    """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch.
+
+    sources: [examples] int64, the part of a mixture that each is from; all are from one where it is None.
+    """
+    sources = torch.zeros(len(train), dtype=torch.int64) if sources is None else sources
     base = copy.deepcopy(model) if getattr(objective, "needs_base", False) else None
     optimizer = adamw(list(model.parameters()))
     so_far = running(objective, model.config.vocab_size)
@@ -64,13 +78,23 @@ def fine_tune(
     for step in range(steps):
         chosen = torch.tensor(step_indices(len(train), batch_size, seed, step))
         batch = pack([train[i] for i in chosen])
-        every = log_probs(model, batch)
+        hidden = forward.hidden(model, batch)
+        every = head(model, hidden, batch)
         with torch.no_grad():
             base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
         logp = every.gather(1, batch.labels[:, None])[:, 0]
-        classes = prompt_class[chosen][batch.example]
-        fraction = step / max(1, steps - 1)
-        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, so_far, fraction)
+        now = Now(
+            logp=logp,
+            log_probs=every.detach(),
+            labels=batch.labels,
+            example=batch.example,
+            prompt_class=prompt_class[chosen][batch.example],
+            source=sources[chosen][batch.example],
+            hidden=hidden.detach()[batch.row_of_target],
+            base_logp=base_logp,
+            running=so_far,
+            fraction=step / max(1, steps - 1),
+        )
         objective.value(now).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
         set_lr(optimizer, lr, step, steps)

@@ -14,7 +14,7 @@ from experiments import jsonl
 from experiments.forward import log_probs, pack
 from experiments.variants import page, run
 from experiments.variants.objectives import VARIANTS, Now, Running, running, variant
-from experiments.variants.tasks import TASKS, Task, tokenize
+from experiments.variants.tasks import TASKS, Task, source, tokenize
 from nemo_probsft import demo_data
 
 BY_LABEL = "adaptive-by-label-0.1-0.6-0.9-2"
@@ -45,7 +45,19 @@ def some_step(requires_grad=True, key="original") -> Now:
     labels[10:] = every[10:].argmax(-1)  # most of them are probable
     logp = every.gather(1, labels[:, None])[:, 0].requires_grad_(requires_grad)
     example = torch.arange(8).repeat_interleave(5)
-    now = Now(logp, every, labels, example, example // 2, logp.detach() - 0.1, running(variant(key), 30), 0.5)
+    hidden = torch.randn(40, 6, generator=generator)
+    now = Now(
+        logp,
+        every,
+        labels,
+        example,
+        example // 2,
+        example % 2,
+        hidden,
+        logp.detach() - 0.1,
+        running(variant(key), 30),
+        0.5,
+    )
     for _ in range(3):
         now.running.add(now)
     return now
@@ -125,6 +137,25 @@ def test_running_means_follow_what_they_saw():
     assert now.running.p.value == pytest.approx(float(p.mean()))
     for label in now.labels.unique():
         assert now.running.by_label.value()[label] == pytest.approx(float(p[now.labels == label].mean()), rel=1e-5)
+
+
+def test_candidates_see_the_step():
+    now = some_step()
+    seen = now.as_candidates_see_it
+    assert torch.equal(seen.logp, now.logp)
+    assert not seen.logp.requires_grad
+    assert torch.equal(seen.top, now.log_probs[torch.arange(40), now.log_probs.argmax(-1)])
+    assert (seen.top > seen.logp).any()
+    assert seen.position.tolist() == [0, 1, 2, 3, 4] * 8
+
+
+def test_a_mixture_s_rows_tell_where_they_are_from():
+    for name, share, known in (("mixed_10", 0.1, 0), ("mixed_20_copies", 0.2, 1)):
+        train, test = TASKS[name].rows(0)
+        sources = [source(row) for row in train]
+        assert set(sources) == {known, 2}
+        assert sources.count(2) / len(sources) == pytest.approx(share, abs=1e-3)
+        assert {source(row) for row in test} == {2}
 
 
 def test_prompts_are_classed_by_what_the_base_model_makes_of_them(demo):
