@@ -40,15 +40,14 @@ because a model of this size writes next to none that are right: *mean p* and *m
 held-out solutions.
 
 **Intervals.** They are 95 % bootstrap intervals over items, and over seeds where there are several. With three seeds
-or fewer they say little about the spread between seeds. Differences are paired by item and seed. p comes from sign
-flips over items. A seed draws the training rows, which of their answers are wrong, and the order; the validation and
-test items are the same for all seeds, and so is the base model.
+or fewer they say little about the spread between seeds. Differences are paired by item and seed. Their p-values come
+from sign flips over items and speak of these seeds. A seed draws the training rows, which of their answers are wrong,
+and the order. The validation and test items and the base model are the same for all seeds.
 
-**Learning rate.** Objectives with smaller gradients want larger learning rates. So the learning rate is chosen for each
-objective and task: the one whose validation score is best on average over seeds, and the smaller of two equal ones.
-The validation score is the one that the table shows; greedy accuracy is that of the runs which T=1 has chosen. No test
-item takes part in a choice. A table at one learning rate for all follows, which is how the paper compares."""
-
+**Learning rate.** Objectives with smaller gradients want larger learning rates. So validation items choose the learning
+rate for each task and objective: the one with the highest accuracy at T=1 or the lowest mean -log p, and the smaller of
+two equal ones. The choice goes by the seeds that all learning rates have. No test item takes part in it. The tables at
+one learning rate for all, as the paper has it, come after those at the chosen ones."""
 
 TASKS_TEXT = """\
 Mean p and the region are what `nemo-probsft diagnose` says of seed 0's training rows, wrong answers included. The other
@@ -135,8 +134,8 @@ def _summary(results: Results) -> str:
         f"**What was run.** {count(len(trained), 'cell')}: {count(len({c['task'] for c in trained}), 'task')}, "
         f"{count(len(results.objectives), 'objective')}, {count(len(results.all_rates), 'learning rate')} "
         f"({listed(map(rate, results.all_rates))}), {num_seeds(_values(trained, 'seed'))}; and the base model itself. "
-        f"Each cell: {'; '.join(length + how)}. Scored on {sizes['test']} test items a task, and on "
-        f"{sizes['validation']} validation items. {' to '.join(sorted({dates[0], dates[-1]}))}."
+        f"Each cell: {'; '.join(length + how)}. Test items of a task: {sizes['test']}; validation items: "
+        f"{sizes['validation']}. Dates: {' to '.join(sorted({dates[0], dates[-1]}))}."
     )
 
 
