@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from evaluation.statistics import Difference
 from experiments import drawing
@@ -53,20 +55,21 @@ TASKS_TEXT = """\
 Mean p and the region are what `nemo-probsft diagnose` says of seed 0's training rows, wrong answers included. The other
 columns are test scores of the base model, in % but for -log p."""
 
-GAINS = """\
+FIGURES = {
+    "gains": """\
 Accuracy at T=1, or mean p of held-out solutions, minus that of the base model. Circles are objectives with a fixed f,
 the other markers adaptive ones:
 
-![Gain over the base model, by task and objective]({folder}/gains.png)
-
+![Gain over the base model, by task and objective]""",
+    "mean_p": """\
 The same measures minus those of `original`, on the axis of the paper:
 
-![Gain over original against the base model's mean p]({folder}/mean_p.png)
-
+![Gain over original against the base model's mean p]""",
+    "heat_map": """\
 Every objective minus `original`. The numbers in brackets have 0 in their intervals:
 
-![Gain over original, task by objective]({folder}/heat_map.png)"""
-
+![Gain over original, task by objective]""",
+}
 LEANING = ("p", "GeneralFamily-10", "OnlyTopLogP-0.2")  # on p
 
 
@@ -75,15 +78,17 @@ def write(docs: Path) -> Path:
     results = Results(read_cells(docs), read_diagnoses(docs))
     page = docs.with_name("real-continuum.md")
     if results.objectives:
-        _draw(results, docs)
-        sections = _sections(results, docs.name)
+        drawn = _draw(results)
+        for name, figure in drawn.items():
+            drawing.save(figure, docs / f"{name}.png")
+        sections = _sections(results, {name: f"{docs.name}/{name}.png" for name in drawn})
     else:
         sections = [INTRODUCTION, "No cell has been run yet.", *_tasks(results), *verdicts.claims(results)]
     page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return page
 
 
-def _sections(results: Results, folder: str) -> list[str]:
+def _sections(results: Results, drawn: Mapping[str, str]) -> list[str]:
     lr = results.common_rate()
     solved = [task for task in results.tasks if task not in results.judged]
     return [
@@ -100,7 +105,7 @@ def _sections(results: Results, folder: str) -> list[str]:
         *_part("Accuracy at T=1, %:", tables.scores(results, results.judged, "sampled", lr)),
         *_part("Mean p of held-out solutions, %:", tables.scores(results, solved, "p", lr)),
         "## Gains",
-        GAINS.format(folder=folder),
+        *(f"{FIGURES[name]}({path})" for name, path in drawn.items()),
         *verdicts.claims(results),
         *verdicts.shortlists(results),
         *verdicts.goals(results),
@@ -139,19 +144,22 @@ def _summary(results: Results) -> str:
     )
 
 
-def _draw(results: Results, docs: Path) -> None:
-    tasks = {task: results.mean_p(task) for task in results.tasks}
-    run = {task: mean_p for task, mean_p in tasks.items() if any(results.rates(task, k) for k in results.objectives)}
-    known = {task: mean_p for task, mean_p in run.items() if mean_p is not None}
-    leaning = [key for key in LEANING if key in results.objectives]
-    over_original = _gains(results, "original")
-    drawn = {
-        "gains": figures.gains_over_base(_gains(results, BASE), run, results.objectives),
-        "mean_p": figures.gain_against_mean_p(over_original, known, leaning),
-        "heat_map": figures.heat_map(over_original, run, [key for key in results.objectives if key != "original"]),
-    }
-    for name, figure in drawn.items():
-        drawing.save(figure, docs / f"{name}.png")
+def _draw(results: Results) -> dict[str, Figure]:
+    """Those for which there is something to draw."""
+    over_base, over_original = _gains(results, BASE), _gains(results, "original")
+    drawn = {}
+    if over_base:
+        tasks = {task: results.mean_p(task) for task in results.tasks if any(task == of for of, _ in over_base)}
+        drawn["gains"] = figures.gains_over_base(over_base, tasks, results.objectives)
+    leaning = [key for key in LEANING if any(key == of for _, of in over_original)]
+    known = {task: p for task, _ in over_original if (p := results.mean_p(task)) is not None}
+    if leaning and known:
+        drawn["mean_p"] = figures.gain_against_mean_p(over_original, known, leaning)
+    if over_original:
+        tasks = {task: results.mean_p(task) for task in results.tasks if any(task == of for of, _ in over_original)}
+        objectives = [key for key in results.objectives if any(key == of for _, of in over_original)]
+        drawn["heat_map"] = figures.heat_map(over_original, tasks, objectives)
+    return drawn
 
 
 def _gains(results: Results, over: str) -> dict[tuple[str, str], Difference]:

@@ -14,7 +14,8 @@ from experiments.wording import points
 
 CLAIMS_INTRODUCTION = f"""\
 These claims, the tasks that they speak of and the margins were written down before any cell was run, in
-`experiments/real/claims.py`. They are the paper's, but for the fifth, which is what [continuum.md](continuum.md) found.
+`experiments/real/claims.py`. They carry the paper's results over to these tasks; only the fifth is from our own
+[continuum.md](continuum.md).
 A claim *holds* on a task if the whole 95 % interval is on its side. It *does NOT hold* if the whole interval is on the
 other side. Where the claim has a margin, the sides are inside and outside of it. Several claims are judged at once, so
 Holm's method corrects the p-values. Unless the corrected p is below {LEVEL}, the claim *is not decided*, whatever the
