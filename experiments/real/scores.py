@@ -104,17 +104,14 @@ class Results:
             (task, objective): {lr: Runs(objective, lr, of_seed) for lr, of_seed in by_rate.items()}
             for (task, objective), by_rate in groups.items()
         }
-        names = dict.fromkeys([*TASKS, *diagnoses, *(task for task, _ in groups)])
-        seen = {task for task, _ in groups} | set(diagnoses)
-        place = {task: number for number, task in enumerate(names)}
-        self.tasks = sorted(
-            seen, key=lambda task: (diagnoses[task]["mean_p"] if task in diagnoses else 1.0, place[task])
-        )
-        keys = dict.fromkeys([*FIXED, *sorted({key for _, key in groups if not is_adaptive(key)}), *ADAPTIVE])
-        keys |= dict.fromkeys(sorted({key for _, key in groups}))
-        self.objectives = [key for key in keys if key != BASE and any(key == of for _, of in groups)]
-        self.fixed = [key for key in self.objectives if not is_adaptive(key)]
-        self.adaptive = [key for key in self.objectives if is_adaptive(key)]
+        tasks = dict.fromkeys([*TASKS, *diagnoses, *(task for task, _ in groups)])
+        seen = [task for task in tasks if task in diagnoses or any(task == of for of, _ in groups)]
+        self.tasks = sorted(seen, key=lambda task: 1.0 if (p := self.mean_p(task)) is None else p)
+        run = {objective for _, objective in groups} - {BASE}
+        others = sorted(run - {*FIXED, *ADAPTIVE})
+        self.fixed = [key for key in (*FIXED, *others) if key in run and not is_adaptive(key)]
+        self.adaptive = [key for key in (*ADAPTIVE, *others) if key in run and is_adaptive(key)]
+        self.objectives = [*self.fixed, *self.adaptive]
 
     def mean_p(self, task: str) -> float | None:
         """Of the training targets under the base model."""
