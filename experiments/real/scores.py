@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
+from nemo_probsft.objectives import Objective, ObjectiveError, parse_objective
 
 Cell = Mapping[str, Any]
 Pair = tuple[list[np.ndarray], list[np.ndarray]]  # [items, 1] per seed, of two objectives
@@ -63,9 +64,6 @@ class Runs:
     def estimate(self, measure: str) -> Estimate:
         return _estimate(self, measure)
 
-    def validation(self, measure: str, seeds: Sequence[int] | None = None) -> float:
-        return float(np.mean(self.values(measure, "validation", seeds)))
-
     def _cell(self, seed: int) -> Cell:
         return next(iter(self.cells.values())) if self.objective == BASE else self.cells[seed]
 
@@ -106,17 +104,14 @@ class Results:
             (task, objective): {lr: Runs(objective, lr, of_seed) for lr, of_seed in by_rate.items()}
             for (task, objective), by_rate in groups.items()
         }
-        names = dict.fromkeys([*TASKS, *diagnoses, *(task for task, _ in groups)])
-        seen = {task for task, _ in groups} | set(diagnoses)
-        place = {task: number for number, task in enumerate(names)}
-        self.tasks = sorted(
-            seen, key=lambda task: (diagnoses[task]["mean_p"] if task in diagnoses else 1.0, place[task])
-        )
-        keys = dict.fromkeys([*FIXED, *sorted({key for _, key in groups if not is_adaptive(key)}), *ADAPTIVE])
-        keys |= dict.fromkeys(sorted({key for _, key in groups}))
-        self.objectives = [key for key in keys if key != BASE and any(key == of for _, of in groups)]
-        self.fixed = [key for key in self.objectives if not is_adaptive(key)]
-        self.adaptive = [key for key in self.objectives if is_adaptive(key)]
+        tasks = dict.fromkeys([*TASKS, *diagnoses, *(task for task, _ in groups)])
+        seen = [task for task in tasks if task in diagnoses or any(task == of for of, _ in groups)]
+        self.tasks = sorted(seen, key=lambda task: 1.0 if (p := self.mean_p(task)) is None else p)
+        run = {objective for _, objective in groups} - {BASE}
+        others = sorted(run - {*FIXED, *ADAPTIVE})
+        self.fixed = [key for key in (*FIXED, *others) if key in run and not is_adaptive(key)]
+        self.adaptive = [key for key in (*ADAPTIVE, *others) if key in run and is_adaptive(key)]
+        self.objectives = [*self.fixed, *self.adaptive]
 
     def mean_p(self, task: str) -> float | None:
         """Of the training targets under the base model."""
@@ -127,13 +122,12 @@ class Results:
         return sorted({cell["lr"] for cell in self.cells if cell["objective"] != BASE})
 
     def common_rate(self) -> float:
-        """At which most pairs of task and objective were run; of equally many, the one with the best validation."""
-        means: dict[float, list[float]] = {}
+        """With the most cells; of equally many, the one with the best mean validation score."""
+        scores = {lr: [] for lr in self.all_rates}
         for (task, objective), by_rate in self._runs.items():
-            for lr, runs in by_rate.items():
-                if objective != BASE:
-                    means.setdefault(lr, []).append(runs.validation(self.main(task)))
-        return max(sorted(means), key=lambda lr: (len(means[lr]), np.mean(means[lr])))
+            for lr, runs in by_rate.items() if objective != BASE else []:
+                scores[lr] += len(runs.seeds) * [self.validation(task, runs)]
+        return max(scores, key=lambda lr: (len(scores[lr]), np.mean(scores[lr])))
 
     def measures(self, task: str) -> tuple[str, str]:
         """The main one, and the second."""
@@ -156,33 +150,37 @@ class Results:
     def base(self, task: str) -> Runs | None:
         return next(iter(self.rates(task, BASE).values()), None)
 
-    def chosen(self, task: str, objective: str, measure: str | None = None) -> Runs | None:
+    def chosen(self, task: str, objective: str) -> Runs | None:
         """At the learning rate that is best on validation, of equal ones at the smallest.
 
-        Their means go over the seeds that every learning rate has, so that more seeds are no advantage. The greedy
-        accuracy is that of the runs which the accuracy at T=1 has chosen.
+        The means go over the seeds that every learning rate has, so that more seeds are no advantage.
         """
-        if objective == BASE:
-            return self.base(task)
         runs = list(self.rates(task, objective).values())
         common = sorted(set.intersection(*(set(of.seeds) for of in runs))) if runs else []
-        measure = self.main(task) if measure in (None, "greedy") else measure
-        sign = -1 if measure == "nll" else 1
-        return max(runs, key=lambda of: sign * of.validation(measure, common or None), default=None)
+        return max(runs, key=lambda of: self.validation(task, of, common or None), default=None)
+
+    def validation(self, task: str, runs: Runs, seeds: Sequence[int] | None = None) -> float:
+        """Mean accuracy at T=1, or minus mean -log p: higher is better."""
+        measure, sign = ("sampled", 1) if self.main(task) == "sampled" else ("nll", -1)
+        return sign * float(np.mean(runs.values(measure, "validation", seeds)))
 
     def pair(self, task: str, one: str, other: str, measure: str | None = None) -> Pair | None:
-        measure = measure or self.main(task)
-        return paired_values(self.chosen(task, one, measure), self.chosen(task, other, measure), measure)
+        return paired_values(self.chosen(task, one), self.chosen(task, other), measure or self.main(task))
 
     def best_fixed(self, task: str, *, by_test: bool = False) -> Runs | None:
-        """By the main measure on validation, or on the test items."""
+        """The chosen runs with the best validation score, or the best mean of the main measure on the test items."""
         runs = [found for key in self.fixed if (found := self.chosen(task, key)) is not None]
-        measure = self.main(task)
-        return max(runs, key=lambda of: of.estimate(measure).mean if by_test else of.validation(measure), default=None)
+        if by_test:
+            return max(runs, key=lambda of: of.estimate(self.main(task)).mean, default=None)
+        return max(runs, key=lambda of: self.validation(task, of), default=None)
 
 
 def is_adaptive(objective: str) -> bool:
-    return objective.startswith("adaptive")
+    """Whether it moves while a model trains. What the package has no key for is a candidate that does."""
+    try:
+        return not isinstance(parse_objective(objective), Objective)
+    except ObjectiveError:
+        return True
 
 
 def paired_values(one: Runs | None, other: Runs | None, measure: str) -> Pair | None:

@@ -1,50 +1,50 @@
-"""What the cells of docs/real lack of the full grid, as list items of the page."""
+"""What the cells of docs/real lack of the full grid."""
 
 from __future__ import annotations
 
 from experiments.real.scores import ADAPTIVE, FIXED, NUM_RATES, SEEDS, TASKS, Results
-from experiments.real.text import codes, count, listed
+from experiments.real.text import codes, listed, rate, table
 
 OBJECTIVES = (*FIXED, *ADAPTIVE)
 
 
 def sections(results: Results) -> list[str]:
-    full = (
-        f"The full grid has {len(TASKS)} tasks, {len(OBJECTIVES)} objectives, {NUM_RATES} learning rates or more for "
-        f"each pair of them, and seeds {listed(SEEDS)}."
-    )
-    items = [
-        text for task in {**dict.fromkeys(TASKS), **dict.fromkeys(results.tasks)} for text in _of_task(results, task)
+    lr = results.common_rate()
+    tasks = [*results.tasks, *(task for task in TASKS if task not in results.tasks)]
+    pairs = [(task, key) for task in tasks for key in dict.fromkeys([*OBJECTIVES, *results.objectives])]
+    lacking = [(task, key) for task, key in pairs if not _complete(results, task, key, lr)]
+    parts = [
+        f"A pair of task and objective is complete if it was run at {NUM_RATES} learning rates, and with seeds "
+        f"{listed(SEEDS)} at the chosen one and at {rate(lr)}, the one for all. "
+        f"{len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
     ]
-    return (
-        [f"{full} Of this, the following is missing:", "\n".join(items)] if items else [f"{full} No cell is missing."]
-    )
+    missing = {
+        "no diagnosis": [task for task in tasks if task not in results.diagnoses],
+        "no cell of the base model": [task for task in tasks if results.base(task) is None],
+    }
+    parts += [f"These tasks have {what}: {codes(of)}." for what, of in missing.items() if of]
+    return parts + [_table(results, lacking)] * bool(lacking)
 
 
-def _of_task(results: Results, task: str) -> list[str]:
-    objectives = dict.fromkeys([*OBJECTIVES, *results.objectives])
-    runs = {key: results.rates(task, key) for key in objectives}
-    if not any(runs.values()):
-        return [f"- `{task}`: every cell" + (" but that of the base model" if results.base(task) else "") + "."]
-    missing = []
-    if results.base(task) is None:
-        missing.append("the base model")
-    if task not in results.diagnoses:
-        missing.append("the diagnosis")
-    if none := [key for key, by_rate in runs.items() if not by_rate and key in OBJECTIVES]:
-        missing.append(f"every cell of {codes(none)}")
-    for num_rates in range(1, NUM_RATES):
-        if few := [key for key, by_rate in runs.items() if len(by_rate) == num_rates]:
-            missing.append(f"{count(NUM_RATES - num_rates, 'learning rate')} of {codes(few)}")
-    unchosen = set()
-    for key in runs:
-        chosen = results.chosen(task, key)
-        if chosen is not None and (seeds := [seed for seed in SEEDS if seed not in chosen.seeds]):
-            missing.append(f"{count(len(seeds), 'seed')} of `{key}` at the chosen learning rate")
-        if any(set(SEEDS) - set(of.seeds) for of in runs[key].values() if of is not chosen):
-            unchosen.add(key)
-    if unchosen:
-        missing.append(
-            f"seeds at learning rates that were not chosen, of {codes(key for key in runs if key in unchosen)}"
-        )
-    return [f"- `{task}`: {'; '.join(missing)}."] if missing else []
+def _complete(results: Results, task: str, objective: str, lr: float) -> bool:
+    runs = results.rates(task, objective)
+    required = [results.chosen(task, objective), runs.get(lr)]
+    return len(runs) >= NUM_RATES and all(of is not None and set(SEEDS) <= set(of.seeds) for of in required)
+
+
+def _table(results: Results, lacking: list[tuple[str, str]]) -> str:
+    tasks, objectives = (list(dict.fromkeys(pair[side] for pair in lacking)) for side in (0, 1))
+    rows = [
+        [f"`{key}`", *(_seeds(results, task, key) if (task, key) in lacking else "complete" for task in tasks)]
+        for key in objectives
+    ]
+    text = "The others have this many seeds at each of their learning rates, the chosen one in bold:"
+    return f"{text}\n\n{table(('objective', *(f'`{task}`' for task in tasks)), rows)}"
+
+
+def _seeds(results: Results, task: str, objective: str) -> str:
+    chosen = results.chosen(task, objective)
+    counts = [
+        f"**{len(of.seeds)}**" if of is chosen else str(len(of.seeds)) for of in results.rates(task, objective).values()
+    ]
+    return ", ".join(counts) or "no cell"

@@ -32,7 +32,7 @@ def scores(results: Results, tasks: Sequence[str], measure: str, lr: float | Non
 
     Bold: no other objective's interval is better from end to end.
     """
-    found = {(task, key): _runs(results, task, key, measure, lr) for task in tasks for key in results.objectives}
+    found = {(task, key): _runs(results, task, key, lr) for task in tasks for key in results.objectives}
     runs = {name: of for name, of in found.items() if of is not None}
     if not runs:
         return None
@@ -74,9 +74,9 @@ def effect_of_choice(results: Results, lr: float) -> str:
         if best[0] != best[1]:
             changed.append(f"`{task}` (`{best[1]}` at {rate(lr)}, `{best[0]}` at the chosen ones)")
     text = (
-        f"At {rate(lr)}, most pairs of task and objective were run; of equally many, it has the best mean validation "
-        f"score. Validation chose another learning rate for {len(moved)} of {len(gains)} pairs. Over all pairs, "
-        f"choosing is worth {np.mean(gains):+.1f} points of the test score"
+        f"The tables of this section are at {rate(lr)}, where most cells were run. Validation chose another learning "
+        f"rate for {len(moved)} of {len(gains)} pairs of task and objective. Over all pairs, choosing is worth "
+        f"{np.mean(gains):+.1f} points of the test score"
     )
     if moved:
         task, key = max(moved, key=lambda name: abs(moved[name]))
@@ -85,5 +85,5 @@ def effect_of_choice(results: Results, lr: float) -> str:
     return f"{text}. The objective with the best mean test score {best}."
 
 
-def _runs(results: Results, task: str, objective: str, measure: str, lr: float | None) -> Runs | None:
-    return results.chosen(task, objective, measure) if lr is None else results.rates(task, objective).get(lr)
+def _runs(results: Results, task: str, objective: str, lr: float | None) -> Runs | None:
+    return results.chosen(task, objective) if lr is None else results.rates(task, objective).get(lr)

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from evaluation.statistics import Difference
 from experiments.real.claims import CLAIMS, LEVEL, Claim, Judged, judge
 from experiments.real.goals import TOLERANCE, Unchosen, averages, on_average, shortlisted, unchosen
-from experiments.real.scores import Results
+from experiments.real.scores import BASE, FIXED, Results
 from experiments.real.text import codes, count, listed, number, table
 from experiments.wording import points
 
 CLAIMS_INTRODUCTION = f"""\
 These claims, the tasks that they speak of and the margins were written down before any cell was run, in
-`experiments/real/claims.py`. A claim *holds* on a task if the whole 95 % interval is on its side. It *does NOT hold*
-if the whole interval is on the other side. Where the claim has a margin, the sides are inside and outside of it.
-Several claims are judged at once, so Holm's method corrects the p-values. Unless the corrected p is below {LEVEL}, the
-claim *is not decided*, whatever the interval says."""
+`experiments/real/claims.py`. They carry the paper's results over to these tasks; only the fifth is from our own
+[continuum.md](continuum.md).
+A claim *holds* on a task if the whole 95 % interval is on its side. It *does NOT hold* if the whole interval is on the
+other side. Where the claim has a margin, the sides are inside and outside of it. Several claims are judged at once, so
+Holm's method corrects the p-values. Unless the corrected p is below {LEVEL}, the claim *is not decided*, whatever the
+interval says."""
 
 RANK = """\
 A difference is in points of accuracy at T=1, or of mean p where solutions are scored by their likelihood; that of
@@ -27,7 +29,8 @@ and its p permutes the tasks: other tasks could give another order."""
 SHORTLIST = """\
 `nemo-probsft diagnose` looks at the base model and the training rows only, and names a few objectives to try, the best
 bet first. The table has the fixed objective that turned out best on the test items, its place in that list, and what
-a user loses who tries the first of the list only. `dft` counts as `p`, since it has the same gradient."""
+a user loses who tries the first of the list only. If that interval has 0 in it, the two may be equally good. `dft`
+counts as `p`, since it has the same gradient."""
 
 GOALS = f"""\
 An adaptive objective is worth having if it costs nothing to leave the choice to it. The table compares it with the
@@ -48,7 +51,7 @@ The last two columns are shares of the labels that occur at all."""
 
 def claims(results: Results) -> list[str]:
     stated = [f"{n}. {claim.text} ({_formula(claim)})" for n, claim in enumerate(CLAIMS, 1)]
-    parts = ["## The paper's claims", CLAIMS_INTRODUCTION, "\n".join(stated)]
+    parts = ["## Claims, stated before the runs", CLAIMS_INTRODUCTION, "\n".join(stated)]
     judged = judge(results)
     if not judged:
         return parts
@@ -112,8 +115,9 @@ def labels(results: Results) -> list[str]:
 
 
 def _formula(claim: Claim) -> str:
-    text = f"`{claim.better}` - `{claim.worse}`" if claim.better != "base" else f"base model - `{claim.worse}`"
-    return f"{text} on {codes(claim.tasks)}" if claim.tasks else text
+    better = "base model" if claim.better == BASE else f"`{claim.better}`"
+    beyond = " at T=1, minus the same difference greedily," if claim.measure == "gap" else ""
+    return f"{better} - `{claim.worse}`{beyond}" + (f" on {codes(claim.tasks)}" if claim.tasks else "")
 
 
 def _task(name: str) -> str:
@@ -145,7 +149,9 @@ def _averages(results: Results) -> list[str]:
             continue
         rows.append([f"`{key}`", *(_average(found.get(fixed)) for fixed in results.fixed)])
         below = [fixed for fixed, (of, _) in found.items() if of.low <= 0]
-        said.append(f"- `{key}`: " + (f"missed against {codes(below)}." if below else "reached."))
+        unseen = [fixed for fixed in FIXED if fixed not in found]
+        text = f"missed against {codes(below)}" if below else "reached"
+        said.append(f"- `{key}`: {text}{f'; not compared with {codes(unseen)}' if unseen else ''}.")
     if not rows:
         return []
     return [AVERAGE, table(("minus", *(f"`{key}`" for key in results.fixed)), rows), "\n".join(said), *_means(results)]
