@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from experiments.real import grid
+from experiments.real.scores import ADAPTIVE, FIXED, SEEDS
 
 
 def main() -> int:
@@ -33,18 +34,19 @@ def _run(options: argparse.Namespace) -> bool:
     return grid.run(
         options.docs,
         tasks=names,
-        objectives=options.objective or [*grid.FIXED, *grid.MOVING],
-        seeds=options.seed or grid.SEEDS,
+        objectives=options.objective or [*FIXED, *ADAPTIVE],
+        seeds=options.seed or SEEDS,
         workers=options.workers or _workers(),
         minutes=options.minutes,
     )
 
 
 def _workers() -> int:
-    """On a GPU a process a core, less two: what a small model's step costs is the host's time to launch it."""
+    """On a GPU the steps of so small a model cost the host's time to launch them; a worker takes 6 GB there."""
     import torch
 
-    return max(1, min(12, (os.cpu_count() or 1) - 2)) if torch.cuda.is_available() else 1
+    cores = os.cpu_count() or 1
+    return max(1, min(10, cores - 2)) if torch.cuda.is_available() else cores
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--task", action="append", metavar="NAME", help="only this task; repeatable")
     run.add_argument("--objective", action="append", metavar="KEY", help="only this objective; repeatable")
     run.add_argument("--seed", action="append", type=int, metavar="N", help="only this seed; repeatable")
-    run.add_argument("--workers", type=int, metavar="N", help="cells at a time (default: 1 on a CPU, else up to 12)")
+    run.add_argument(
+        "--workers", type=int, metavar="N", help="cells at a time (default: a core each; up to 10 on a GPU)"
+    )
     run.add_argument("--minutes", type=float, metavar="N", help="start no cell after that time")
     page = commands.add_parser("page", help="write docs/real-continuum.md from the lines")
     for command in (run, page):

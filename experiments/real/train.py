@@ -31,8 +31,7 @@ AT_A_TIME = 32  # rows of a batch without a gradient
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokenized rows; of each, where the lower layers are frozen, [its positions, H] fp32: the first trained layer's
-    input. sources: the data set that each row comes from."""
+    """Tokenized rows, the data set that each comes from, and `Model.states` where the lower layers are frozen."""
 
     examples: Sequence[Example]
     sources: Sequence[int]
@@ -65,17 +64,15 @@ class Model:
     def reset(self) -> None:
         torch._foreach_copy_([p.detach() for p in self.parameters], self.base)
 
-    def rows(self, examples: Sequence[Example], sources: Sequence[int]) -> Rows:
-        """With the frozen layers' output, under any weights of the trained ones."""
-        if not self.first:
-            return Rows(examples, sources)
+    def states(self, examples: Sequence[Example]) -> list[np.ndarray]:
+        """Of each row [its positions, H] fp32: the frozen layers' output."""
         states: list[np.ndarray] = []
         for begin in range(0, len(examples), AT_A_TIME):
-            part = [examples[i] for i in range(begin, min(begin + AT_A_TIME, len(examples)))]
+            part = examples[begin : begin + AT_A_TIME]
             batch = forward.pack(part)
             grid = forward.states_before(self.module, batch, self.first)[batch.grid]
             states += [row[: len(ids) - 1].numpy() for row, (ids, _) in zip(grid, part, strict=True)]
-        return Rows(examples, sources, states)
+        return states
 
     def hidden(self, rows: Rows, chosen: Sequence[int]) -> tuple[Packed, Tensor]:
         """(batch, [N, H] what the head reads where a target is)."""

@@ -30,7 +30,7 @@ def loaded(workspace):
     dataset = tokens.of_source(workspace / "train.jsonl", tokenizer, max_length=96)
     examples = [dataset[i] for i in range(len(dataset))]
     model = train.Model(workspace / "model", "cpu")
-    return model, model.rows(examples, [0] * len(examples))
+    return model, train.Rows(examples, [0] * len(examples))
 
 
 def fine_tuned(loaded, key: str, lr: float = LR) -> list[dict[str, float]]:
@@ -93,7 +93,7 @@ def test_frozen_layers_are_those_of_the_whole_model(workspace, loaded):
     """With the states of its lower layers, the last layer learns as it would if all were computed; the rest stays."""
     whole, rows = loaded
     part = train.Model(workspace / "model", "cpu", trained_layers=1)
-    mine = part.rows(rows.examples, rows.sources)
+    mine = train.Rows(rows.examples, rows.sources, part.states(rows.examples))
     whole.reset()
     assert train.score_likelihood(part, mine) == train.score_likelihood(whole, rows)
     state = moving("p", part.module.config.vocab_size, "cpu")
