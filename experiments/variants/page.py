@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,20 +10,13 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import Estimate, estimate
+from experiments.jsonl import read
 from experiments.variants.objectives import LEARNED, OURS, PUBLISHED, variant
 from experiments.variants.tasks import BREAKS, CONTINUUM, TASKS, Task
 
 Line = dict[str, Any]
 MIXTURES = tuple(TASKS[name] for name in ("mixed_10", "mixed_20_copies", "weak_noisy_batch_8"))
 TEXT = Path(__file__).with_name("page.md")  # {name} stands for what `write` calls so
-
-
-def read(lines: Path) -> list[Line]:
-    """The finished cells; a last line that a kill cut off is left out."""
-    if not lines.exists():
-        return []
-    text = lines.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
 
 
 def write(lines: Path, page: Path) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,26 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.variants.model import head, hidden_states, log_probs, pack
+from experiments import forward
+from experiments.forward import head, log_probs, pack
+from experiments.optimizer import OPTIM, adamw, set_lr
 from experiments.variants.objectives import PROMPT_CLASSES, Now, Variant, running, variant
 from experiments.variants.tasks import Task, pretrain_rows, source, tokenize
 from nemo_probsft import demo_data
-from nemo_probsft.config import OptimConfig
 from nemo_probsft.data.order import step_indices
 from nemo_probsft.data.tokens import Example
 
 LR = 3e-4
 BASE_STEPS, BASE_LR, BASE_BATCH = 600, 3e-3, 64  # recipes/demo/base.yaml
-OPTIM = OptimConfig()
-
-
-def append(lines: Path, line: dict[str, Any]) -> None:
-    """Add a line, over one that a kill cut off."""
-    done = lines.read_bytes() if lines.exists() else b""
-    with lines.open("r+b" if done else "wb") as file:
-        file.seek(done.rfind(b"\n") + 1)
-        file.truncate()
-        file.write(json.dumps(line).encode() + b"\n")
 
 
 def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, steps: int) -> dict[str, Any]:
@@ -79,7 +68,7 @@ def fine_tune(
     """
     sources = torch.zeros(len(train), dtype=torch.int64) if sources is None else sources
     base = copy.deepcopy(model) if getattr(objective, "needs_base", False) else None
-    optimizer = _optimizer(model)
+    optimizer = adamw(list(model.parameters()))
     so_far = running(objective, model.config.vocab_size)
     if getattr(objective, "needs_prompts", False):
         prompt_class = prompt_classes(model, train)
@@ -89,7 +78,7 @@ def fine_tune(
     for step in range(steps):
         chosen = torch.tensor(step_indices(len(train), batch_size, seed, step))
         batch = pack([train[i] for i in chosen])
-        hidden = hidden_states(model, batch)
+        hidden = forward.hidden(model, batch)
         every = head(model, hidden, batch)
         with torch.no_grad():
             base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
@@ -108,8 +97,7 @@ def fine_tune(
         )
         objective.value(now).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * _lr_factor(step, steps)
+        set_lr(optimizer, lr, step, steps)
         optimizer.step()
         optimizer.zero_grad()
         so_far.add(now)
@@ -165,22 +153,6 @@ def load_base(directory: Path) -> tuple[Any, Any]:
         tokenizer.save_pretrained(partial)
         partial.rename(trained)
     return AutoTokenizer.from_pretrained(trained), Qwen2ForCausalLM.from_pretrained(trained)
-
-
-def _optimizer(model: Any) -> torch.optim.Optimizer:
-    """AdamW as Megatron sets it up: no weight decay on biases and norms."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=OPTIM.betas, eps=OPTIM.eps, weight_decay=OPTIM.weight_decay, fused=True)
-
-
-def _lr_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    warmup = round(OPTIM.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def provenance() -> dict[str, str]:

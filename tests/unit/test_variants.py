@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import jsonl
+from experiments.forward import log_probs, pack
 from experiments.variants import page, run
-from experiments.variants.model import log_probs, pack
 from experiments.variants.objectives import VARIANTS, Now, Running, running, variant
 from experiments.variants.tasks import TASKS, Task, source, tokenize
 from nemo_probsft import demo_data
@@ -209,12 +210,12 @@ def test_scores_are_those_of_generating(demo):
 
 def test_a_line_cut_off_by_a_kill_is_run_again(tmp_path):
     lines = tmp_path / "lines.jsonl"
-    assert page.read(lines) == []
+    assert jsonl.read(lines) == []
     lines.write_text('{"task": "weak", "objective": "p", "seed": 0}\n{"task": "weak", "obj')
-    assert [line["objective"] for line in page.read(lines)] == ["p"]
-    run.append(lines, {"task": "weak", "objective": "original"})
-    run.append(lines, {"task": "weak", "objective": "dft"})
-    assert [line["objective"] for line in page.read(lines)] == ["p", "original", "dft"]
+    assert [line["objective"] for line in jsonl.read(lines)] == ["p"]
+    jsonl.append(lines, {"task": "weak", "objective": "original"})
+    jsonl.append(lines, {"task": "weak", "objective": "dft"})
+    assert [line["objective"] for line in jsonl.read(lines)] == ["p", "original", "dft"]
 
 
 def test_page_pools_seeds_and_marks_the_best(tmp_path):
@@ -222,7 +223,7 @@ def test_page_pools_seeds_and_marks_the_best(tmp_path):
     for objective, p, seed in (("p", 0.1, 0), ("adaptive", 0.9, 0), ("adaptive", 0.7, 1)):
         items = {"greedy": "01" * 50, "sampled": [p] * 100}
         cell = {"task": "weak", "objective": objective, "seed": seed, "steps": 200, "first_p": 0.25, "items": items}
-        run.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
+        jsonl.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
     page.write(lines, target)
     text = target.read_text(encoding="utf-8").splitlines()
     best = text.index("| objective | `weak` |") + 2
