@@ -238,7 +238,7 @@ def test_seeds_are_compared_where_an_objective_has_all_of_them(tmp_path):
         for task, seed in itertools.product(("mixed_10", "mixed_20_copies", "weak_noisy_batch_8"), seeds):
             items = {"greedy": "01" * 50, "sampled": [0.5 + seed / 10] * 100}
             cell = {"task": task, "objective": objective, "seed": seed, "steps": 200, "first_p": 0.25, "items": items}
-            run.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
+            jsonl.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
     page.write(lines, target)
     one_seed, three_seeds = target.read_text(encoding="utf-8").split("## Where it breaks")[1].split("Seeds 0, 1 and 2:")
     three_seeds = three_seeds.split("##")[0]
