@@ -12,9 +12,10 @@ import numpy as np
 from evaluation.statistics import Estimate, estimate
 from experiments.jsonl import read
 from experiments.variants.objectives import LEARNED, OURS, PUBLISHED, variant
-from experiments.variants.tasks import BREAKS, CONTINUUM, Task
+from experiments.variants.tasks import BREAKS, CONTINUUM, TASKS, Task
 
 Line = dict[str, Any]
+MIXTURES = tuple(TASKS[name] for name in ("mixed_10", "mixed_20_copies", "weak_noisy_batch_8"))
 TEXT = Path(__file__).with_name("page.md")  # {name} stands for what `write` calls so
 
 
@@ -26,7 +27,8 @@ def write(lines: Path, page: Path) -> None:
         "continuum": _table(short, CONTINUUM, "sampled"),
         "continuum_greedy": _table(short, CONTINUUM, "greedy"),
         "long": _table(long, CONTINUUM + BREAKS, "sampled"),
-        "breaks": _table(short, BREAKS, "sampled"),
+        "breaks": _table([cell for cell in short if cell["seed"] == 0], BREAKS, "sampled"),
+        "seeds": _table(_with_seeds(short, MIXTURES, (0, 1, 2)), MIXTURES, "sampled"),
         "formulas": "\n".join(_formula_row(key) for key in dict.fromkeys(cell["objective"] for cell in cells)),
         "tasks": "\n".join(_task_row(task, cells) for task in CONTINUUM + BREAKS if task.name in seen),
         "untried": ", ".join(
@@ -41,6 +43,15 @@ def write(lines: Path, page: Path) -> None:
         assert f"{{{name}}}" in text, f"{TEXT.name} does not use {name}"
         text = text.replace(f"{{{name}}}", part)
     page.write_text(text, encoding="utf-8")
+
+
+def _with_seeds(cells: list[Line], tasks: tuple[Task, ...], seeds: tuple[int, ...]) -> list[Line]:
+    """Those of objectives that were run on all of the tasks with all of the seeds."""
+    wanted = {(task.name, seed) for task in tasks for seed in seeds}
+    done = defaultdict(set)
+    for cell in cells:
+        done[cell["objective"]].add((cell["task"], cell["seed"]))
+    return [cell for cell in cells if wanted <= done[cell["objective"]] and (cell["task"], cell["seed"]) in wanted]
 
 
 def pooled(cells: Iterable[Line], score: str) -> Estimate:

@@ -230,3 +230,19 @@ def test_page_pools_seeds_and_marks_the_best(tmp_path):
     assert text[best].startswith("| `adaptive` | **80.0** [78.")
     assert text[best].endswith(", 2 seeds |")
     assert text[best + 1].startswith("| `p` | 10.0 [")
+
+
+def test_seeds_are_compared_where_an_objective_has_all_of_them(tmp_path):
+    lines, target = tmp_path / "lines.jsonl", tmp_path / "page.md"
+    for objective, seeds in (("p", (0, 1)), ("adaptive", (0, 1, 2))):
+        for task, seed in itertools.product(("mixed_10", "mixed_20_copies", "weak_noisy_batch_8"), seeds):
+            items = {"greedy": "01" * 50, "sampled": [0.5 + seed / 10] * 100}
+            cell = {"task": task, "objective": objective, "seed": seed, "steps": 200, "first_p": 0.25, "items": items}
+            jsonl.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
+    page.write(lines, target)
+    one_seed, three_seeds = target.read_text(encoding="utf-8").split("## Where it breaks")[1].split("Seeds 0, 1 and 2:")
+    three_seeds = three_seeds.split("##")[0]
+    assert one_seed.count("**50.0**") == 6
+    assert "| `p` |" in one_seed
+    assert "| `p` |" not in three_seeds
+    assert three_seeds.count("**60.0**") == 3
