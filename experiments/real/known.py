@@ -49,17 +49,7 @@ def answered(model_dir: str, asked: list[Question]) -> Iterator[tuple[Question, 
     for _, group in groupby(asked, key=lambda question: question.template):
         rows = list(group)
         prompts = [_prompt_ids(tokenizer, question) for question in rows]
-<<<<<<< HEAD
-        answers = [
-            [
-                *tokenizer(response(question, question.answer), add_special_tokens=False)["input_ids"],
-                tokenizer.eos_token_id,
-            ]
-            for question in rows
-        ]
-=======
         answers = [_answer_ids(tokenizer, question) for question in rows]
->>>>>>> tasks
         shared = _shared(prompts)
         for start in range(0, len(rows), 32):
             batch = slice(start, start + 32)
