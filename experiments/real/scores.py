@@ -10,22 +10,13 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
+from experiments.real import tasks
 from nemo_probsft.objectives import Objective, ObjectiveError, parse_objective
 
 Cell = Mapping[str, Any]
 Pair = tuple[list[np.ndarray], list[np.ndarray]]  # [items, 1] per seed, of two objectives
 
-TASKS = {
-    "spell_backward": "spell a word backwards",
-    "caesar": "decipher a sentence whose letters were shifted",
-    "chain_sum": "add and subtract small numbers",
-    "caesar_noisy": "caesar, 30 % of the training answers wrong",
-    "math": "solutions of competition mathematics (MATH-500)",
-    "humaneval": "bodies of Python functions (HumanEval)",
-    "mixture": "a strong noisy task and a weak clean one, together",
-    "known_noisy": "questions whose answers the base model knows, 30 % of the training answers wrong",
-    "copy_noisy": "copy a text, 30 % of the training answers wrong",
-}
+TASKS = {task.name: task.what for task in tasks.TASKS.values()}
 STRONG_NOISY = ("known_noisy", "copy_noisy")
 WEAK_CLEAN = ("spell_backward", "caesar", "chain_sum")
 LIKELIHOOD = ("math", "humaneval")
@@ -91,9 +82,16 @@ def item_values(scores: Mapping[str, Any], measure: str) -> np.ndarray:
 
 
 class Results:
-    """Every cell, where the page looks for it. A later line of the same cell replaces an earlier one."""
+    """Every cell, where the page looks for it. A later line of the same cell replaces an earlier one.
+
+    Where some cells trained the whole model, those that trained its last layers only are left out.
+    """
 
     def __init__(self, cells: Iterable[Cell], diagnoses: Mapping[str, Cell]) -> None:
+        cells = list(cells)
+        layers = {cell.get("trained_layers") for cell in cells}
+        most = None if None in layers else max(layers, default=None)
+        cells = [cell for cell in cells if cell.get("trained_layers") == most]
         self.cells = list({(c["task"], c["objective"], c["lr"], c["seed"]): c for c in cells}.values())
         self.diagnoses = diagnoses
         groups: dict[tuple[str, str], dict[float, dict[int, Cell]]] = {}

@@ -320,3 +320,10 @@ def test_the_committed_page_is_what_the_committed_lines_give(tmp_path):
     for lines in (ROOT / "docs/real").glob("*.jsonl"):
         shutil.copy(lines, tmp_path / "real")
     assert page.write(tmp_path / "real").read_text() == (ROOT / "docs/real-continuum.md").read_text()
+
+
+def test_cells_of_the_whole_model_replace_those_of_its_last_layers():
+    last = [cell("caesar", "p", 0.2, trained_layers=4), cell("caesar", "original", 0.9, trained_layers=4)]
+    whole = [cell("caesar", "p", 0.6, trained_layers=None)]
+    assert results(last).objectives == ["original", "p"]
+    assert results(last + whole).cells == whole
