@@ -56,13 +56,12 @@ def _rank(args: argparse.Namespace) -> list[dict]:
 
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=args.tp)
     dtype = getattr(torch, args.dtype)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(args.tokens, args.hidden, generator=generator).to(dtype)
-    weight = (torch.randn(args.vocab, args.hidden, generator=generator) * 3 / args.hidden**0.5).to(dtype)
-    labels = torch.randint(args.vocab, (args.tokens,), generator=generator)
-    mask = torch.arange(args.tokens) % SEQUENCE >= args.masked * SEQUENCE
+    drawn = {"generator": torch.Generator(args.device).manual_seed(0), "device": args.device}
+    hidden = torch.randn(args.tokens, args.hidden, **drawn).to(dtype)
+    weight = torch.randn(args.vocab, args.hidden, **drawn).mul_(3 / args.hidden**0.5).to(dtype)
+    labels = torch.randint(args.vocab, (args.tokens,), **drawn)
+    mask = torch.arange(args.tokens, device=args.device) % SEQUENCE >= args.masked * SEQUENCE
     known = mask.nonzero().squeeze(1)  # where there is a loss, as a data loader knows it
-    hidden, weight, labels, mask, known = (x.to(args.device) for x in (hidden, weight, labels, mask, known))
     shard = weight.chunk(args.tp)[dist.get_rank()]
     objective = parse_objective(args.objective)
     threshold = _threshold(hidden, weight, labels, mask, args.kept)

@@ -50,17 +50,18 @@ def _rank(args: argparse.Namespace) -> list[dict]:
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=args.tp)
     width, dtype = args.vocab // args.tp, getattr(torch, args.dtype)
     start = dist.get_rank() * width
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(args.vocab, (args.tokens,), generator=generator)
-    dloss = torch.randn(args.tokens, generator=generator)
-    dloss *= torch.rand(args.tokens, generator=generator) >= args.masked
+    generator = torch.Generator(args.device).manual_seed(0)
+    drawn = {"generator": generator, "device": args.device}  # by one core of a host it would take half a minute
+    labels = torch.randint(args.vocab, (args.tokens,), **drawn)
+    dloss = torch.randn(args.tokens, **drawn)
+    dloss *= torch.rand(args.tokens, **drawn) >= args.masked
     generator.manual_seed(1 + dist.get_rank())
-    logits = (3 * torch.randn(args.tokens, width, generator=generator)).to(dtype)
-    checked = [logits.new_empty(CHECKED_ROWS, width) for _ in range(args.tp)]
-    dist.all_gather(checked, logits[:CHECKED_ROWS].clone())
-    truth = reference.logprob_and_grad(torch.cat(checked, 1), labels[:CHECKED_ROWS], -dloss[:CHECKED_ROWS])
+    logits = torch.randn(args.tokens, width, **drawn).mul_(3).to(dtype)
+    checked = [torch.empty(CHECKED_ROWS, width, dtype=dtype) for _ in range(args.tp)]
+    dist.all_gather(checked, logits[:CHECKED_ROWS].cpu())
+    upstream = -dloss[:CHECKED_ROWS].cpu()
+    truth = reference.logprob_and_grad(torch.cat(checked, 1), labels[:CHECKED_ROWS].cpu(), upstream)
     truth = -truth[0], truth[1][:, start : start + width]
-    logits, labels, dloss = (x.to(args.device) for x in (logits, labels, dloss))
 
     def prepare() -> tuple:
         return logits.clone().requires_grad_(), labels, dloss

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -69,9 +70,8 @@ def estimate_over_seeds(by_seed: Sequence[np.ndarray], *, seed: int = 0) -> Esti
     Where no resample moves the mean, the bounds of `estimate` stand in. Few seeds tell little about their spread.
     """
     means = np.stack([_matrix(scores).mean(axis=1) for scores in by_seed])
-    resampled = _two_way_means(means, seed)
-    low, high = _percentiles(resampled)
-    if resampled.min() == resampled.max():
+    low, high = _percentiles(_two_way_means(means, seed))
+    if means.min() == means.max():
         single = estimate(by_seed[0], seed=seed)
         low, high = single.low, single.high
     samples = sum(np.shape(scores)[1] for scores in by_seed)
@@ -84,7 +84,7 @@ def paired_difference_over_seeds(a: Sequence[np.ndarray], b: Sequence[np.ndarray
     The p-value flips signs of the per-item differences of the means over seeds: it speaks of items, for these seeds.
     Raises: ValueError when the numbers of items differ.
     """
-    differences = np.stack([_item_differences(one, other) for one, other in zip(a, b, strict=True)])
+    differences = _differences_over_seeds(a, b)
     low, high = _percentiles(_two_way_means(differences, seed))
     of_items = differences.mean(axis=0)
     return Difference(float(of_items.mean()), low, high, _sign_flip_p_value(of_items, seed), len(of_items))
@@ -114,6 +114,63 @@ def paired_mean_of_tasks(a: Sequence[np.ndarray], b: Sequence[np.ndarray], *, se
     return Difference(float(weighted.sum()), *_percentiles(means), _sign_flip_p_value(weighted, seed), len(weighted))
 
 
+def mean_of_tasks_over_seeds(tasks: Sequence[Sequence[np.ndarray]], *, seed: int = 0) -> Estimate:
+    """The unweighted mean over `tasks`, each as in `estimate_over_seeds`: seeds and items are resampled within a task.
+
+    A seed of one task and the same seed of another are different runs, so they are resampled apart. Where no resample
+    moves any mean, the mean of the tasks' own bounds stands in. `samples_per_item` is that of the first task.
+    """
+    values = [np.stack([_matrix(scores).mean(axis=1) for scores in by_seed]) for by_seed in tasks]
+    means = np.mean([_two_way_means(of_task, (seed, n)) for n, of_task in enumerate(values)], axis=0)
+    low, high = _percentiles(means)
+    if all(of_task.min() == of_task.max() for of_task in values):
+        estimates = [estimate_over_seeds(by_seed, seed=seed) for by_seed in tasks]
+        low, high = (float(np.mean([getattr(e, end) for e in estimates])) for end in ("low", "high"))
+    mean = float(np.mean([of_task.mean() for of_task in values]))
+    samples = sum(np.shape(scores)[1] for scores in tasks[0])
+    return Estimate(mean, low, high, sum(of_task.shape[1] for of_task in values), samples)
+
+
+def paired_mean_of_tasks_over_seeds(
+    a: Sequence[Sequence[np.ndarray]], b: Sequence[Sequence[np.ndarray]], *, seed: int = 0
+) -> Difference:
+    """Unweighted mean over tasks of a - b, each task as in `paired_difference_over_seeds`, resampled within itself."""
+    differences = [_differences_over_seeds(x, y) for x, y in zip(a, b, strict=True)]
+    means = np.mean([_two_way_means(d, (seed, n)) for n, d in enumerate(differences)], axis=0)
+    weighted = np.concatenate([d.mean(axis=0) / (d.shape[1] * len(differences)) for d in differences])
+    return Difference(float(weighted.sum()), *_percentiles(means), _sign_flip_p_value(weighted, seed), len(weighted))
+
+
+def rank_correlation_over_tasks(
+    places: Sequence[float], a: Sequence[Sequence[np.ndarray]], b: Sequence[Sequence[np.ndarray]], *, seed: int = 0
+) -> Difference:
+    """Spearman's correlation of the tasks' `places` and their means of a - b, in the form of a Difference of tasks.
+
+    Its interval resamples seeds and items within a task: how sure the order of these tasks is. Its p-value permutes the
+    tasks: whether as many tasks without any order would show one. Raises: ValueError when there are fewer than 3 tasks.
+    """
+    if len(places) < 3:
+        raise ValueError(f"a rank correlation needs 3 tasks or more, got {len(places)}")
+    differences = [_differences_over_seeds(x, y) for x, y in zip(a, b, strict=True)]
+    ranks = _ranks(np.array(places, dtype=np.float64)[None])
+    means = np.stack([_two_way_means(d, (seed, n)) for n, d in enumerate(differences)], axis=1)
+    of_means = _ranks(np.array([[d.mean() for d in differences]]))
+    observed = _correlations(ranks, of_means).item()
+    shuffled = np.random.default_rng(seed).permuted(np.repeat(ranks, RESAMPLES, axis=0), axis=1)
+    as_large = int((np.abs(_correlations(shuffled, of_means)) >= abs(observed) - 1e-9).sum())
+    low, high = _percentiles(_correlations(ranks, _ranks(means)))
+    return Difference(observed, low, high, (as_large + 1) / (RESAMPLES + 1), len(places))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction, in the order given: the chance that any of them errs stays below the level."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(order) - np.arange(len(order))
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * np.asarray(p_values)[order]), 1)
+    return corrected.tolist()
+
+
 def _matrix(scores: np.ndarray) -> np.ndarray:
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or scores.size == 0 or not np.isfinite(scores).all():
@@ -126,6 +183,24 @@ def _item_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if len(a) != len(b):
         raise ValueError(f"paired scores need the same items: got {len(a)} and {len(b)}; evaluate both on one data set")
     return a.mean(axis=1) - b.mean(axis=1)
+
+
+def _differences_over_seeds(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
+    """[seeds, items]"""
+    return np.stack([_item_differences(one, other) for one, other in zip(a, b, strict=True)])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Within each row of `values` [rows, n]; ties share the mean of their ranks."""
+    one, other = values[:, :, None], values[:, None, :]
+    return (one > other).sum(axis=2) + 0.5 * (one == other).sum(axis=2)
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's, [rows], of the rows of a and b [rows, n]; 0 where one of the two does not vary."""
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    return np.divide((a * b).sum(axis=1), scale, out=np.zeros_like(scale), where=scale > 0)
 
 
 def _bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
@@ -144,16 +219,30 @@ def _bootstrap_means(values: np.ndarray, seed: int | list[int]) -> np.ndarray:
     return np.concatenate([values[rows].mean(axis=1) for rows in _resamples(len(values), seed)])
 
 
-def _two_way_means(values: np.ndarray, seed: int, block: int = 500) -> np.ndarray:
+def _two_way_means(values: np.ndarray, seed: int | tuple[int, ...], block: int = 500) -> np.ndarray:
     """Means [RESAMPLES] of `values` [seeds, items], seeds and items resampled independently of each other."""
+    seeds, items = _two_way_resamples(*values.shape, seed)
+    starts = range(0, RESAMPLES, block)
+    means = [np.einsum("bs,bs->b", items[i : i + block] @ values.T, seeds[i : i + block]) for i in starts]
+    return np.concatenate(means) / values.size
+
+
+@lru_cache(maxsize=16)
+def _two_way_resamples(
+    num_seeds: int, num_items: int, seed: int | tuple[int, ...], block: int = 500
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often a resample has each seed, [RESAMPLES, seeds], and each item, [RESAMPLES, items].
+
+    A page compares hundreds of runs on the same items: counting is what would cost it most of its time.
+    """
     rng = np.random.default_rng(seed)
-    num_seeds, num_items = values.shape
-    means = []
+    seeds, items = [], []
     for _ in range(RESAMPLES // block):
-        weights = rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=block) / num_seeds
-        items = rng.integers(num_items, size=(block, num_items))
-        means.append(np.einsum("bs,sbi->b", weights, values[:, items]) / num_items)
-    return np.concatenate(means)
+        seeds.append(rng.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=block))
+        places = rng.integers(num_items, size=(block, num_items)) + num_items * np.arange(block)[:, None]
+        times = np.bincount(places.ravel(), minlength=block * num_items)
+        items.append(times.reshape(block, num_items).astype(np.uint16))
+    return np.concatenate(seeds), np.concatenate(items)
 
 
 def _resamples(num_items: int, seed: int | list[int], block: int = 500):

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from evaluation.statistics import RESAMPLES, Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
+from evaluation.statistics import Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
+from experiments import drawing
 from experiments.continuum import figures
 from experiments.continuum.cells import read_cells, read_diagnoses
+from experiments.wording import entry, points, verdict, versions
 from nemo_probsft.objectives import Objective, parse_objective
 
 TITLES = {
@@ -80,9 +82,9 @@ def write(docs: Path) -> Path:
             key: {task: table[task, key].accuracy for task in tasks if (task, key) in table} for key in ADAPTIVE
         }
         over_alpha = figures.over_alpha(_points_over_alpha(table, tasks), adaptive)
-        figures.save(over_alpha, docs / "alpha.png")
+        drawing.save(over_alpha, docs / "alpha.png")
         heat_map = figures.heat_map(_means(table, tasks, objectives), tasks, objectives)
-        figures.save(heat_map, docs / "heat_map.png")
+        drawing.save(heat_map, docs / "heat_map.png")
     page.write_text("\n".join(_lines(cells, diagnoses, table, tasks, objectives)) + "\n", encoding="utf-8")
     return page
 
@@ -133,7 +135,7 @@ def _lines(cells, diagnoses, table, tasks, objectives) -> list[str]:
         "",
         "## Versions",
         "",
-        *_versions(cells),
+        *versions(cells),
     ]
 
 
@@ -142,12 +144,6 @@ def _summary(cells) -> list[str]:
     dates = sorted({cell["date"] for cell in cells})
     answers = f"200 test items, {cells[0]['samples_per_item']} answers each at T=1"
     return [f"{len(cells)} cells, {steps} steps of batch 64 at 3e-4, {dates[0]} to {dates[-1]}. {answers}.", *METHOD]
-
-
-def _versions(cells) -> list[str]:
-    versions = sorted({", ".join(f"{k} {v}" for k, v in cell["versions"].items() if k != "git") for cell in cells})
-    commits = sorted({cell["versions"]["git"] for cell in cells})
-    return [*(f"- {version}" for version in versions), f"- git {', '.join(commits)}"]
 
 
 def _tasks(diagnoses, tasks) -> list[str]:
@@ -167,14 +163,9 @@ def _table(table, tasks, objectives, decoding: str) -> list[str]:
         entries = []
         for task in tasks:
             scores = table.get((task, objective))
-            entries.append("-" if scores is None else _entry(getattr(scores, decoding), scores.seeds))
+            entries.append("-" if scores is None else entry(getattr(scores, decoding), scores.seeds))
         lines.append(f"| {objective} | " + " | ".join(entries) + " |")
     return lines
-
-
-def _entry(value: Estimate, seeds: Sequence[int]) -> str:
-    count = f"{len(seeds)} seed" + "s" * (len(seeds) > 1)
-    return f"{100 * value.mean:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}], {count}"
 
 
 def _claims(table, tasks) -> list[str]:
@@ -188,14 +179,11 @@ def _claims(table, tasks) -> list[str]:
     for task, better, worse, text in claims:
         found = _difference(table, task, better, worse)
         if found is not None:
-            verdict = "holds" if found.low > 0 else "does NOT hold" if found.high < 0 else "is not decided"
-            lines.append(f"- {text} (`{task}`: {better} - {worse}): {_points(found)}; {verdict}.")
+            lines.append(f"- {text} (`{task}`: {better} - {worse}): {points(found)}; {verdict(found)}.")
     found = _difference(table, "intermediate", "p", "original")
     if found is not None:
-        inside, outside = found.low > -CLOSE and found.high < CLOSE, found.low > CLOSE or found.high < -CLOSE
-        verdict = "holds" if inside else "does NOT hold" if outside else "is not decided"
         text = f"in between, they are within {100 * CLOSE:.0f} points of each other (`intermediate`: p - original)"
-        lines.append(f"- {text}: {_points(found)}; {verdict}.")
+        lines.append(f"- {text}: {points(found)}; {verdict(found, within=CLOSE)}.")
     return lines
 
 
@@ -215,7 +203,7 @@ def _goals(table, tasks) -> list[str]:
             else:
                 inside = table[task, adaptive].accuracy.mean >= fixed[best].low
                 goal = f"not below the interval of the best fixed one: {'reached' if inside else 'missed'}"
-            lines.append(f"- {adaptive} on `{task}` against {best}: {_points(found)}; {goal}.")
+            lines.append(f"- {adaptive} on `{task}` against {best}: {points(found)}; {goal}.")
     return lines
 
 
@@ -229,12 +217,6 @@ def _difference(table, task: str, a: str, b: str) -> Difference | None:
         return None
     pairs = [(one.sampled[one.seeds.index(seed)], other.sampled[other.seeds.index(seed)]) for seed in both]
     return paired_difference_over_seeds([left for left, _ in pairs], [right for _, right in pairs])
-
-
-def _points(value: Difference) -> str:
-    relation = "<=" if value.p_value <= 1 / RESAMPLES else "="  # no smaller one can come out
-    interval = f"[{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
-    return f"{100 * value.mean:+.1f} points {interval}, p {relation} {value.p_value:.2g}"
 
 
 def _alpha(objective: str) -> float | None:

@@ -1,1 +1,1 @@
-"""The continuum on a real pretrained model."""
+"""The continuum on a real pretrained model: objectives x tasks x learning rates x seeds."""

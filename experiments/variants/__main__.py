@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from experiments import jsonl
 from experiments.variants import page
 from experiments.variants.objectives import variant
-from experiments.variants.run import append, load_base, provenance, run
+from experiments.variants.run import load_base, provenance, run
 from experiments.variants.tasks import CONTINUUM, TASKS
 
 WORK = Path("runs/variants")
@@ -39,13 +40,13 @@ def run_missing(tasks: list[str], objectives: list[str], seeds: list[int], steps
                 cell = {"task": name, "objective": objective, "seed": seed, "steps": steps}
                 if not _is_done(lines, cell):
                     line = cell | run(base, tokenizer, TASKS[name], variant(objective), seed, steps)
-                    append(lines, line | provenance())
+                    jsonl.append(lines, line | provenance())
                     shown = (f"{key} {line[key]:.3f}" for key in ("greedy", "sampled", "seconds"))
                     print(name, objective, seed, *shown, flush=True)
 
 
 def _is_done(lines: Path, cell: dict[str, Any]) -> bool:
-    return any(cell.items() <= line.items() for line in page.read(lines))
+    return any(cell.items() <= line.items() for line in jsonl.read(lines))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from experiments.real import candidates
 from nemo_probsft.objectives import (
     Adaptive,
     AnyObjective,
     LabelMeans,
     Moment,
+    Objective,
     RunningMean,
     label_means,
     objective_at,
@@ -52,6 +54,7 @@ class Running:
 
     num_labels: int
     label_means: LabelMeans | None = None  # of a recipe's objective that has some
+    candidate: candidates.State | None = None  # of an objective of the real model's continuum
     p: RunningMean = field(default_factory=lambda: RunningMean(0.9))
     slow_p: RunningMean = field(default_factory=lambda: RunningMean(0.98))
     median_p: RunningMean = field(default_factory=lambda: RunningMean(0.9))
@@ -74,6 +77,8 @@ class Running:
         if self.label_means is not None:
             self.label_means.see(now.labels, now.logp, torch.ones_like(now.labels))
             self.label_means.end_step()
+        if self.candidate is not None:
+            self.candidate.see(now.as_candidates_see_it)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,8 @@ class Now:
     labels: Tensor  # [N] int64
     example: Tensor  # [N] int64, from 0
     prompt_class: Tensor  # [N] int64: of PROMPT_CLASSES; 0 where the objective does not ask
+    source: Tensor  # [N] int64: the part of a mixture
+    hidden: Tensor  # [N, H] fp32: what the head reads
     base_logp: Tensor | None  # [N] fp32 under the model before training, where the objective asks for it
     running: Running
     fraction: float  # of the run: 0 at the first step, 1 at the last
@@ -97,6 +104,19 @@ class Now:
     def confidence(self) -> Tensor:
         """[N]: sum of the squared probabilities, which is the p that the model itself expects of its target."""
         return self.log_probs.detach().mul(2).exp().sum(-1)
+
+    @property
+    def as_candidates_see_it(self) -> candidates.Now:
+        example = self.example.contiguous()
+        return candidates.Now(
+            logp=self.logp.detach(),
+            top=self.log_probs.max(-1).values,
+            labels=self.labels,
+            example=example,
+            position=torch.arange(len(example)) - torch.searchsorted(example, example),
+            source=self.source,
+            hidden=self.hidden,
+        )
 
     def example_mean(self, values: Tensor) -> Tensor:
         """[N]: the mean over the targets of the same example."""
@@ -160,7 +180,28 @@ class Named:
         return objective_at(self.objective, Moment(now.fraction, now.running.p.value))
 
 
-Variant = Power | Weighted | Named
+@dataclass(frozen=True)
+class Learned:
+    """A candidate of the real model's continuum."""
+
+    candidate: candidates.Candidate
+
+    @property
+    def formula(self) -> str:
+        return self.candidate.formula
+
+    def value(self, now: Now) -> Tensor:
+        return self._at(now).value(now.logp)
+
+    def weight(self, now: Now) -> Tensor:
+        return self._at(now).weight(now.logp.detach())
+
+    def _at(self, now: Now) -> Objective:
+        assert now.running.candidate is not None
+        return Objective("power", now.running.candidate.alpha(now.as_candidates_see_it))
+
+
+Variant = Power | Weighted | Named | Learned
 
 
 def variant(key: str) -> Variant:
@@ -170,7 +211,11 @@ def variant(key: str) -> Variant:
 
 def running(objective: Variant, num_labels: int) -> Running:
     """Before the first step."""
-    return Running(num_labels, label_means(objective.objective, num_labels) if isinstance(objective, Named) else None)
+    if isinstance(objective, Named):
+        return Running(num_labels, label_means=label_means(objective.objective, num_labels))
+    if isinstance(objective, Learned):
+        return Running(num_labels, candidate=objective.candidate.start())
+    return Running(num_labels)
 
 
 def ramp(m: Tensor | float) -> Tensor:
@@ -250,4 +295,6 @@ OURS: dict[str, Variant] = {
     "trim": Weighted("-log p without the ramp(m) (1 - m) least probable tokens", _trim),
 }
 
-VARIANTS = PUBLISHED | OURS
+LEARNED: dict[str, Variant] = {name: Learned(candidate) for name, candidate in candidates.CANDIDATES.items()}
+
+VARIANTS = PUBLISHED | OURS | LEARNED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,19 +10,13 @@ from typing import Any
 import numpy as np
 
 from evaluation.statistics import Estimate, estimate
-from experiments.variants.objectives import OURS, PUBLISHED, variant
-from experiments.variants.tasks import BREAKS, CONTINUUM, Task
+from experiments.jsonl import read
+from experiments.variants.objectives import LEARNED, OURS, PUBLISHED, variant
+from experiments.variants.tasks import BREAKS, CONTINUUM, TASKS, Task
 
 Line = dict[str, Any]
+MIXTURES = tuple(TASKS[name] for name in ("mixed_10", "mixed_20_copies", "weak_noisy_batch_8"))
 TEXT = Path(__file__).with_name("page.md")  # {name} stands for what `write` calls so
-
-
-def read(lines: Path) -> list[Line]:
-    """The finished cells; a last line that a kill cut off is left out."""
-    if not lines.exists():
-        return []
-    text = lines.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in text if line.endswith("\n")]
 
 
 def write(lines: Path, page: Path) -> None:
@@ -34,10 +27,13 @@ def write(lines: Path, page: Path) -> None:
         "continuum": _table(short, CONTINUUM, "sampled"),
         "continuum_greedy": _table(short, CONTINUUM, "greedy"),
         "long": _table(long, CONTINUUM + BREAKS, "sampled"),
-        "breaks": _table(short, BREAKS, "sampled"),
+        "breaks": _table([cell for cell in short if cell["seed"] == 0], BREAKS, "sampled"),
+        "seeds": _table(_with_seeds(short, MIXTURES, (0, 1, 2)), MIXTURES, "sampled"),
         "formulas": "\n".join(_formula_row(key) for key in dict.fromkeys(cell["objective"] for cell in cells)),
         "tasks": "\n".join(_task_row(task, cells) for task in CONTINUUM + BREAKS if task.name in seen),
-        "untried": ", ".join(f"`{key}`" for key in PUBLISHED | OURS if all(cell["objective"] != key for cell in cells)),
+        "untried": ", ".join(
+            f"`{key}`" for key in PUBLISHED | OURS | LEARNED if all(cell["objective"] != key for cell in cells)
+        ),
         "versions": "; ".join(sorted({cell["versions"] for cell in cells})),
         "dates": " and ".join(sorted({cell["date"] for cell in cells})),
         "count": str(len(cells)),
@@ -47,6 +43,15 @@ def write(lines: Path, page: Path) -> None:
         assert f"{{{name}}}" in text, f"{TEXT.name} does not use {name}"
         text = text.replace(f"{{{name}}}", part)
     page.write_text(text, encoding="utf-8")
+
+
+def _with_seeds(cells: list[Line], tasks: tuple[Task, ...], seeds: tuple[int, ...]) -> list[Line]:
+    """Those of objectives that were run on all of the tasks with all of the seeds."""
+    wanted = {(task.name, seed) for task in tasks for seed in seeds}
+    done = defaultdict(set)
+    for cell in cells:
+        done[cell["objective"]].add((cell["task"], cell["seed"]))
+    return [cell for cell in cells if wanted <= done[cell["objective"]] and (cell["task"], cell["seed"]) in wanted]
 
 
 def pooled(cells: Iterable[Line], score: str) -> Estimate:
@@ -88,7 +93,7 @@ def _cell_text(measured: tuple[Estimate, int] | None, highest: float) -> str:
 
 
 def _formula_row(key: str) -> str:
-    source = "published" if key in PUBLISHED else "own" if key in OURS else "recipe key"
+    source = "published" if key in PUBLISHED else "own" if key in OURS | LEARNED else "recipe key"
     return f"| `{key}` | {source} | {variant(key).formula} |"
 
 

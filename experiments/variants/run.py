@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,26 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.variants.model import log_probs, pack
+from experiments import forward
+from experiments.forward import head, log_probs, pack
+from experiments.optimizer import OPTIM, adamw, set_lr
 from experiments.variants.objectives import PROMPT_CLASSES, Now, Variant, running, variant
-from experiments.variants.tasks import Task, pretrain_rows, tokenize
+from experiments.variants.tasks import Task, pretrain_rows, source, tokenize
 from nemo_probsft import demo_data
-from nemo_probsft.config import OptimConfig
 from nemo_probsft.data.order import step_indices
 from nemo_probsft.data.tokens import Example
 
 LR = 3e-4
 BASE_STEPS, BASE_LR, BASE_BATCH = 600, 3e-3, 64  # recipes/demo/base.yaml
-OPTIM = OptimConfig()
-
-
-def append(lines: Path, line: dict[str, Any]) -> None:
-    """Add a line, over one that a kill cut off."""
-    done = lines.read_bytes() if lines.exists() else b""
-    with lines.open("r+b" if done else "wb") as file:
-        file.seek(done.rfind(b"\n") + 1)
-        file.truncate()
-        file.write(json.dumps(line).encode() + b"\n")
 
 
 def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, steps: int) -> dict[str, Any]:
@@ -47,9 +36,11 @@ def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, st
     1, which is the mean probability of the right answer with its end token: exact, nothing is drawn.
     """
     began = time.perf_counter()
-    train, test = (tokenize(tokenizer, rows) for rows in task.rows(seed))
+    rows, test_rows = task.rows(seed)
+    train, test = tokenize(tokenizer, rows), tokenize(tokenizer, test_rows)
+    sources = torch.tensor([source(row) for row in rows])
     model = copy.deepcopy(base)
-    history = fine_tune(model, train, objective, task.batch_size, seed, steps, LR)
+    history = fine_tune(model, train, objective, task.batch_size, seed, steps, LR, sources)
     greedy, sampled = scores(model, test)
     return {
         "greedy": sum(greedy) / len(greedy),
@@ -62,11 +53,22 @@ def run(base: Any, tokenizer: Any, task: Task, objective: Variant, seed: int, st
 
 
 def fine_tune(
-    model: Any, train: Sequence[Example], objective: Variant, batch_size: int, seed: int, steps: int, lr: float
+    model: Any,
+    train: Sequence[Example],
+    objective: Variant,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    lr: float,
+    sources: Tensor | None = None,
 ) -> list[float]:
-    """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch."""
+    """Train in place; the mean p of each step's targets. The sum of f is divided by all targets of the batch.
+
+    sources: [examples] int64, the part of a mixture that each is from; all are from one where it is None.
+    """
+    sources = torch.zeros(len(train), dtype=torch.int64) if sources is None else sources
     base = copy.deepcopy(model) if getattr(objective, "needs_base", False) else None
-    optimizer = _optimizer(model)
+    optimizer = adamw(list(model.parameters()))
     so_far = running(objective, model.config.vocab_size)
     if getattr(objective, "needs_prompts", False):
         prompt_class = prompt_classes(model, train)
@@ -76,17 +78,26 @@ def fine_tune(
     for step in range(steps):
         chosen = torch.tensor(step_indices(len(train), batch_size, seed, step))
         batch = pack([train[i] for i in chosen])
-        every = log_probs(model, batch)
+        hidden = forward.hidden(model, batch)
+        every = head(model, hidden, batch)
         with torch.no_grad():
             base_logp = None if base is None else log_probs(base, batch).gather(1, batch.labels[:, None])[:, 0]
         logp = every.gather(1, batch.labels[:, None])[:, 0]
-        classes = prompt_class[chosen][batch.example]
-        fraction = step / max(1, steps - 1)
-        now = Now(logp, every.detach(), batch.labels, batch.example, classes, base_logp, so_far, fraction)
+        now = Now(
+            logp=logp,
+            log_probs=every.detach(),
+            labels=batch.labels,
+            example=batch.example,
+            prompt_class=prompt_class[chosen][batch.example],
+            source=sources[chosen][batch.example],
+            hidden=hidden.detach()[batch.row_of_target],
+            base_logp=base_logp,
+            running=so_far,
+            fraction=step / max(1, steps - 1),
+        )
         objective.value(now).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIM.clip_grad)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * _lr_factor(step, steps)
+        set_lr(optimizer, lr, step, steps)
         optimizer.step()
         optimizer.zero_grad()
         so_far.add(now)
@@ -142,22 +153,6 @@ def load_base(directory: Path) -> tuple[Any, Any]:
         tokenizer.save_pretrained(partial)
         partial.rename(trained)
     return AutoTokenizer.from_pretrained(trained), Qwen2ForCausalLM.from_pretrained(trained)
-
-
-def _optimizer(model: Any) -> torch.optim.Optimizer:
-    """AdamW as Megatron sets it up: no weight decay on biases and norms."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=OPTIM.betas, eps=OPTIM.eps, weight_decay=OPTIM.weight_decay, fused=True)
-
-
-def _lr_factor(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    warmup = round(OPTIM.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def provenance() -> dict[str, str]:

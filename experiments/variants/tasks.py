@@ -110,6 +110,11 @@ BREAKS = (
 TASKS = {task.name: task for task in CONTINUUM + BREAKS}
 
 
+def source(row: demo_data.Row) -> int:
+    """Which part of a mixture the row is from: additions, copies or the cipher."""
+    return next((i for i, start in enumerate(("copy:", "code:"), 1) if row["prompt"].startswith(start)), 0)
+
+
 def tokenize(tokenizer, rows: Sequence[demo_data.Row]) -> list[Example]:
     """Prompt, answer, end token; the loss covers the answer and its end, as in nemo_probsft/data/tokens.py."""
     examples = []

@@ -16,7 +16,7 @@ from nemo_probsft.config import strictyaml
 
 ROOT = Path(__file__).parents[2]
 ALL = sorted((ROOT / "recipes").glob("*/*.yaml"))
-RECIPES = [path for path in ALL if path.parent.name not in ("demo", "continuum")]
+RECIPES = [path for path in ALL if path.parent.name not in ("demo", "continuum", "real")]
 NAMES = [str(path.relative_to(ROOT)) for path in RECIPES]
 
 # layers, attention heads, key-value heads, ffn, vocabulary: config.json of each public model

@@ -1,6 +1,6 @@
 """Intervals and p-values against closed forms, exhaustive enumeration and simulated coverage."""
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -8,7 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from evaluation.statistics import RESAMPLES, estimate, mean_of_tasks, paired_difference, paired_mean_of_tasks
+from evaluation.statistics import (
+    RESAMPLES,
+    estimate,
+    estimate_over_seeds,
+    holm,
+    mean_of_tasks,
+    mean_of_tasks_over_seeds,
+    paired_difference,
+    paired_difference_over_seeds,
+    paired_mean_of_tasks,
+    paired_mean_of_tasks_over_seeds,
+    rank_correlation_over_tasks,
+)
 
 binary_scores = st.tuples(st.integers(1, 12), st.integers(1, 5)).flatmap(
     lambda shape: arrays(np.float64, shape, elements=st.sampled_from([0.0, 1.0]))
@@ -145,3 +157,80 @@ def test_paired_mean_of_tasks_agrees_with_one_task_and_with_all_sign_flips():
     exact = (flips >= abs(weighted.sum()) - 1e-12).mean()
     assert result.p_value == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / RESAMPLES))
     assert result.low <= result.mean <= result.high
+
+
+def seeds_and_items(rng, num_seeds=12, num_items=150):
+    """[items, 1] per seed, a seed's effect plus an item's; and the variance of the mean when both are resampled."""
+    of_seeds, of_items = 0.05 * rng.standard_normal(num_seeds), rng.random(num_items)
+    values = [(of_seed + of_items)[:, None] for of_seed in of_seeds]
+    return values, of_seeds.var() / num_seeds + of_items.var() / num_items
+
+
+def test_over_seeds_the_interval_has_the_spread_of_seeds_and_of_items():
+    values, variance = seeds_and_items(np.random.default_rng(8))
+    found = estimate_over_seeds(values)
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
+    half = 1.96 * np.sqrt(variance)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
+    pooled = estimate(np.concatenate(values))  # the known mistake: every answer an item of its own
+    assert (pooled.high - pooled.low) / 2 < 0.5 * half
+    shifted = [seed - 0.25 for seed in values]
+    constant = paired_difference_over_seeds(values, shifted)
+    assert (constant.low, constant.high) == pytest.approx((0.25, 0.25), abs=1e-9)
+
+
+def test_over_seeds_one_answer_for_all_is_not_certainty():
+    ones = [np.ones((100, 1))] * 3
+    assert estimate_over_seeds(ones).low == pytest.approx(0.025 ** (1 / 100), abs=1e-12)
+    assert mean_of_tasks_over_seeds([ones, ones]).low == pytest.approx(0.025 ** (1 / 100), abs=1e-12)
+
+
+def test_tasks_over_seeds_are_resampled_apart_and_count_alike():
+    rng = np.random.default_rng(9)
+    (one, of_one), (other, of_other) = seeds_and_items(rng, num_items=150), seeds_and_items(rng, num_items=40)
+    mean = (np.mean(one) + np.mean(other)) / 2
+    half = 1.96 * np.sqrt(of_one + of_other) / 2
+    zeros = [[np.zeros_like(seed) for seed in task] for task in (one, other)]
+    paired = paired_mean_of_tasks_over_seeds([one, other], zeros)
+    for found in (mean_of_tasks_over_seeds([one, other]), paired):
+        assert found.mean == pytest.approx(mean, abs=1e-12)
+        assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
+        assert found.num_items == 190
+    assert abs(np.mean([v for task in (one, other) for seed in task for v in seed]) - mean) > 0.01  # items alike
+    single = [task[:1] for task in (one, other)]
+    flat = paired_mean_of_tasks([task[0] for task in single], [task[0] for task in zeros])
+    assert paired_mean_of_tasks_over_seeds(single, [task[:1] for task in zeros]).p_value == flat.p_value
+
+
+def gains(means, spread=1e-3):
+    """Two seeds of 20 items whose means over both are `means`, against zeros."""
+    rng = np.random.default_rng(10)
+    noise = [spread * rng.standard_normal((20, 1)) for _ in means]
+    a = [[mean + eps - eps.mean()] * 2 for mean, eps in zip(means, noise, strict=True)]
+    return a, [[np.zeros((20, 1))] * 2 for _ in means]
+
+
+def test_rank_correlation_is_spearmans_and_its_p_value_that_of_all_orders():
+    places, means = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [-0.5, -0.1, -0.2, 0.1, 0.3, 0.2]
+    found = rank_correlation_over_tasks(places, *gains(means))
+    squares = [0, 1, 1, 0, 1, 1]  # of the differences between the ranks
+    rho = 1 - 6 * sum(squares) / (6 * 35)
+    assert found.mean == pytest.approx(rho, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((rho, rho), abs=1e-9)  # the items agree about the order
+    assert np.corrcoef(places, means)[0, 1] != pytest.approx(rho, abs=1e-3)  # the known mistake: Pearson's
+    ranks = np.argsort(np.argsort(means))
+    all_orders = [abs(np.corrcoef(order, ranks)[0, 1]) for order in permutations(range(6))]
+    exact = np.mean(np.array(all_orders) >= rho - 1e-9)
+    assert found.p_value == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / RESAMPLES))
+    loose = rank_correlation_over_tasks(places, *gains(means, spread=2.0))
+    assert loose.low < 0 < loose.high  # they do not
+    tied = rank_correlation_over_tasks([0.1, 0.1, 0.2], *gains([1.0, 2.0, 3.0]))
+    assert tied.mean == pytest.approx(np.sqrt(3) / 2, abs=1e-12)
+    with pytest.raises(ValueError, match="needs 3 tasks or more, got 2"):
+        rank_correlation_over_tasks([0.1, 0.2], *gains([1.0, 2.0]))
+
+
+def test_holm_steps_down_and_never_below_a_smaller_one():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

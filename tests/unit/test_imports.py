@@ -44,7 +44,9 @@ ARROWS = {
     ),
     "evaluation": ("command_line", "data", "files", "progress", "run"),
     "evaluation/report": ("evaluation", "objectives", "pages", "run"),
-    "experiments": ("commands", "config", "data", "evaluation", "files", "objectives", "pages", "run"),
+    "experiments": (
+        *("commands", "config", "data", "evaluation", "files", "loss", "objectives", "ops", "pages", "run"),
+    ),
     "benchmarks": (
         *("adapters/bridge", "adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "data", "loss"),
         *("objectives", "ops", "run"),

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import jsonl
+from experiments.forward import log_probs, pack
 from experiments.variants import page, run
-from experiments.variants.model import log_probs, pack
 from experiments.variants.objectives import VARIANTS, Now, Running, running, variant
-from experiments.variants.tasks import TASKS, Task, tokenize
+from experiments.variants.tasks import TASKS, Task, source, tokenize
 from nemo_probsft import demo_data
 
 BY_LABEL = "adaptive-by-label-0.1-0.6-0.9-2"
@@ -44,7 +45,19 @@ def some_step(requires_grad=True, key="original") -> Now:
     labels[10:] = every[10:].argmax(-1)  # most of them are probable
     logp = every.gather(1, labels[:, None])[:, 0].requires_grad_(requires_grad)
     example = torch.arange(8).repeat_interleave(5)
-    now = Now(logp, every, labels, example, example // 2, logp.detach() - 0.1, running(variant(key), 30), 0.5)
+    hidden = torch.randn(40, 6, generator=generator)
+    now = Now(
+        logp,
+        every,
+        labels,
+        example,
+        example // 2,
+        example % 2,
+        hidden,
+        logp.detach() - 0.1,
+        running(variant(key), 30),
+        0.5,
+    )
     for _ in range(3):
         now.running.add(now)
     return now
@@ -126,6 +139,25 @@ def test_running_means_follow_what_they_saw():
         assert now.running.by_label.value()[label] == pytest.approx(float(p[now.labels == label].mean()), rel=1e-5)
 
 
+def test_candidates_see_the_step():
+    now = some_step()
+    seen = now.as_candidates_see_it
+    assert torch.equal(seen.logp, now.logp)
+    assert not seen.logp.requires_grad
+    assert torch.equal(seen.top, now.log_probs[torch.arange(40), now.log_probs.argmax(-1)])
+    assert (seen.top > seen.logp).any()
+    assert seen.position.tolist() == [0, 1, 2, 3, 4] * 8
+
+
+def test_a_mixture_s_rows_tell_where_they_are_from():
+    for name, share, known in (("mixed_10", 0.1, 0), ("mixed_20_copies", 0.2, 1)):
+        train, test = TASKS[name].rows(0)
+        sources = [source(row) for row in train]
+        assert set(sources) == {known, 2}
+        assert sources.count(2) / len(sources) == pytest.approx(share, abs=1e-3)
+        assert {source(row) for row in test} == {2}
+
+
 def test_prompts_are_classed_by_what_the_base_model_makes_of_them(demo):
     examples, _ = rows(demo, count=40)
     classes = run.prompt_classes(demo[1], examples, chunk=7)
@@ -178,12 +210,12 @@ def test_scores_are_those_of_generating(demo):
 
 def test_a_line_cut_off_by_a_kill_is_run_again(tmp_path):
     lines = tmp_path / "lines.jsonl"
-    assert page.read(lines) == []
+    assert jsonl.read(lines) == []
     lines.write_text('{"task": "weak", "objective": "p", "seed": 0}\n{"task": "weak", "obj')
-    assert [line["objective"] for line in page.read(lines)] == ["p"]
-    run.append(lines, {"task": "weak", "objective": "original"})
-    run.append(lines, {"task": "weak", "objective": "dft"})
-    assert [line["objective"] for line in page.read(lines)] == ["p", "original", "dft"]
+    assert [line["objective"] for line in jsonl.read(lines)] == ["p"]
+    jsonl.append(lines, {"task": "weak", "objective": "original"})
+    jsonl.append(lines, {"task": "weak", "objective": "dft"})
+    assert [line["objective"] for line in jsonl.read(lines)] == ["p", "original", "dft"]
 
 
 def test_page_pools_seeds_and_marks_the_best(tmp_path):
@@ -191,10 +223,26 @@ def test_page_pools_seeds_and_marks_the_best(tmp_path):
     for objective, p, seed in (("p", 0.1, 0), ("adaptive", 0.9, 0), ("adaptive", 0.7, 1)):
         items = {"greedy": "01" * 50, "sampled": [p] * 100}
         cell = {"task": "weak", "objective": objective, "seed": seed, "steps": 200, "first_p": 0.25, "items": items}
-        run.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
+        jsonl.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
     page.write(lines, target)
     text = target.read_text(encoding="utf-8").splitlines()
     best = text.index("| objective | `weak` |") + 2
     assert text[best].startswith("| `adaptive` | **80.0** [78.")
     assert text[best].endswith(", 2 seeds |")
     assert text[best + 1].startswith("| `p` | 10.0 [")
+
+
+def test_seeds_are_compared_where_an_objective_has_all_of_them(tmp_path):
+    lines, target = tmp_path / "lines.jsonl", tmp_path / "page.md"
+    for objective, seeds in (("p", (0, 1)), ("adaptive", (0, 1, 2))):
+        for task, seed in itertools.product(("mixed_10", "mixed_20_copies", "weak_noisy_batch_8"), seeds):
+            items = {"greedy": "01" * 50, "sampled": [0.5 + seed / 10] * 100}
+            cell = {"task": task, "objective": objective, "seed": seed, "steps": 200, "first_p": 0.25, "items": items}
+            jsonl.append(lines, cell | {"versions": "torch", "date": "2026-11-26"})
+    page.write(lines, target)
+    one_seed, three_seeds = target.read_text(encoding="utf-8").split("## Where it breaks")[1].split("Seeds 0, 1 and 2:")
+    three_seeds = three_seeds.split("##")[0]
+    assert one_seed.count("**50.0**") == 6
+    assert "| `p` |" in one_seed
+    assert "| `p` |" not in three_seeds
+    assert three_seeds.count("**60.0**") == 3

@@ -1,4 +1,4 @@
-"""The demo's Qwen2 in plain torch, without work that is done twice: the forward pass of `run`.
+"""A decoder of transformers (Qwen2, Llama) in plain torch, without work that is done twice.
 
 Tokens with the same tokens before them have the same hidden state. A batch of short rows has many of those (the start
 of the prompt): every distinct one is a node that goes through the linear layers once; attention gathers them to rows.
@@ -8,7 +8,7 @@ The last layer is computed where there is a target only. Equal to transformers' 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -30,6 +30,16 @@ class Packed:
     row_of_target: Tensor  # [N] int64: into `predicting`
     labels: Tensor  # [N] int64
     example: Tensor  # [N] int64: the row, from 0 to b - 1
+
+    def to(self, device: torch.device | str) -> Packed:
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    @property
+    def position(self) -> Tensor:
+        """[N] int64: of each target in its row's answer, from 0."""
+        counts = torch.bincount(self.example, minlength=len(self.grid))
+        first = (counts.cumsum(0) - counts).index_select(0, self.example)
+        return torch.arange(len(self.example), device=first.device) - first
 
 
 def pack(examples: Sequence[Example]) -> Packed:
@@ -66,19 +76,50 @@ def pack(examples: Sequence[Example]) -> Packed:
 
 
 def log_probs(model: Any, batch: Packed) -> Tensor:
-    """[N, V] fp32: log p of every token where a target is; `model` is a Qwen2ForCausalLM with untied fp32 weights."""
+    """[N, V] fp32: log p of every token where a target is; `model` is a causal language model with fp32 weights."""
+    return head(model, hidden(model, batch), batch)
+
+
+def head(model: Any, hidden: Tensor, batch: Packed) -> Tensor:
+    """[N, V] fp32: log p of every token where a target is, from `hidden`."""
+    return F.log_softmax(model.lm_head(hidden), dim=-1).index_select(0, batch.row_of_target)
+
+
+def hidden(model: Any, batch: Packed, states: Tensor | None = None, first: int = 0) -> Tensor:
+    """[P, H]: what the head reads, at `predicting`.
+
+    With `states` [U, H], the nodes' input to layer `first`, it starts there, and layers before it get no gradient.
+    """
+    x = F.embedding(batch.tokens, model.model.embed_tokens.weight) if states is None else states
+    layers = model.model.layers[first:]
+    rotary = _rotary(model, batch, x)
+    for layer in layers[:-1]:
+        x = _layer(layer, x, batch, rotary, batch.home)
+    x = _layer(layers[-1], x, batch, rotary, batch.home[batch.predicting], batch.predicting)
+    return model.model.norm(x)
+
+
+@torch.no_grad()
+def states_before(model: Any, batch: Packed, layer: int) -> Tensor:
+    """[U, H]: the nodes' input to a layer."""
     x = F.embedding(batch.tokens, model.model.embed_tokens.weight)
-    cos, sin = (table[0].unsqueeze(1) for table in model.model.rotary_emb(x, batch.positions[None]))  # [U, 1, d]
-    last = len(model.model.layers) - 1
-    for i, layer in enumerate(model.model.layers):
-        attended = _attention(layer, x, batch, cos, sin)
-        home = batch.home
-        if i == last:
-            x, home = x.index_select(0, batch.predicting), home[batch.predicting]
-        x = x + layer.self_attn.o_proj(attended.index_select(0, home))
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
-    logits = model.lm_head(model.model.norm(x))
-    return F.log_softmax(logits, dim=-1).index_select(0, batch.row_of_target)
+    rotary = _rotary(model, batch, x)
+    for each in model.model.layers[:layer]:
+        x = _layer(each, x, batch, rotary, batch.home)
+    return x
+
+
+def _rotary(model: Any, batch: Packed, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each [U, 1, d]."""
+    cos, sin = (table[0].unsqueeze(1) for table in model.model.rotary_emb(x, batch.positions[None]))
+    return cos, sin
+
+
+def _layer(layer: Any, x: Tensor, batch: Packed, rotary, home: Tensor, nodes: Tensor | None = None) -> Tensor:
+    """The output of a layer at all nodes, or at some, whose places in the grid are `home`."""
+    attended = _attention(layer, x, batch, *rotary).index_select(0, home)
+    x = (x if nodes is None else x.index_select(0, nodes)) + layer.self_attn.o_proj(attended)
+    return x + layer.mlp(layer.post_attention_layernorm(x))
 
 
 def _attention(layer: Any, x: Tensor, batch: Packed, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,0 +1,53 @@
+"""An objective that moves, in a loop in plain torch: a recipe's, or a candidate for one."""
+
+from __future__ import annotations
+
+import torch
+
+from experiments.real.candidates import CANDIDATES, Now, State
+from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at, parse_objective
+
+
+class Recipe:
+    """That of a recipe's key; `fraction` of the run: 0 at the first step, 1 at the last."""
+
+    def __init__(self, key: str, num_labels: int, device: torch.device | str) -> None:
+        self.of = parse_objective(key)
+        self.running_p = RunningMean(self.of.decay) if isinstance(self.of, Adaptive) else RunningMean()
+        self.label_means = label_means(self.of, num_labels)
+        if self.label_means is not None:
+            self.label_means.to(device)
+
+    def now(self, now: Now, fraction: float) -> Objective:
+        if self.label_means is not None:
+            return self.label_means.objective_of(now.labels, self.running_p.value)
+        return objective_at(self.of, Moment(fraction, self.running_p.value))
+
+    def see(self, now: Now) -> None:
+        """After `now`."""
+        if isinstance(self.of, Adaptive):
+            self.running_p.add(float(now.logp.exp().mean()))
+        if self.label_means is not None:
+            self.label_means.see(now.labels, now.logp, torch.ones_like(now.labels))
+            self.label_means.end_step()
+
+
+class Candidate:
+    """(1 - p^a)/a with the alpha that a state gives each token."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def now(self, now: Now, fraction: float) -> Objective:
+        return Objective("power", self.state.alpha(now))
+
+    def see(self, now: Now) -> None:
+        self.state.see(now)
+
+
+Moving = Recipe | Candidate
+
+
+def moving(key: str, num_labels: int, device: torch.device | str) -> Moving:
+    """Before the first step. Raises: ValueError for a key of neither kind."""
+    return Candidate(CANDIDATES[key].start()) if key in CANDIDATES else Recipe(key, num_labels, device)

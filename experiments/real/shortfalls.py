@@ -1,0 +1,50 @@
+"""What the cells of docs/real lack of the full grid."""
+
+from __future__ import annotations
+
+from experiments.real.scores import ADAPTIVE, FIXED, NUM_RATES, SEEDS, TASKS, Results
+from experiments.real.text import codes, listed, rate, table
+
+OBJECTIVES = (*FIXED, *ADAPTIVE)
+
+
+def sections(results: Results) -> list[str]:
+    lr = results.common_rate()
+    tasks = [*results.tasks, *(task for task in TASKS if task not in results.tasks)]
+    pairs = [(task, key) for task in tasks for key in dict.fromkeys([*OBJECTIVES, *results.objectives])]
+    lacking = [(task, key) for task, key in pairs if not _complete(results, task, key, lr)]
+    parts = [
+        f"A pair of task and objective is complete if it was run at {NUM_RATES} learning rates, and with seeds "
+        f"{listed(SEEDS)} at the chosen one and at {rate(lr)}, the one for all. "
+        f"{len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
+    ]
+    missing = {
+        "no diagnosis": [task for task in tasks if task not in results.diagnoses],
+        "no cell of the base model": [task for task in tasks if results.base(task) is None],
+    }
+    parts += [f"These tasks have {what}: {codes(of)}." for what, of in missing.items() if of]
+    return parts + [_table(results, lacking)] * bool(lacking)
+
+
+def _complete(results: Results, task: str, objective: str, lr: float) -> bool:
+    runs = results.rates(task, objective)
+    required = [results.chosen(task, objective), runs.get(lr)]
+    return len(runs) >= NUM_RATES and all(of is not None and set(SEEDS) <= set(of.seeds) for of in required)
+
+
+def _table(results: Results, lacking: list[tuple[str, str]]) -> str:
+    tasks, objectives = (list(dict.fromkeys(pair[side] for pair in lacking)) for side in (0, 1))
+    rows = [
+        [f"`{key}`", *(_seeds(results, task, key) if (task, key) in lacking else "complete" for task in tasks)]
+        for key in objectives
+    ]
+    text = "The others have this many seeds at each of their learning rates, the chosen one in bold:"
+    return f"{text}\n\n{table(('objective', *(f'`{task}`' for task in tasks)), rows)}"
+
+
+def _seeds(results: Results, task: str, objective: str) -> str:
+    chosen = results.chosen(task, objective)
+    counts = [
+        f"**{len(of.seeds)}**" if of is chosen else str(len(of.seeds)) for of in results.rates(task, objective).values()
+    ]
+    return ", ".join(counts) or "no cell"

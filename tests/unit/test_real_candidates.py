@@ -1,0 +1,187 @@
+"""experiments.real.candidates: means and regressions against float64 loops, and nothing that waits for a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.real.candidates import (
+    CANDIDATES,
+    NUM_BINS,
+    ByClass,
+    ByContext,
+    Mean,
+    Now,
+    State,
+    by_confidence,
+    by_label,
+    confidence_bin,
+    ramp,
+)
+
+HIDDEN = 6
+
+
+def some_steps(count=4) -> list[Now]:
+    """Steps of 40 to 43 targets over 12 labels and 2 sources."""
+    return [some_step(number) for number in range(count)]
+
+
+def some_step(number: int) -> Now:
+    generator = torch.Generator().manual_seed(number)
+    size = 40 + number
+    p = torch.rand(size, generator=generator)
+    top = torch.maximum(p, torch.rand(size, generator=generator))
+    return Now(
+        logp=p.log(),
+        top=top.log(),
+        labels=torch.randint(12, (size,), generator=generator),
+        example=torch.arange(size) // 5,
+        position=torch.arange(size) % 5,
+        source=torch.arange(size) // 5 % 2,
+        hidden=torch.randn(size, HIDDEN, generator=generator).bfloat16(),
+    )
+
+
+def after(state: State, steps: list[Now]) -> State:
+    for now in steps:
+        state.alpha(now)
+        state.see(now)
+    return state
+
+
+def decayed(steps: list[Now], chosen) -> tuple[float, float]:
+    """(sum of p, number) of the tokens of all steps that `chosen(now, i)` takes, the last step with weight 1."""
+    total = count = 0.0
+    for age, now in enumerate(reversed(steps)):
+        for i in range(len(now.logp)):
+            if chosen(now, i):
+                total += 0.9**age * math.exp(now.logp[i].item())
+                count += 0.9**age
+    return total, count
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_alpha_is_0_at_the_first_step_and_follows_what_was_seen(name):
+    *seen, now = some_steps()
+    state = CANDIDATES[name].start()
+    assert torch.equal(state.alpha(now), torch.zeros(len(now.logp)))
+    alpha = after(state, seen).alpha(now)
+    assert alpha.dtype == torch.float32
+    assert alpha.shape == now.logp.shape
+    assert 0 <= alpha.min() < alpha.max() <= 1
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_alpha_does_not_look_at_the_token_s_own_p(name):
+    *seen, now = some_steps()
+    state = after(CANDIDATES[name].start(), seen)
+    wrong = dataclasses.replace(now, logp=now.logp - 3)
+    assert torch.equal(state.alpha(now), state.alpha(wrong))
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_nothing_waits_for_the_device(name):
+    """A tensor on "meta" has no values: whatever asks for one on the host raises."""
+    steps = [
+        Now(**{field.name: getattr(now, field.name).to("meta") for field in dataclasses.fields(Now)})
+        for now in some_steps(2)
+    ]
+    state = after(CANDIDATES[name].start(), steps)
+    assert state.alpha(steps[0]).device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        float(steps[0].p.mean())
+
+
+def test_each_candidate_starts_anew():
+    *seen, now = some_steps()
+    for candidate in CANDIDATES.values():
+        after(candidate.start(), seen)
+        assert candidate.start().alpha(now).max() == 0
+
+
+def test_a_label_s_mean_leans_on_its_confidence_bin_and_that_on_all():
+    *seen, now = some_steps()
+    total, count = decayed(seen, lambda *_: True)
+    overall = total / count
+    truth, leaning_on_all = [], []
+    for i in range(len(now.logp)):
+        tenth = int(now.top[i].exp() * 10)
+        in_bin = decayed(seen, lambda step, j, tenth=tenth: int(step.top[j].exp() * 10) == tenth)
+        of_label = decayed(seen, lambda step, j, label=now.labels[i]: step.labels[j] == label)
+        by_bin = (in_bin[0] + 10 * overall) / (in_bin[1] + 10)
+        truth.append((of_label[0] + 10 * by_bin) / (of_label[1] + 10))
+        leaning_on_all.append((of_label[0] + 10 * overall) / (of_label[1] + 10))
+    state = after(State(by_label(by_confidence(Mean()))), seen)
+    ours = state.estimate.of(now)
+    torch.testing.assert_close(ours, torch.tensor(truth, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert (ours - torch.tensor(leaning_on_all)).abs().max() > 1e-2
+    assert torch.equal(state.alpha(now), ramp(ours))
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_the_order_of_tokens_does_not_change_a_bit(name):
+    *seen, now = some_steps()
+    shuffled = []
+    for step in seen:
+        order = torch.randperm(len(step.logp), generator=torch.Generator().manual_seed(1))
+        shuffled.append(Now(**{f.name: getattr(step, f.name)[order] for f in dataclasses.fields(Now)}))
+    alphas = [after(CANDIDATES[name].start(), steps).alpha(now) for steps in (seen, shuffled)]
+    assert torch.equal(*alphas)
+
+
+@pytest.mark.parametrize("num_features", [None, 3])
+def test_context_is_the_ridge_regression_of_what_the_mean_leaves(num_features):
+    """Least squares over all rows, each with the weight of its age, and one row of sqrt(penalty) for each feature.
+
+    A feature is rounded to 2^-15, so m is off by less than 1e-4; without the penalty it is off by more than 1e-2.
+    """
+    *seen, now = some_steps()
+    penalty = 30.0
+    state = after(State(ByContext(num_features, penalty)), seen)
+    signs = np.eye(HIDDEN) if num_features is None else state.estimate.signs.double().numpy()
+    total, count = decayed(seen, lambda *_: True)
+    weights = [0.9 ** ((len(seen) - 1 - age) / 2) for age in range(len(seen))]
+    rows = [weight * unit_rows(step, signs) for weight, step in zip(weights, seen, strict=True)]
+    targets = [weight * (step.p.numpy() - total / count) for weight, step in zip(weights, seen, strict=True)]
+    size = signs.shape[1]
+    matrix = np.concatenate([*rows, math.sqrt(penalty) * np.eye(size)])
+    solution, *_ = np.linalg.lstsq(matrix, np.concatenate([*targets, np.zeros(size)]))
+    x = unit_rows(now, signs)
+    np.testing.assert_allclose(state.estimate.of(now).numpy(), np.clip(total / count + x @ solution, 0, 1), atol=1e-4)
+    unpenalised, *_ = np.linalg.lstsq(np.concatenate(rows), np.concatenate(targets))
+    assert np.abs(x @ (unpenalised - solution)).max() > 1e-2
+
+
+def unit_rows(now: Now, signs: np.ndarray) -> np.ndarray:
+    x = now.hidden.double().numpy() @ signs
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_n_tokens_of_one_direction_move_context_by_n_over_n_plus_prior():
+    hidden = torch.tensor([[3.0, 0.0]] * 4 + [[0.0, 0.5]] * 4)
+    p = torch.tensor([0.875] * 4 + [0.125] * 4)
+    none = torch.zeros(8, dtype=torch.int64)
+    now = Now(p.log(), p.log(), none, none, none, none, hidden)
+    context = ByContext(prior_tokens=1.0)
+    context.see(now)
+    torch.testing.assert_close(context.of(now), 0.5 + 4 / (4 + 1) * (p.double() - 0.5), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("p", "tenth"), [(1e-9, 0), (0.05, 0), (0.15, 1), (0.95, 9), (1.0, 9)])
+def test_confidence_bins_are_tenths(p, tenth):
+    assert confidence_bin(torch.tensor([p]).log()).tolist() == [tenth]
+    assert NUM_BINS == 10
+
+
+def test_a_class_that_was_not_seen_has_the_mean_above():
+    *seen, now = some_steps()
+    by_source = ByClass(Mean(), lambda now: now.source, 3)
+    for step in seen:
+        by_source.see(step)
+    unseen = dataclasses.replace(now, source=torch.full_like(now.source, 2))
+    torch.testing.assert_close(by_source.of(unseen), by_source.above.of(now), atol=1e-12, rtol=0)
