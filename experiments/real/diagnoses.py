@@ -12,7 +12,7 @@ from nemo_probsft.run import decisions
 
 WORK = Path("runs/real")
 RECIPE = files.SOURCE_ROOT / "recipes" / "real" / "smollm2-135m.yaml"
-MAX_TOKENS = 4000  # of targets, in whole examples
+MAX_TOKENS = 2000  # of targets, in whole examples
 MICRO_BATCH = 8
 KEPT = ("mean_p", "interval_95", "mean_nll", "num_examples", "num_tokens")
 
