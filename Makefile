@@ -1,4 +1,4 @@
-.PHONY: demo continuum test test-fast lint fuzz docs setup-train setup-bridge setup-eval setup-docs
+.PHONY: demo continuum real-model real-continuum test test-fast lint fuzz docs setup-train setup-bridge setup-eval setup-docs
 
 # Half of a test's time is the start of a process, on one core: two workers share two cores well.
 WORKERS ?= 2
@@ -9,6 +9,13 @@ demo: setup-train setup-eval
 
 continuum: setup-train setup-eval
 	.venv/train/bin/python -m experiments.continuum $(if $(FULL),--full)
+
+# A pretrained model of 135 M parameters, into runs/real: the tests marked `real` run where it is.
+real-model: setup-train
+	.venv/train/bin/python -m experiments.real.model
+
+real-continuum: setup-train real-model
+	.venv/train/bin/python -m experiments.real
 
 # Without a Python 3.12 the tests of Megatron-Bridge are left out, and pytest's last lines count them; CI fails.
 test: setup-train setup-eval

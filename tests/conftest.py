@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.engine import BRIDGE_PRELOADED, BRIDGE_PYTHON, Engine
+from tests.support.real import MODEL as REAL_MODEL
 
 # A shell starts background jobs, perhaps this one, with SIGINT ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -29,6 +30,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 WHY_LEFT_OUT = {
     "gpu": "need more GPUs than there are and were left out (marker gpu)",
+    "real": "need a pretrained model (make real-model) and were left out (marker real)",
     "bridge": "need Megatron-Bridge (Python 3.12, make setup-bridge) and were left out",
 }
 TOGETHER = dict.fromkeys(("test_evaluation", "test_evaluation_tasks"), "vllm")  # they share `evaluated()`
@@ -118,6 +120,8 @@ def _missing(item) -> str | None:
     """What this machine lacks for the test: a key of `WHY_LEFT_OUT`. CI must have Bridge, and fails without."""
     if _num_gpus(item) > torch.cuda.device_count():
         return "gpu"
+    if item.get_closest_marker("real") is not None and not REAL_MODEL.exists():
+        return "real"
     in_ci = os.environ.get("CI") or os.environ.get("GITHUB_ACTIONS")
     return "bridge" if _needs_bridge(item) and not BRIDGE_PYTHON.exists() and not in_ci else None
 

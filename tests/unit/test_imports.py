@@ -45,7 +45,7 @@ ARROWS = {
     "evaluation": ("command_line", "data", "files", "progress", "run"),
     "evaluation/report": ("evaluation", "objectives", "pages", "run"),
     "experiments": (
-        *("commands", "config", "data", "evaluation", "files", "loss", "objectives", "ops", "pages", "run"),
+        *("commands", "config", "data", "evaluation", "files", "loss", "objectives", "ops", "pages", "run", "staging"),
     ),
     "benchmarks": (
         *("adapters/bridge", "adapters/megatron", "adapters/nemo", "commands", "config", "conversion", "data", "loss"),
