@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from experiments.real.candidates import CANDIDATES, Now, State
-from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at, parse_objective
+from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, group_means, objective_at, parse_objective
 
 
 class Recipe:
@@ -14,22 +14,23 @@ class Recipe:
     def __init__(self, key: str, num_labels: int, device: torch.device | str) -> None:
         self.of = parse_objective(key)
         self.running_p = RunningMean(self.of.decay) if isinstance(self.of, Adaptive) else RunningMean()
-        self.label_means = label_means(self.of, num_labels)
-        if self.label_means is not None:
-            self.label_means.to(device)
+        self.group_means = group_means(self.of, num_labels)
+        if self.group_means is not None:
+            self.group_means.to(device)
 
     def now(self, now: Now, fraction: float) -> Objective:
-        if self.label_means is not None:
-            return self.label_means.objective_of(now.labels, self.running_p.value)
+        if self.group_means is not None:
+            return self.group_means.objective_of(self.group_means.groups(now.labels, now.top), self.running_p.value)
         return objective_at(self.of, Moment(fraction, self.running_p.value))
 
     def see(self, now: Now) -> None:
         """After `now`."""
         if isinstance(self.of, Adaptive):
             self.running_p.add(float(now.logp.exp().mean()))
-        if self.label_means is not None:
-            self.label_means.see(now.labels, now.logp, torch.ones_like(now.labels))
-            self.label_means.end_step()
+        if self.group_means is not None:
+            groups = self.group_means.groups(now.labels, now.top)
+            self.group_means.see(groups, now.logp, torch.ones_like(now.labels))
+            self.group_means.end_step()
 
 
 class Candidate:

@@ -16,11 +16,11 @@ from experiments.real import candidates
 from nemo_probsft.objectives import (
     Adaptive,
     AnyObjective,
-    LabelMeans,
+    GroupMeans,
     Moment,
     Objective,
     RunningMean,
-    label_means,
+    group_means,
     objective_at,
     parse_objective,
 )
@@ -53,7 +53,7 @@ class Running:
     """What is known of the steps before: decayed means of p, of its median, of the model's confidence, and by class."""
 
     num_labels: int
-    label_means: LabelMeans | None = None  # of a recipe's objective that has some
+    group_means: GroupMeans | None = None  # of a recipe's objective that has some
     candidate: candidates.State | None = None  # of an objective of the real model's continuum
     p: RunningMean = field(default_factory=lambda: RunningMean(0.9))
     slow_p: RunningMean = field(default_factory=lambda: RunningMean(0.98))
@@ -74,9 +74,9 @@ class Running:
         self.stalled += self.p.value - self.slow_p.value < PLATEAU_GAIN
         self.by_label.add(now.labels, now.p)
         self.by_prompt.add(now.prompt_class, now.p)
-        if self.label_means is not None:
-            self.label_means.see(now.labels, now.logp, torch.ones_like(now.labels))
-            self.label_means.end_step()
+        if self.group_means is not None:
+            self.group_means.see(now.labels, now.logp, torch.ones_like(now.labels))
+            self.group_means.end_step()
         if self.candidate is not None:
             self.candidate.see(now.as_candidates_see_it)
 
@@ -175,8 +175,8 @@ class Named:
         return objective.weight(now.logp.detach()) * objective.keep(now.logp)
 
     def _at(self, now: Now):
-        if now.running.label_means is not None:
-            return now.running.label_means.objective_of(now.labels, now.running.p.value)
+        if now.running.group_means is not None:
+            return now.running.group_means.objective_of(now.labels, now.running.p.value)
         return objective_at(self.objective, Moment(now.fraction, now.running.p.value))
 
 
@@ -212,7 +212,7 @@ def variant(key: str) -> Variant:
 def running(objective: Variant, num_labels: int) -> Running:
     """Before the first step."""
     if isinstance(objective, Named):
-        return Running(num_labels, label_means=label_means(objective.objective, num_labels))
+        return Running(num_labels, group_means=group_means(objective.objective, num_labels))
     if isinstance(objective, Learned):
         return Running(num_labels, candidate=objective.candidate.start())
     return Running(num_labels)

@@ -102,9 +102,8 @@ class ObjectiveConfig:
     low: float | None = None  # of `adaptive`: the running mean of p where alpha leaves 0
     high: float | None = None  # and where it reaches 1
     decay: float | None = None  # of that mean, per step
-    shrinkage: float | None = (
-        None  # with it, each label has its own mean, in which that of all counts as so many tokens
-    )
+    by: Literal["label", "confidence"] | None = None  # with it, each group of tokens has its own mean
+    shrinkage: float | None = None  # as how many tokens of a group the mean of all counts in it
     keep: KeepConfig | None = None
     schedule: ScheduleConfig | None = None
     denominator: Literal["target", "kept"] = "target"

@@ -58,9 +58,13 @@ MEANINGS = {
     "objective.low": "For `adaptive`: the running mean of p up to which alpha is 0. null means 0.3.",
     "objective.high": "For `adaptive`: the running mean of p from which alpha is 1. null means 0.7.",
     "objective.decay": "For `adaptive`: decay of the running mean per step. null means 0.9.",
+    "objective.by": (
+        "For `adaptive`: give each `label` its own running mean of p, or each of 10 equal bins of the model's "
+        "`confidence`. null means one mean for all or, with `shrinkage`, `label`."
+    ),
     "objective.shrinkage": (
-        "For `adaptive`: give each label its own running mean, shrunk toward the global mean as if by this many extra "
-        "tokens (`adaptive-by-label`: 10). null means one mean for all."
+        "For `adaptive` with `by`: shrink each mean toward the global one as if by this many extra tokens. null means "
+        "10."
     ),
     "objective.keep.min_p": "Train only on tokens whose p is at least this.",
     "objective.keep.max_p": "Train only on tokens whose p is at most this.",

@@ -57,7 +57,7 @@ def gradient_weights(logp: np.ndarray, label: np.ndarray, keys: Sequence[str]) -
     """What each objective would learn from: how its sum of W_f(p) = s_f(p) (1 - p) divides over the tokens.
 
     logp: fp32 [T], nats; label: int64 [T]. An objective that moves is taken as at the start of a run whose
-    running means have seen all of these tokens.
+    running means have seen all of these tokens; by confidence, which these do not tell, as before any: -log p.
     shares: [NUM_BINS] over equal bins of p, sum 1, zero when no token has a gradient; decile_shares: the same over
     tenths of the tokens, the least likely first. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all count alike.
     """
@@ -83,12 +83,14 @@ def gradient_weights(logp: np.ndarray, label: np.ndarray, keys: Sequence[str]) -
 
 def _objective_after(key: str, logp: Any, labels: Any) -> Any:
     """The objective at fraction 0 of a run whose running means have seen these tokens."""
-    from nemo_probsft.objectives import Moment, label_means, objective_at, parse_objective
+    from nemo_probsft.objectives import Moment, group_means, objective_at, parse_objective
 
     objective, mean_p = parse_objective(key), float(logp.exp().mean())
-    means = label_means(objective, int(labels.max()) + 1)
+    means = group_means(objective, int(labels.max()) + 1)
     if means is None:
         return objective_at(objective, Moment(0.0, mean_p))
+    if means.by_confidence:
+        return objective_at(objective, Moment(0.0, 0.0))
     means.see(labels, logp, labels.new_ones(labels.shape))
     means.end_step()
     return means.objective_of(labels, mean_p)

@@ -8,11 +8,11 @@ from nemo_probsft.objectives.keys import OBJECTIVE_KEYS, ObjectiveError, parse_o
 from nemo_probsft.objectives.moving import (
     Adaptive,
     AnyObjective,
-    LabelMeans,
+    GroupMeans,
     Moment,
     RunningMean,
     Scheduled,
-    label_means,
+    group_means,
     objective_at,
 )
 
@@ -20,13 +20,13 @@ __all__ = [
     "OBJECTIVE_KEYS",
     "Adaptive",
     "AnyObjective",
-    "LabelMeans",
+    "GroupMeans",
     "Moment",
     "Objective",
     "ObjectiveError",
     "RunningMean",
     "Scheduled",
-    "label_means",
+    "group_means",
     "objective_at",
     "parse_objective",
 ]

@@ -10,8 +10,9 @@ from typing import Any
 
 from nemo_probsft.objectives.forms import FORMS, THRESHOLD_KEYS, make_objective, number_text
 from nemo_probsft.objectives.moving import (
-    BY_LABEL,
+    ADAPTIVE_KEYS,
     CONSTANTS,
+    GROUPS,
     Adaptive,
     AnyObjective,
     Path,
@@ -34,7 +35,7 @@ OBJECTIVE_KEYS = (
     *(f"{prefix}-{FORMS[name].parameter}" for prefix, name in _PARAMETER_KEYS.items()),
     *(f"{prefix}-q" for prefix in THRESHOLD_KEYS),
     *(key for key in _PLAIN_KEYS if key not in ("original", "logp", "p")),
-    *("adaptive", "adaptive-by-label"),
+    *ADAPTIVE_KEYS,
 )
 """Every key with its parameter's name. Any key without a threshold also takes an interval, KEY@min_p..max_p, and any
 number may move over the training steps: GeneralFamily-0to1."""
@@ -93,15 +94,16 @@ def _from_key(key: str) -> AnyObjective:
 
 
 def _adaptive_from_key(base: str, min_p: Path, max_p: Path, where: str) -> Adaptive:
-    name = "adaptive-by-label" if base.startswith("adaptive-by-label") else "adaptive"
-    defaults = BY_LABEL if name == "adaptive-by-label" else CONSTANTS
+    name = max(filter(base.startswith, ADAPTIVE_KEYS), key=len)
+    defaults = ADAPTIVE_KEYS[name]
     rest = base.removeprefix(name)
     given = re.fullmatch(_CONSTANT * len(defaults), rest, re.ASCII)
     if rest and given is None:
         form = "-".join([name, *map(str.upper, defaults)])
         raise ObjectiveError("objective", f"{where}: the constants of {name} are written {form}, or all left out")
     constants = dict(zip(defaults, map(float, given.groups()), strict=True)) if given else defaults
-    return _checked_adaptive(constants, min_p, max_p, where)
+    by = name.removeprefix("adaptive").removeprefix("-by-") or None
+    return _checked_adaptive(by, constants, min_p, max_p, where)
 
 
 def _from_mapping(spec: Mapping) -> AnyObjective:
@@ -113,7 +115,7 @@ def _from_mapping(spec: Mapping) -> AnyObjective:
     if "denominator" in spec:
         problem = "is an argument of token_loss, not part of an objective; pass it there"
         raise ObjectiveError("objective.denominator", problem)
-    own = {"schedule"} | ({wanted} if wanted else set()) if name in FORMS else set(BY_LABEL)
+    own = {"schedule"} | ({wanted} if wanted else set()) if name in FORMS else {"by", "shrinkage", *CONSTANTS}
     _refuse_others(spec, {"name", "keep"} | own, "objective", f"{name!r} ")
     keep, schedule = (_mapping(spec, key) for key in ("keep", "schedule"))
     if percentiles := [bound for bound in keep if bound in ("min_percentile", "max_percentile")]:
@@ -126,12 +128,21 @@ def _from_mapping(spec: Mapping) -> AnyObjective:
         for bound, default in (("min_p", 0), ("max_p", 1))
     )
     if name == "adaptive":
-        constants = {key: _number(spec[key], f"objective.{key}") for key in BY_LABEL if key in spec}
-        return _checked_adaptive(constants, min_p, max_p, "'adaptive'")
+        return _adaptive_from_mapping(spec, min_p, max_p)
     parameter = _fixed_or_scheduled(spec, schedule, wanted, f"objective.{wanted}") if wanted else None
     if wanted and parameter is None:
         raise ObjectiveError("objective", f"{name!r} needs {wanted!r}, {FORMS[name].domain_text}; add it")
     return _checked(name, parameter, min_p, max_p, repr(name))
+
+
+def _adaptive_from_mapping(spec: Mapping, min_p: Path, max_p: Path) -> Adaptive:
+    constants = {key: _number(spec[key], f"objective.{key}") for key in (*CONSTANTS, "shrinkage") if key in spec}
+    by = spec.get("by")
+    if by not in (None, *GROUPS):
+        raise ObjectiveError("objective.by", f"is {by!r}; choose from {', '.join(GROUPS)}")
+    if by is None and "shrinkage" in spec:
+        by = "label"
+    return _checked_adaptive(by, constants, min_p, max_p, "'adaptive'")
 
 
 def _mapping(spec: Mapping, key: str) -> Mapping:
@@ -154,12 +165,12 @@ def _fixed_or_scheduled(fixed: Mapping, schedule: Mapping, name: str, where: str
     return tuple(_number(value, moves) for value in values)
 
 
-def _checked_adaptive(constants: Mapping[str, float], min_p: Path, max_p: Path, where: str) -> Adaptive:
+def _checked_adaptive(by: str | None, constants: Mapping[str, float], min_p: Path, max_p: Path, where: str) -> Adaptive:
     """Raises ValueError where the rule has no meaning, or a threshold moves beside it."""
     if len(min_p) + len(max_p) > 2:
         raise ObjectiveError("objective", f"{where}: the thresholds of adaptive do not move; give one number each")
     _check_thresholds(min_p, max_p, where)
-    adaptive = Adaptive(**constants, min_p=min_p[0] + 0.0, max_p=max_p[0] + 0.0)
+    adaptive = Adaptive(**constants, by=by, min_p=min_p[0] + 0.0, max_p=max_p[0] + 0.0)
     low, high, decay = (number_text(getattr(adaptive, name)) for name in CONSTANTS)
     if not 0 <= adaptive.low < adaptive.high <= 1:
         raise ObjectiveError(
@@ -167,7 +178,7 @@ def _checked_adaptive(constants: Mapping[str, float], min_p: Path, max_p: Path, 
         )
     if not 0 <= adaptive.decay < 1:
         raise ObjectiveError("objective", f"{where}: decay is {decay}, but must be in [0, 1)")
-    if adaptive.shrinkage is not None and not 0 < adaptive.shrinkage < math.inf:
+    if not 0 < adaptive.shrinkage < math.inf:
         raise ObjectiveError(
             "objective", f"{where}: shrinkage is {number_text(adaptive.shrinkage)} tokens, but must be above 0"
         )

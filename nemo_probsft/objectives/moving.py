@@ -2,8 +2,8 @@
 
 The power family goes from -log p, which learns what the model does not know, to 1 - p, which leans on what it knows, as
 alpha goes from 0 to 1. `Scheduled` moves alpha, or a threshold, by the clock, `Adaptive` by how probable the targets
-have become: all of them together, or those with the same label, where a task has a part that is known and one that is
-new.
+have become: all of them together or, where a task has a part that is known and one that is new, in groups: those with
+the same label, or those at which the model is equally sure.
 """
 
 from __future__ import annotations
@@ -71,19 +71,21 @@ class Adaptive:
     """(1 - p^a)/a with a = clip((m - low)/(high - low), 0, 1), m the running mean of p: -log p while the targets are
     improbable, 1 - p once the model knows them. m is a number, no gradient flows through it.
 
-    shrinkage: None, m is that of all targets; else each label has its own (`LabelMeans`), in which that of all counts
-    as this many targets.
+    by: None, m is that of all targets; else each group of them has its own (`GroupMeans`), in which that of all counts
+    as `shrinkage` targets. "label": groups have the same label. "confidence": groups have the largest probability over
+    the vocabulary in the same of NUM_BINS equal bins, so that m says how often the model is right when it is this sure.
     """
 
     low: float = 0.3
     high: float = 0.7
     decay: float = 0.9
-    shrinkage: float | None = None
+    by: str | None = None
+    shrinkage: float = 10.0
     min_p: float = 0.0
     max_p: float = 1.0
 
     def at(self, moment: Moment) -> Objective:
-        """Of all targets; with `shrinkage`, of a label that was not seen yet."""
+        """Of all targets; with `by`, of a group that was not seen yet."""
         return make_objective("power", self.alpha(moment.running_p), self.min_p, self.max_p)
 
     def alpha(self, running_p: float) -> float:
@@ -95,8 +97,9 @@ class Adaptive:
 
     @property
     def key(self) -> str:
-        """adaptive, or adaptive-by-label, followed by its constants where they are not the defaults."""
-        name, defaults = ("adaptive", CONSTANTS) if self.shrinkage is None else ("adaptive-by-label", BY_LABEL)
+        """adaptive or adaptive-by-GROUP, followed by its constants where they are not the defaults."""
+        name = "adaptive" if self.by is None else f"adaptive-by-{self.by}"
+        defaults = ADAPTIVE_KEYS[name]
         constants = [getattr(self, constant) for constant in defaults]
         base = "-".join([name, *map(number_text, constants if constants != list(defaults.values()) else ())])
         return f"{base}@{number_text(self.min_p)}..{number_text(self.max_p)}" if self.has_threshold else base
@@ -110,14 +113,19 @@ class Adaptive:
         low, width, decay = (number_text(x) for x in (self.low, round(self.high - self.low, 12), self.decay))
         kept = self.at(Moment(0.0, 0.0)).formula.removeprefix("-log p")
         mean = f"m the running mean of p (decay {decay})"
-        if self.shrinkage is not None:
-            mean += f" of the token's label and of {number_text(self.shrinkage)} tokens of the mean of all"
+        if self.by is not None:
+            mean += f" of {GROUPS[self.by]} and of {number_text(self.shrinkage)} tokens of the mean of all"
         return f"(1 - p^a)/a{kept}, a = clip((m - {low})/{width}, 0, 1), {mean}"
 
 
-# Constants of the key, in its order, and their defaults
+NUM_BINS = 10  # of the confidence
+GROUPS = {"label": "the token's label", "confidence": f"the model's confidence in {NUM_BINS} bins"}  # in words
+
+# Constants of each key, in its order, and their defaults
 CONSTANTS = {"low": Adaptive.low, "high": Adaptive.high, "decay": Adaptive.decay}
-BY_LABEL = CONSTANTS | {"shrinkage": 10.0}
+ADAPTIVE_KEYS = {"adaptive": CONSTANTS} | {
+    f"adaptive-by-{group}": CONSTANTS | {"shrinkage": Adaptive.shrinkage} for group in GROUPS
+}
 
 AnyObjective = Objective | Scheduled | Adaptive
 
@@ -148,23 +156,33 @@ class RunningMean:
         return self.total / self.weight if self.weight else 0.0
 
 
-class LabelMeans:
-    """Running mean of p for each label, for an objective with `shrinkage`: decayed sums of p over decayed counts.
+class GroupMeans:
+    """Running mean of p for each group of tokens, for an objective with `by`: decayed sums of p over decayed counts.
 
-    Every p is rounded to a multiple of 2^-30. The fp64 sums over a step are then exact up to 2^23 tokens of a label, so
+    Every p is rounded to a multiple of 2^-30. The fp64 sums over a step are then exact up to 2^23 tokens of a group, so
     the order of micro-batches, ranks and atomic additions does not change a bit.
     """
 
-    def __init__(self, objective: Adaptive, num_labels: int) -> None:
-        assert objective.shrinkage is not None
-        self.objective, self.shrinkage = objective, objective.shrinkage
-        self.sums = torch.zeros(2, num_labels, dtype=torch.float64)  # of p, and the number of tokens
+    def __init__(self, objective: Adaptive, num_groups: int) -> None:
+        self.objective = objective
+        self.sums = torch.zeros(2, num_groups, dtype=torch.float64)  # of p, and the number of tokens
         self.step = torch.zeros_like(self.sums)  # those of the running step alone, first on this rank, then of all
 
-    def see(self, labels: Tensor, logp: Tensor, loss_mask: Tensor) -> None:
-        """A micro-batch of the running step, each [...]; labels outside of the loss mask may be anything."""
+    @property
+    def by_confidence(self) -> bool:
+        return self.objective.by == "confidence"
+
+    def groups(self, labels: Tensor, top_logp: Tensor | None) -> Tensor:
+        """The group of each token [...] int64. top_logp: fp32 [...], log p of the likeliest token, by confidence."""
+        if not self.by_confidence:
+            return labels
+        assert top_logp is not None
+        return (top_logp.exp() * NUM_BINS).nan_to_num().long().clamp(max=NUM_BINS - 1)
+
+    def see(self, groups: Tensor, logp: Tensor, loss_mask: Tensor) -> None:
+        """A micro-batch of the running step, each [...]; groups outside of the loss mask may be anything."""
         valid = loss_mask != 0
-        index = torch.where(valid, labels, 0).flatten()
+        index = torch.where(valid, groups, 0).flatten()
         p = torch.where(valid, logp.detach().double().exp(), 0.0)
         self.step[0].index_add_(0, index, (p * 2**30).round().flatten() / 2**30)
         self.step[1].index_add_(0, index, valid.double().flatten())
@@ -174,9 +192,9 @@ class LabelMeans:
         self.sums.mul_(self.objective.decay).add_(self.step)
         self.step.zero_()
 
-    def objective_of(self, labels: Tensor, overall: float) -> Objective:
-        """Of tokens with these labels [...], given the running mean of p over all."""
-        alphas = self._alphas(overall)[labels.clamp(min=0)]
+    def objective_of(self, groups: Tensor, overall: float) -> Objective:
+        """Of tokens of these groups [...], given the running mean of p over all."""
+        alphas = self._alphas(overall)[groups.clamp(min=0)]
         return Objective("power", alphas, self.objective.min_p, self.objective.max_p)
 
     def mean_alpha(self, overall: float) -> Tensor:
@@ -186,20 +204,20 @@ class LabelMeans:
         return torch.where(total > 0, (self._alphas(overall) * count).sum() / total, 0.0)
 
     def _alphas(self, overall: float) -> Tensor:
-        """[num_labels] fp32."""
+        """[num_groups] fp32."""
         total, count = self.sums
-        mean = (total + self.shrinkage * overall) / (count + self.shrinkage)
-        low, high = self.objective.low, self.objective.high
+        low, high, shrinkage = self.objective.low, self.objective.high, self.objective.shrinkage
+        mean = (total + shrinkage * overall) / (count + shrinkage)
         return ((mean - low) / (high - low)).clamp(0, 1).float()
 
     def to(self, device: torch.device | str | int) -> None:
         self.sums, self.step = self.sums.to(device), self.step.to(device)
 
 
-def label_means(objective: AnyObjective, num_labels: int) -> LabelMeans | None:
-    """Before the first step; None for an objective that does not look at labels."""
-    if isinstance(objective, Adaptive) and objective.shrinkage is not None:
-        return LabelMeans(objective, num_labels)
+def group_means(objective: AnyObjective, num_labels: int) -> GroupMeans | None:
+    """Before the first step; None for an objective that has no groups."""
+    if isinstance(objective, Adaptive) and objective.by is not None:
+        return GroupMeans(objective, num_labels if objective.by == "label" else NUM_BINS)
     return None
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from nemo_probsft.ops.targets import Targets, merged, row_views
 
+NUM_STATS_WITH_TOP = 3
+"""As `cpu.NUM_STATS_WITH_TOP`: the `top` of a row is the largest of the other logits here, nothing more is needed."""
 BLOCK = 4096
 """Columns a program holds in registers at a time: 32 fp32 values in each of 4 warps' threads."""
 NUM_WARPS = 4
@@ -31,7 +33,7 @@ ONE_VARIANT = [
 """Arguments for whose values (1, multiples of 16) Triton compiles no kernels of their own, in the middle of a run."""
 
 
-def statistics(logits: Tensor, targets: Targets, stats: Tensor, logp: Tensor) -> None:
+def statistics(logits: Tensor, targets: Targets, stats: Tensor, logp: Tensor, top_logp: Tensor | None = None) -> None:
     """As `cpu.statistics`, with the largest of the other logits as top of every row."""
     labels, *labels_layout = _plane(targets.labels)
     for view, first in row_views(logits, 2) if stats.numel() else []:
@@ -41,6 +43,7 @@ def statistics(logits: Tensor, targets: Targets, stats: Tensor, logp: Tensor) ->
             _indices(targets.rows),
             stats,
             logp,
+            top_logp,
             first,
             targets.shard.valid,
             targets.shard.start,
@@ -51,12 +54,13 @@ def statistics(logits: Tensor, targets: Targets, stats: Tensor, logp: Tensor) ->
             stats.stride(0),
             INDEXED=targets.rows is not None,
             ALONE=targets.shard.tp == 1,
+            WITH_TOP=top_logp is not None,
             BLOCK=_block(targets.shard.valid),
             num_warps=NUM_WARPS,
         )
 
 
-def combine(every: Tensor, targets: Targets, stats: Tensor, logp: Tensor) -> None:
+def combine(every: Tensor, targets: Targets, stats: Tensor, logp: Tensor, top_logp: Tensor | None = None) -> None:
     """As `cpu.combine`."""
     labels, *labels_layout = _plane(targets.labels)
     num_rows = stats.shape[1]
@@ -67,6 +71,7 @@ def combine(every: Tensor, targets: Targets, stats: Tensor, logp: Tensor) -> Non
             _indices(targets.rows),
             stats,
             logp,
+            top_logp,
             num_rows,
             len(every),
             targets.shard.vocab_size,
@@ -74,6 +79,7 @@ def combine(every: Tensor, targets: Targets, stats: Tensor, logp: Tensor) -> Non
             *labels_layout,
             stats.stride(0),
             INDEXED=targets.rows is not None,
+            WITH_TOP=top_logp is not None,
             BLOCK=COMBINED_ROWS,
             num_warps=NUM_WARPS,
         )
@@ -154,7 +160,8 @@ def _offset(index, inner, outer_stride, inner_stride):
 
 @triton.jit
 def _finish(local_top, top, rest, target):
-    """(log p, scale, 1 - p) from rest, the sum of exp(x_j - top) over all shards; top >= target. See `cpu.combine`."""
+    """(log p, scale, 1 - p, log p of the likeliest token) from rest, the sum of exp(x_j - top) over all shards; top is
+    the largest logit. See `cpu.combine`."""
     z = target - top
     odds = rest * tl.exp(-z)
     one_more = 1.0 + odds
@@ -163,16 +170,26 @@ def _finish(local_top, top, rest, target):
     total = rest + tl.exp(z)
     huge = odds >= 1e30
     logp = tl.where(huge, z - tl.log(total), -log1p)
-    return logp, tl.exp(local_top - top) / total, tl.where(huge, 1.0, odds / one_more)
+    top_logp = tl.where(top > target, -tl.log(total), logp)
+    return logp, tl.exp(local_top - top) / total, tl.where(huge, 1.0, odds / one_more), top_logp
 
 
 @triton.jit
-def _store_finished(logp, scale, miss, y, vocab_size, ignore_index, stats, stats_stride, out, mask):
-    wrong = ((y < 0) | (y >= vocab_size)) & (y != ignore_index)
+def _store_finished(scale, miss, y, vocab_size, ignore_index, stats, stats_stride, mask):
+    wrong = _is_wrong(y, vocab_size, ignore_index)
     tl.store(stats + stats_stride, tl.where(wrong, float("nan"), scale), mask=mask)
     tl.store(stats + 2 * stats_stride, tl.where(wrong, float("nan"), miss), mask=mask)
-    logp = tl.where(wrong, float("nan"), logp)
+
+
+@triton.jit
+def _store_logp(logp, y, vocab_size, ignore_index, out, mask):
+    logp = tl.where(_is_wrong(y, vocab_size, ignore_index), float("nan"), logp)
     tl.store(out, tl.where(y == ignore_index, 0.0, logp), mask=mask)
+
+
+@triton.jit
+def _is_wrong(y, vocab_size, ignore_index):
+    return ((y < 0) | (y >= vocab_size)) & (y != ignore_index)
 
 
 def _jit(kernel: Callable) -> Any:
@@ -186,6 +203,7 @@ def _statistics_kernel(
     rows,
     stats,
     logp,
+    top_logp,
     first,  # sizes
     n,
     start,
@@ -201,6 +219,7 @@ def _statistics_kernel(
     stats_stride,
     INDEXED: tl.constexpr,
     ALONE: tl.constexpr,
+    WITH_TOP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -229,8 +248,11 @@ def _statistics_kernel(
     tl.store(out, top)
     if ALONE:
         highest = tl.maximum(top, target)
-        log_p, scale, miss = _finish(top, highest, rest * tl.exp(top - highest), target)
-        _store_finished(log_p, scale, miss, y, vocab_size, ignore_index, out, stats_stride, logp + position, row >= 0)
+        log_p, scale, miss, log_top = _finish(top, highest, rest * tl.exp(top - highest), target)
+        _store_finished(scale, miss, y, vocab_size, ignore_index, out, stats_stride, row >= 0)
+        _store_logp(log_p, y, vocab_size, ignore_index, logp + position, row >= 0)
+        if WITH_TOP:
+            _store_logp(log_top, y, vocab_size, ignore_index, top_logp + position, row >= 0)
     else:
         tl.store(out + stats_stride, rest)
         tl.store(out + 2 * stats_stride, target)
@@ -243,6 +265,7 @@ def _combine_kernel(
     rows,
     stats,
     logp,
+    top_logp,
     num_rows,  # sizes
     tp,
     vocab_size,
@@ -252,6 +275,7 @@ def _combine_kernel(
     labels_inner_stride,
     stats_stride,
     INDEXED: tl.constexpr,
+    WITH_TOP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -276,8 +300,11 @@ def _combine_kernel(
         rest += tl.load(shard + num_rows, mask=mask, other=0.0) * tl.exp(local_top - top)
         shard += 3 * num_rows
     out = stats + index
-    log_p, scale, miss = _finish(tl.load(out, mask=mask, other=0.0), top, rest, target)
-    _store_finished(log_p, scale, miss, y, vocab_size, ignore_index, out, stats_stride, logp + position, mask)
+    log_p, scale, miss, log_top = _finish(tl.load(out, mask=mask, other=0.0), top, rest, target)
+    _store_finished(scale, miss, y, vocab_size, ignore_index, out, stats_stride, mask)
+    _store_logp(log_p, y, vocab_size, ignore_index, logp + position, mask)
+    if WITH_TOP:
+        _store_logp(log_top, y, vocab_size, ignore_index, top_logp + position, mask)
 
 
 @_jit

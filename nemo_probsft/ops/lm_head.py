@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemo_probsft.ops.logprob import implementation
+from nemo_probsft.ops.logprob import check_top, empty_stats, implementation
 from nemo_probsft.ops.targets import Shard, Targets
 
 
@@ -49,8 +49,10 @@ def lm_head_logprob(
     rows: Tensor | None = None,  # [N] int64 on hidden's device, ascending: the unmasked ones of labels.reshape(-1)
     find_zeros: bool = True,
     report: HeadReport | None = None,
+    top_logp: Tensor | None = None,  # as labels, fp32, filled
 ) -> Tensor:
-    """log p(label) of logits = hidden @ weight.T, fp32 in the labels' shape; 0.0 where masked or ignored.
+    """log p(label) of logits = hidden @ weight.T, fp32 in the labels' shape; 0.0 where masked or ignored. top_logp gets
+    the log p of the likeliest token, as in `target_logprob`; 0.0 where masked or ignored.
 
     Cost: 2 N H v FLOPs forward and 4 A H v backward, for N unmasked rows and A of them with a nonzero upstream
     gradient; one [N, v] buffer, which becomes the gradient. chunk_tokens bounds that buffer to [chunk_tokens, v] and
@@ -66,6 +68,7 @@ def lm_head_logprob(
     """
     shard = Shard.of(weight.shape[0], tp_group, vocab_size)
     _check(hidden, weight, labels, loss_mask, rows, shard, sequence_parallel, chunk_tokens, skip_below)
+    check_top(top_logp, labels)
     if rows is None:
         rows = _rows(labels, loss_mask, ignore_index)
     else:
@@ -73,7 +76,7 @@ def lm_head_logprob(
     options = _Options(sequence_parallel and shard.tp > 1, chunk_tokens, skip_below, find_zeros, accumulate_main_grad)
     report = HeadReport() if report is None else report
     Targets(labels, shard, ignore_index, rows).check()
-    return _LmHead.apply(hidden, weight, labels, rows, shard, ignore_index, options, report)
+    return _LmHead.apply(hidden, weight, labels, rows, shard, ignore_index, options, report, top_logp)
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,21 @@ class _Options:
 
 class _LmHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, rows, shard, ignore_index, options, report) -> Tensor:
+    def forward(ctx, hidden, weight, labels, rows, shard, ignore_index, options, report, top_logp) -> Tensor:
         every = _gather(hidden, shard) if options.sequence_parallel else hidden
         kept = _take(every.reshape(-1, hidden.shape[-1]), rows)
         steps, real = implementation(kept), weight[: shard.valid]
-        stats = torch.empty(3, len(rows), dtype=torch.float32, device=hidden.device)
+        stats = empty_stats(steps, len(rows), hidden.device, top_logp)
         make = torch.empty if len(rows) == labels.numel() else torch.zeros
         logp = make(labels.shape, dtype=torch.float32, device=hidden.device)
+        top = None if top_logp is None else make(labels.shape, dtype=torch.float32, device=hidden.device)
         for chunk in _chunks(len(rows), options.chunk_tokens):
             logits = kept[chunk] @ real.t()
-            steps.statistics(logits, Targets(labels, shard, ignore_index, rows[chunk]), stats[:, chunk], logp)
+            steps.statistics(logits, Targets(labels, shard, ignore_index, rows[chunk]), stats[:, chunk], logp, top)
         if shard.tp > 1:
-            steps.combine(shard.gather(stats), Targets(labels, shard, ignore_index, rows), stats, logp)
+            steps.combine(shard.gather(stats), Targets(labels, shard, ignore_index, rows), stats, logp, top)
+        if top is not None:
+            top_logp.copy_(top)
         saved = () if options.chunk_tokens or not len(rows) else (logits,)
         ctx.save_for_backward(kept, weight, labels, rows, stats, *saved)
         ctx.shard, ctx.ignore_index, ctx.options, ctx.report = shard, ignore_index, options, report
@@ -129,7 +135,7 @@ class _LmHead(torch.autograd.Function):
             if dweight:
                 dweight.add(dlogits, kept[chunk])
         dinput = _scatter(dhidden, rows, ctx.shape, shard, options) if wants_hidden else None
-        return dinput, dweight.result() if dweight else None, *[None] * 6
+        return dinput, dweight.result() if dweight else None, *[None] * 7
 
 
 class _WeightGradient:

@@ -28,13 +28,15 @@ def target_logprob(
     vocab_size: int | None = None,
     ignore_index: int = -100,
     inplace: bool = False,
+    top_logp: Tensor | None = None,  # [...] fp32, filled
 ) -> Tensor:
     """log p(label) in nats, fp32 [...], <= 0, bitwise equal on all ranks of tp_group; 0.0 where ignored.
 
-    Columns from vocab_size on (padding) take no probability and no gradient.
+    Columns from vocab_size on (padding) take no probability and no gradient. top_logp gets the log p of the likeliest
+    token at each place, <= 0, likewise: bitwise equal on all ranks, 0.0 where ignored. It has no gradient.
 
-    Cost: one read of the logits and one all-gather of 12 bytes per token and rank; backward one read, one write and no
-    collective. Scratch is bounded; nothing of the logits' size is made but the gradient.
+    Cost: one read of the logits and one all-gather of 12 bytes per token and rank (16 with top_logp on a CPU); backward
+    one read, one write and no collective. Scratch is bounded; nothing of the logits' size is made but the gradient.
     Gradient: dlogits = dlogp * (onehot - softmax) for any dlogp; rows where dlogp is 0 or the label is ignored are
     exact zeros, whatever the logits hold. With inplace=True it overwrites the logits, and a second backward raises
     RuntimeError.
@@ -43,20 +45,24 @@ def target_logprob(
     """
     shard = Shard.of(logits.shape[-1] if logits.dim() else 0, tp_group, vocab_size)
     _check(logits, labels, inplace)
+    check_top(top_logp, labels)
     Targets(labels, shard, ignore_index).check()
-    return _TargetLogprob.apply(logits, labels, shard, ignore_index, inplace)
+    return _TargetLogprob.apply(logits, labels, shard, ignore_index, inplace, top_logp)
 
 
 class _TargetLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, shard: Shard, ignore_index: int, inplace: bool) -> Tensor:
+    def forward(ctx, logits, labels, shard, ignore_index, inplace, top_logp) -> Tensor:
         steps, order = implementation(logits), _by_stride(logits)
         targets = Targets(_permuted(labels, order), shard, ignore_index)
-        stats = torch.empty(3, labels.numel(), dtype=torch.float32, device=logits.device)
+        stats = empty_stats(steps, labels.numel(), logits.device, top_logp)
         logp = torch.empty(targets.labels.shape, dtype=torch.float32, device=logits.device)
-        steps.statistics(_permuted(logits, order), targets, stats, logp)
+        top = None if top_logp is None else torch.empty_like(logp)
+        steps.statistics(_permuted(logits, order), targets, stats, logp, top)
         if shard.tp > 1:
-            steps.combine(shard.gather(stats), targets, stats, logp)
+            steps.combine(shard.gather(stats), targets, stats, logp, top)
+        if top is not None:
+            top_logp.copy_(_restored(top, order))
         ctx.save_for_backward(logits, labels, stats)
         ctx.shard, ctx.ignore_index, ctx.inplace, ctx.steps, ctx.order = shard, ignore_index, inplace, steps, order
         return _restored(logp, order)
@@ -69,12 +75,24 @@ class _TargetLogprob(torch.autograd.Function):
         source = _permuted(logits.detach(), ctx.order)
         grad = source if ctx.inplace else torch.empty(source.shape, dtype=logits.dtype, device=logits.device)
         ctx.steps.gradient(source, targets, stats, _permuted(dlogp, ctx.order), grad)
-        return _restored(grad, ctx.order), None, None, None, None
+        return _restored(grad, ctx.order), *[None] * 5
 
 
 def implementation(logits: Tensor) -> ModuleType:
     """Triton kernels on CUDA, and on a CPU when Triton's own switch asks for its interpreter."""
     return _kernels() if logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1" else cpu
+
+
+def empty_stats(steps: ModuleType, num_rows: int, device: torch.device, top_logp: Tensor | None) -> Tensor:
+    """What `steps` notes of each row, a number a row of the result."""
+    count = 3 if top_logp is None else steps.NUM_STATS_WITH_TOP
+    return torch.empty(count, num_rows, dtype=torch.float32, device=device)
+
+
+def check_top(top_logp: Tensor | None, labels: Tensor) -> None:
+    if top_logp is not None and (top_logp.dtype != torch.float32 or top_logp.shape != labels.shape):
+        seen = f"{list(top_logp.shape)} {top_logp.dtype}"
+        raise ValueError(f"top_logp is {seen}; pass float32 in the labels' shape {list(labels.shape)}")
 
 
 @functools.cache

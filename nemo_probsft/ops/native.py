@@ -54,7 +54,7 @@ def row_stats(
     logits: Tensor,  # [T, n] fp32/bf16, rows contiguous; n >= 0
     column: Tensor,  # [T] int64 target column on this shard, -1 where it lies elsewhere or the row is ignored
     skip: Tensor,  # [T] bool, rows that need no statistics
-    stats: Tensor,  # [3, T] fp32, written: top, rest, target (0 where the target lies elsewhere)
+    stats: Tensor,  # [3 or 4, T] fp32, written: top, rest, target (0 where the target lies elsewhere), largest
 ) -> None:
     """As `tiles.row_stats`. `top` is within 20 of the largest of the other logits."""
     num_columns, size, dtype = logits.shape[1], logits.element_size(), DTYPES[logits.dtype]
@@ -65,6 +65,7 @@ def row_stats(
             "row_stats",
             *(_at(logits, start), logits.stride(0) * size, end - start, num_columns, dtype),
             *(_at(x, start) for x in (column, skip, *stats)),
+            *[None] * (4 - len(stats)),
         )
 
     assert skip.is_contiguous()
@@ -102,7 +103,7 @@ def _at(x: Tensor, row: int) -> ctypes.c_void_p:
     return ctypes.c_void_p(x.data_ptr() + row * x.stride(0) * x.element_size())
 
 
-def _call(name: str, *args: ctypes.c_void_p | int) -> None:
+def _call(name: str, *args: ctypes.c_void_p | int | None) -> None:
     function = getattr(library(), name)
     function(*(ctypes.c_int64(x) if isinstance(x, int) else x for x in args))
 

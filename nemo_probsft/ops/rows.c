@@ -83,14 +83,16 @@ static float sum_exp(const float *x, int64_t size, float shift, float *largest) 
     return sum;
 }
 
-/* Adds n columns to (top, rest), rest = sum of exp(x - top). `top` is raised when a value exceeds it by SLACK. */
-static void add_columns(const char *x, int64_t n, enum dtype dtype, float *top, double *rest) {
+/* Adds n columns to (top, rest, largest), rest = sum of exp(x - top). `top` is raised when a value exceeds it by SLACK,
+ * `largest` by any that exceeds it. */
+static void add_columns(const char *x, int64_t n, enum dtype dtype, float *top, double *rest, float *largest) {
     float buffer[BLOCK], highest;
     for (int64_t start = 0; start < n; start += BLOCK, x += BLOCK * bytes_of(dtype)) {
         int64_t size = n - start < BLOCK ? n - start : BLOCK;
         prefetch(x + BLOCK * bytes_of(dtype), dtype);
         const float *block = load(x, size, dtype, buffer);
         float sum = sum_exp(block, size, finite_shift(*top), &highest);
+        if (highest > *largest) *largest = highest;
         if (highest > -INFINITY && !(highest - *top < SLACK)) {
             *rest *= exp((double)*top - highest);
             *top = highest;
@@ -101,19 +103,20 @@ static void add_columns(const char *x, int64_t n, enum dtype dtype, float *top, 
 }
 
 void row_stats(const char *logits, int64_t stride, int64_t rows, int64_t n, int64_t dtype, const int64_t *column,
-               const uint8_t *skip, float *top, float *rest, float *target) {
+               const uint8_t *skip, float *top, float *rest, float *target, float *largest) {
     for (int64_t i = 0; i < rows; i++) {
         const char *x = logits + i * stride;
         int64_t y = column[i];
-        float highest = -INFINITY;
+        float highest = -INFINITY, exactly = -INFINITY;
         double sum = 0;
         if (!skip[i]) {
-            add_columns(x, y < 0 ? n : y, dtype, &highest, &sum);
-            if (y >= 0) add_columns(x + (y + 1) * bytes_of(dtype), n - y - 1, dtype, &highest, &sum);
+            add_columns(x, y < 0 ? n : y, dtype, &highest, &sum, &exactly);
+            if (y >= 0) add_columns(x + (y + 1) * bytes_of(dtype), n - y - 1, dtype, &highest, &sum, &exactly);
         }
         top[i] = skip[i] ? 0 : highest;
         rest[i] = (float)sum;
         target[i] = y < 0 ? 0 : at(x, y, dtype);
+        if (largest) largest[i] = exactly;
     }
 }
 

@@ -34,7 +34,7 @@ class Shard:
         return min(max(self.vocab_size - self.start, 0), self.width)
 
     def gather(self, stats: Tensor) -> Tensor:
-        """[3, R] of this rank -> [tp, 3, R] of all: the only collective of the op's forward."""
+        """[n, R] of this rank -> [tp, n, R] of all: the only collective of the op's forward."""
         every = stats.new_empty(self.tp * stats.shape[0], stats.shape[1])
         if stats.numel():
             dist.all_gather_into_tensor(every, stats, group=self.group)
@@ -53,6 +53,13 @@ class Targets:
     def of(self, x: Tensor) -> Tensor:
         """[R] entries of x, which has the labels' shape."""
         return x.reshape(-1) if self.rows is None else x.reshape(-1)[self.rows]
+
+    def place(self, values: Tensor, x: Tensor) -> None:
+        """Write values [R] into x, contiguous in the labels' shape, where the rows belong."""
+        if self.rows is None:
+            x.view(-1).copy_(values)
+        else:
+            x.view(-1)[self.rows] = values
 
     @functools.cached_property
     def ignored(self) -> Tensor:

@@ -7,7 +7,8 @@ pass.
 
 Statistics of a row are (top, rest, target): rest = sum of exp(x_j - top) over all columns but the target's, target =
 x_y. Leaving the target out keeps every bit of 1 - p when p -> 1. `top` only keeps rest within fp32's range: it is the
-largest of the other logits where that is large, and 0, which saves the subtraction, where it is not.
+largest of the other logits where that is large, and 0, which saves the subtraction, where it is not. Who asks for
+log p of the likeliest token needs a fourth, `largest`: exactly the largest of the other logits.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def row_stats(
     logits: Tensor,  # [T, n] fp32/bf16/fp16, any strides; n >= 0
     column: Tensor,  # [T] int64 target column on this shard, -1 where it lies elsewhere or the row is ignored
     skip: Tensor,  # [T] bool, rows that need no statistics
-    stats: Tensor,  # [3, T] fp32, written: top, rest, target (0 where the target lies elsewhere)
+    stats: Tensor,  # [3 or 4, T] fp32, written: top, rest, target (0 where the target lies elsewhere), largest
 ) -> None:
     """One read of the logits. Tiles of skipped rows are not read and get zeros."""
     stats.zero_()
     if logits.numel() == 0:
-        stats[0] = -torch.inf
+        stats[::3] = -torch.inf
         return
     num_columns = logits.shape[1]
     num_rows = _rows_per_tile(num_columns)
@@ -53,6 +54,7 @@ def row_stats(
         else:
             tile.sub_(_shift(top).unsqueeze(1)).exp_()
         torch.sum(tile, dim=1, out=rest)
+    stats[3:] = stats[0]
     stats[0] = torch.where(stats[0].abs() < MODERATE, 0.0, stats[0])
 
 

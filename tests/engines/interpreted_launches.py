@@ -15,7 +15,7 @@ from tests.support.ranks import run_ranks
 S, B, H, V = 5, 3, 16, 304
 
 
-def of_target_logprob(tp=1, inplace=False, transposed=False):
+def of_target_logprob(tp=1, inplace=False, transposed=False, with_top=False):
     """(forward, backward) names of one rank, for what a step of training passes."""
     Targets.check = lambda self: None  # nothing on CUDA, where it would wait
     width = V // tp
@@ -25,8 +25,9 @@ def of_target_logprob(tp=1, inplace=False, transposed=False):
         logits = logits.transpose(0, 1).contiguous().transpose(0, 1)
     leaf, dlogp = logits.requires_grad_(), torch.randn(1, 1).expand(S, B)
     group = dist.group.WORLD if tp > 1 else None
+    top = torch.empty(S, B) if with_top else None
     with Launches() as forward:
-        logp = target_logprob(leaf, labels, tp_group=group, vocab_size=V - 3, inplace=inplace)
+        logp = target_logprob(leaf, labels, tp_group=group, vocab_size=V - 3, inplace=inplace, top_logp=top)
     with Launches() as backward:
         torch.autograd.grad(logp, leaf, dlogp)
     return forward.names, backward.names
@@ -47,6 +48,13 @@ def test_one_launch_forward_and_one_backward(inplace, transposed):
 def test_with_tensor_parallelism_a_collective_and_a_small_launch_more():
     for forward, backward in run_ranks(of_target_logprob, 2, tp=2):
         assert forward == ["_statistics_kernel", "_allgather_base_", "_combine_kernel"]
+        assert backward == ["_gradient_kernel"]
+
+
+def test_the_likeliest_token_costs_a_copy_more():
+    assert of_target_logprob(with_top=True) == (["_statistics_kernel", "copy_"], ["_gradient_kernel"])
+    for forward, backward in run_ranks(of_target_logprob, 2, tp=2, with_top=True):
+        assert forward == ["_statistics_kernel", "_allgather_base_", "_combine_kernel", "copy_"]
         assert backward == ["_gradient_kernel"]
 
 

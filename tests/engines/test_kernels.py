@@ -8,7 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-FILES = ("unit/test_target_logprob.py", "unit/test_lm_head.py", "engines/interpreted_launches.py")
+FILES = (
+    "unit/test_target_logprob.py",
+    "unit/test_top_logprob.py",
+    "unit/test_lm_head.py",
+    "engines/interpreted_launches.py",
+)
 
 
 def test_kernels_pass_the_tests_of_the_ops():

@@ -54,7 +54,7 @@ def kernels(monkeypatch, tmp_path):
             kernel.device_caches.clear()
 
 
-def call(kernels, dtype, tp, indexed, columns=COLUMNS, num_rows=6):
+def call(kernels, dtype, tp, indexed, columns=COLUMNS, num_rows=6, with_top=False):
     """All launches of a forward and a backward; with `indexed` for num_rows of the head's 24."""
     logits, labels = torch.empty(num_rows, columns, dtype=dtype), torch.zeros(num_rows, dtype=torch.int64)
     rows = None
@@ -62,9 +62,10 @@ def call(kernels, dtype, tp, indexed, columns=COLUMNS, num_rows=6):
         rows, labels = torch.arange(num_rows), torch.zeros(4, 6, dtype=torch.int64).t()
     targets = Targets(labels, Shard(None, tp, 0, columns, tp * columns), -100, rows)
     stats, logp = torch.empty(3, num_rows), torch.empty(labels.shape)
-    kernels.statistics(logits, targets, stats, logp)
+    top = torch.empty(labels.shape) if with_top else None
+    kernels.statistics(logits, targets, stats, logp, top)
     if tp > 1:
-        kernels.combine(stats.new_empty(tp, 3, num_rows), targets, stats, logp)
+        kernels.combine(stats.new_empty(tp, 3, num_rows), targets, stats, logp, top)
     kernels.gradient(logits, targets, stats, logp, torch.empty_like(logits) if indexed else logits, rows)
 
 
@@ -73,9 +74,10 @@ def loads_16_bytes(ptx):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_variant_compiles_and_loads_16_bytes_at_a_time(kernels, dtype):
-    call(kernels, dtype, tp=1, indexed=False)
-    call(kernels, dtype, tp=2, indexed=True)
+@pytest.mark.parametrize("with_top", [False, True])
+def test_every_variant_compiles_and_loads_16_bytes_at_a_time(kernels, dtype, with_top):
+    call(kernels, dtype, tp=1, indexed=False, with_top=with_top)
+    call(kernels, dtype, tp=2, indexed=True, with_top=with_top)
     names = [name for name, _ in kernels.made]
     assert names == [
         "_statistics_kernel",

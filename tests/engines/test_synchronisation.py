@@ -16,6 +16,7 @@ LOSSES = {
     "default": ("original", "default"),
     "power": ("GeneralFamily-10", "ours"),
     "by-label": ("adaptive-by-label", "ours"),
+    "by-confidence": ("adaptive-by-confidence", "ours"),
     "threshold": ("OnlyTopLogP-0.004", "ours"),
     "known-wrong": ("GeneralFamily-10", "known wrong"),
 }
@@ -51,7 +52,7 @@ def before_the_transfer(step: list) -> list:
     return of_ours[: of_ours.index(transfer)]
 
 
-@pytest.mark.parametrize("loss", ["power", "by-label"])
+@pytest.mark.parametrize("loss", ["power", "by-label", "by-confidence"])
 def test_no_micro_batch_waits_without_a_threshold(counts, loss):
     assert [before_the_transfer(step) for step in counts[loss]] == [[]] * NUM_STEPS
 
@@ -66,7 +67,7 @@ def test_a_guard_that_asks_in_every_micro_batch_would_be_seen(counts):
         assert before_the_transfer(step) == ["tests/support/synchronisation.py:asks_at_once"] * MICRO_BATCHES
 
 
-@pytest.mark.parametrize("loss", ["power", "by-label", "threshold"])
+@pytest.mark.parametrize("loss", ["power", "by-label", "by-confidence", "threshold"])
 def test_a_step_reads_once(counts, loss):
     """Besides the norm that clips the gradient, as Megatron reads its own. Bridge saves its last checkpoint within the
     step, and with it the running means of p; NeMo does after it."""
@@ -79,7 +80,7 @@ def test_a_step_reads_once(counts, loss):
         assert {whose for _, whose in of_ours[2:]} <= saves
 
 
-@pytest.mark.parametrize("loss", ["power", "by-label", "threshold"])
+@pytest.mark.parametrize("loss", ["power", "by-label", "by-confidence", "threshold"])
 def test_a_step_waits_no_more_often_than_with_the_loss_of_the_engine(counts, loss, record_property):
     for ours, default in zip(counts[loss], counts["default"], strict=True):
         record_property("ours, default", f"{len(ours)}, {len(default)}")

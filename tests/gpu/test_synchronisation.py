@@ -39,13 +39,16 @@ def micro_batch(find_zeros: bool, step: TrainingStep):
     def run() -> None:
         targets = labels.transpose(0, 1)
         known = {"rows": rows.to("cuda", non_blocking=True), "find_zeros": find_zeros}
+        known["top_logp"] = step.head_rows.make_top(targets)
         logp = lm_head_logprob(hidden, weight, targets, targets != IGNORED, ignore_index=IGNORED, **known)
         step.loss(-logp.transpose(0, 1).contiguous(), labels, mask)[0].backward()
 
     return run
 
 
-@pytest.mark.parametrize("key", ["original", "GeneralFamily-10", "adaptive", "adaptive-by-label", "OnlyTopP-0.2"])
+@pytest.mark.parametrize(
+    "key", ["original", "GeneralFamily-10", "adaptive", "adaptive-by-label", "adaptive-by-confidence", "OnlyTopP-0.2"]
+)
 def test_a_micro_batch_waits_for_nothing_but_the_rows_that_a_threshold_leaves_out(key):
     objective = parse_objective(key)
     step = TrainingStep(ResolvedObjective(objective, "target", key), num_steps=2, num_labels=V)

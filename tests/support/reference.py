@@ -15,6 +15,11 @@ def target_logprob(logits, labels, vocab_size=None):
     return torch.where(labels == IGNORE, 0.0, picked)
 
 
+def top_logprob(logits, labels, vocab_size=None):
+    """The largest of log softmax(logits) over the first vocab_size columns; 0 where the label is IGNORE."""
+    return torch.where(labels == IGNORE, 0.0, torch.log_softmax(logits.double()[..., :vocab_size], -1).amax(-1))
+
+
 def logprob_and_grad(logits, labels, dlogp, vocab_size=None):
     """(logp, dlogits) for an upstream gradient dlogp of the labels' shape."""
     leaf = logits.detach().double().requires_grad_()

@@ -203,7 +203,7 @@ BAD_OBJECTIVES = {
     "{}": "objective.name: missing; give the objective's name, for example power",
     "{name: power, alpha: ten}": 'objective.alpha: "ten" is not allowed; expected a finite number',
     "{name: power, beta: 1}": (
-        "objective.beta: unknown key; choose from name, alpha, gamma, low, high, decay, shrinkage, keep, schedule, "
+        "objective.beta: unknown key; choose from name, alpha, gamma, low, high, decay, by, shrinkage, keep, schedule, "
         "denominator"
     ),
     "{name: nll, keep: 0.2}": "objective.keep: 0.2 is not a mapping; write {min_p: ..., max_p: ...}",

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from nemo_probsft.loss import token_loss
-from nemo_probsft.objectives import Adaptive, LabelMeans, Moment, RunningMean, Scheduled, objective_at, parse_objective
+from nemo_probsft.objectives import (
+    Adaptive,
+    GroupMeans,
+    Moment,
+    RunningMean,
+    Scheduled,
+    group_means,
+    objective_at,
+    parse_objective,
+)
 
 KEYS = {
     "adaptive": {"name": "adaptive"},
@@ -16,6 +25,11 @@ KEYS = {
     "adaptive@0.2..1": {"name": "adaptive", "keep": {"min_p": 0.2}},
     "adaptive-by-label": {"name": "adaptive", "shrinkage": 10},
     "adaptive-by-label-0.3-0.7-0.9-25@0.1..1": {"name": "adaptive", "shrinkage": 25, "keep": {"min_p": 0.1}},
+    "adaptive-by-confidence": {"name": "adaptive", "by": "confidence"},
+    "adaptive-by-confidence-0.2-0.6-0.5-3@0.1..1": {
+        **{"name": "adaptive", "by": "confidence", "shrinkage": 3, "low": 0.2, "high": 0.6, "decay": 0.5},
+        "keep": {"min_p": 0.1},
+    },
     "GeneralFamily-0to1": {"name": "power", "schedule": {"alpha": [0, 1]}},
     "GeneralFamily-0to0to10@0.1..1": {"name": "power", "schedule": {"alpha": [0, 0, 10]}, "keep": {"min_p": 0.1}},
     "focal-2to0": {"name": "focal", "schedule": {"gamma": [2, 0]}},
@@ -29,6 +43,15 @@ def test_keys_and_the_recipe_form_mean_the_same(key):
     assert objective == parse_objective(key)
     assert objective.key == key
     assert "a = clip" in objective.formula or "over the training steps" in objective.formula
+
+
+def test_labels_are_the_groups_that_a_recipe_means_without_a_word():
+    by_label = parse_objective("adaptive-by-label")
+    assert parse_objective({"name": "adaptive", "by": "label"}) == by_label
+    assert parse_objective({"name": "adaptive", "by": None, "shrinkage": 10}) == by_label
+    assert parse_objective({"name": "adaptive", "by": "confidence", "shrinkage": 10}) != by_label
+    assert "of the token's label and of 10 tokens" in by_label.formula
+    assert "of the model's confidence in 10 bins and of 10" in parse_objective("adaptive-by-confidence").formula
 
 
 def test_the_threshold_keys_of_the_paper_move_too():
@@ -98,7 +121,7 @@ def some_tokens(count, num_labels, seed=0):
 
 
 def test_each_label_leans_as_far_as_its_own_targets_are_known():
-    means = LabelMeans(parse_objective("adaptive-by-label"), 3)
+    means = GroupMeans(parse_objective("adaptive-by-label"), 3)
     p = torch.tensor([0.9, 0.9, 0.1, 0.5])
     means.see(torch.tensor([0, 0, 1, -100]), p.log(), torch.tensor([1, 1, 1, 0]))
     means.end_step()
@@ -118,8 +141,29 @@ def test_each_label_leans_as_far_as_its_own_targets_are_known():
     assert means.mean_alpha(overall) == pytest.approx((tokens[0] * alphas[0] + tokens[1] * alphas[1]) / sum(tokens))
 
 
+def test_a_token_leans_as_far_as_the_model_is_right_when_it_is_as_sure():
+    """Two labels, each at a place where the model is sure and mostly right, and at one where it is not sure."""
+    means = group_means(parse_objective("adaptive-by-confidence"), num_labels=99)
+    labels, loss_mask = torch.tensor([3, 4, 3, 4, 4]), torch.tensor([1, 1, 1, 1, 0])
+    top, p = torch.tensor([0.95, 1.0, 0.31, 0.39, 0.0]), torch.tensor([0.95, 0.01, 0.3, 0.2, 0.7])
+    groups = means.groups(labels, top.log())
+    assert groups.tolist() == [9, 9, 3, 3, 0]
+    assert means.groups(labels, torch.full((5,), torch.nan)).tolist() == [0] * 5
+    assert means.objective_of(groups, 0.0).weight(p.log()).tolist() == [1] * 5, "before the first step it is -log p"
+    means.see(groups, p.log(), loss_mask)
+    means.end_step()
+    expected = [(0.96 + 10 * 0.5) / 12, (0.5 + 10 * 0.5) / 12, 0.5]
+    alphas = torch.tensor([(m - 0.3) / 0.4 for m in expected])[[0, 0, 1, 1, 2]]
+    torch.testing.assert_close(means.objective_of(groups, 0.5).weight(p.log()), p**alphas)
+    by_label = group_means(parse_objective("adaptive-by-label"), num_labels=99)
+    by_label.see(by_label.groups(labels, top.log()), p.log(), loss_mask)
+    by_label.end_step()
+    wrong = by_label.objective_of(by_label.groups(labels, top.log()), 0.5).weight(p.log())
+    assert (wrong - p**alphas).abs().max() > 0.01, "the means of labels would do"
+
+
 def test_an_alpha_of_zero_among_others_is_log_p_even_of_an_impossible_token():
-    means = LabelMeans(parse_objective("adaptive-by-label"), 2)
+    means = GroupMeans(parse_objective("adaptive-by-label"), 2)
     means.see(torch.zeros(1000, dtype=torch.int64), torch.zeros(1000), torch.ones(1000))
     means.end_step()
     objective = means.objective_of(torch.tensor([0, 1]), 0.2)
@@ -132,7 +176,7 @@ def test_an_alpha_of_zero_among_others_is_log_p_even_of_an_impossible_token():
 
 def test_the_sums_of_labels_are_the_same_bits_in_any_order():
     labels, logp, mask = some_tokens(100_000, 7)
-    whole, parts = (LabelMeans(parse_objective("adaptive-by-label"), 7) for _ in range(2))
+    whole, parts = (GroupMeans(parse_objective("adaptive-by-label"), 7) for _ in range(2))
     whole.see(labels, logp, mask)
     for part in torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).chunk(13):
         parts.see(labels[part], logp[part], mask[part])
@@ -143,13 +187,13 @@ def test_the_sums_of_labels_are_the_same_bits_in_any_order():
 
 
 def test_labels_that_are_hardly_seen_have_the_mean_of_all():
-    means = LabelMeans(parse_objective("adaptive-by-label"), 1000)
+    means = GroupMeans(parse_objective("adaptive-by-label"), 1000)
     means.see(*some_tokens(100, 1000))
     means.end_step()
     logp = torch.full((1000,), -1.0)
     rare = means.objective_of(torch.arange(1000), 0.5).weight(logp)
     torch.testing.assert_close(rare, objective_at(Adaptive(), Moment(0.5, 0.5)).weight(logp), rtol=0.15, atol=0)
-    often = LabelMeans(parse_objective("adaptive-by-label"), 1)
+    often = GroupMeans(parse_objective("adaptive-by-label"), 1)
     often.see(torch.zeros(10_000, dtype=torch.int64), torch.full((10_000,), 0.9).log(), torch.ones(10_000))
     often.end_step()
     assert often.mean_alpha(0.3) == 1.0
@@ -168,12 +212,18 @@ def test_the_loss_takes_the_objective_of_a_step():
         ("adaptive-0.3-0.7-1", "decay is 1, but must be in [0, 1)"),
         ("adaptive-by-label-0.3", "are written adaptive-by-label-LOW-HIGH-DECAY-SHRINKAGE, or all left out"),
         ("adaptive-by-label-0.3-0.7-0.9-0", "shrinkage is 0 tokens, but must be above 0"),
+        ("adaptive-by-confidence-0.3-0.7", "are written adaptive-by-confidence-LOW-HIGH-DECAY-SHRINKAGE, or all left"),
+        ({"name": "adaptive", "by": "source"}, "objective.by: is 'source'; choose from label, confidence"),
+        ({"name": "adaptive", "by": ["label"]}, "objective.by: is ['label']; choose from label, confidence"),
         ("adaptive@0to0.2..1", "the thresholds of adaptive do not move"),
         ("convexity--1to1", "alpha goes through 0, but must be between"),
         ("OnlyTopP-0to2", "threshold min_p is 2, but a probability lies in [0, 1]"),
         ("original@0to0.5..0.4", "min_p 0to0.5 > max_p 0.4 keeps no token"),
         ("GeneralFamily-0to", "the number after '-' is ''"),
-        ({"name": "adaptive", "alpha": 1}, "has unknown key 'alpha'; it takes decay, high, keep, low, name, shrinkage"),
+        (
+            {"name": "adaptive", "alpha": 1},
+            "has unknown key 'alpha'; it takes by, decay, high, keep, low, name, shrin",
+        ),
         (
             {"name": "power", "alpha": 1, "schedule": {"alpha": [0, 1]}},
             "objective.schedule.alpha: moves objective.alpha",

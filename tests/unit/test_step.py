@@ -40,6 +40,13 @@ def micro_batches(rank: int, number: int) -> list[tuple[torch.Tensor, torch.Tens
     return found
 
 
+def loss_of(step: TrainingStep, nll: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """That of a micro-batch whose likeliest token the hook has noted."""
+    if step.head_rows.wants_top:
+        step.head_rows.top_logp = (-nll.detach() + 0.1 * labels).clamp(max=0)
+    return step.loss(nll, labels, loss_mask)[0]
+
+
 def train(key: str, denominator: str, start: int = 1, state: dict | None = None, log_every: int = 1) -> dict:
     """The metrics of every step from `start` on that logs, and the state after each."""
     step, rank = a_step(key, denominator, log_every), dist.get_rank()
@@ -49,7 +56,7 @@ def train(key: str, denominator: str, start: int = 1, state: dict | None = None,
     for number in range(start, NUM_STEPS + 1):
         step.begin(number)
         for nll, labels, loss_mask in micro_batches(rank, number):
-            step.loss(nll, labels, loss_mask)
+            loss_of(step, nll, labels, loss_mask)
         step.reduce(None)
         if step.logs:
             rows[number] = step.metrics()
@@ -83,7 +90,10 @@ def test_the_metrics_are_the_token_mean_over_all_ranks_and_micro_batches(key, de
         assert row["nll"] != pytest.approx(-np.mean(means), rel=1e-3), "a mean of means would pass"
 
 
-@pytest.mark.parametrize("key", ["adaptive", "adaptive-by-label", "GeneralFamily-0to1"])
+ADAPTIVE = ("adaptive", "adaptive-by-label", "adaptive-by-confidence")
+
+
+@pytest.mark.parametrize("key", [*ADAPTIVE, "GeneralFamily-0to1"])
 def test_a_run_that_goes_on_from_a_state_has_the_same_bits(key):
     whole = run_ranks(train, 2, key, "target")
     resumed = run_ranks(train, 2, key, "target", start=3, state=whole[0]["states"][2])
@@ -100,7 +110,7 @@ def test_what_is_measured_is_of_the_last_step():
 
 def test_what_a_step_that_does_not_log_computes_is_what_the_next_one_needs():
     """Of three steps only the last one logs: the objective of each has moved by the same bits."""
-    for key in ("adaptive", "adaptive-by-label"):
+    for key in ADAPTIVE:
         all_log, last_logs = (run_ranks(train, 2, key, "target", log_every=every)[0] for every in (1, 5))
         assert list(last_logs["rows"]) == [NUM_STEPS]
         assert last_logs["rows"][NUM_STEPS] == all_log["rows"][NUM_STEPS]
@@ -119,7 +129,7 @@ def test_fewer_pairs_of_a_micro_batch_have_the_same_sums():
 
 WITHOUT_A_WAIT = {
     **dict.fromkeys(("original", "GeneralFamily-10", "dft", "focal-2", "trsft-0.3", "UnlikehoodTop-0.2"), "target"),
-    **dict.fromkeys(("adaptive", "adaptive-by-label", "GeneralFamily-0to1", "OnlyTopLogP-0to0.5"), "target"),
+    **dict.fromkeys((*ADAPTIVE, "GeneralFamily-0to1", "OnlyTopLogP-0to0.5"), "target"),
     **dict.fromkeys(("OnlyTopP-0.2", "OnlyBottomP-0.5"), "kept"),
 }
 
@@ -130,7 +140,7 @@ def test_a_micro_batch_asks_the_device_nothing(key, denominator):
     step.begin(NUM_STEPS)  # where the objective is probed, too
     with waits:
         for nll, labels, loss_mask in micro_batches(0, 1):
-            step.loss(nll.requires_grad_(), labels, loss_mask)[0].backward()
+            loss_of(step, nll.requires_grad_(), labels, loss_mask).backward()
     assert not waits.seen
     with waits:
         assert torch.isfinite(nll).all()

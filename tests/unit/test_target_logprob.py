@@ -23,8 +23,8 @@ CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 ON_KERNELS = [*["kernels"] * INTERPRETED, CUDA]
 
 
-@pytest.fixture(params=ON_KERNELS if INTERPRETED else ["native", "tiles", CUDA])
-def device(request, monkeypatch):
+@pytest.fixture(name="device", params=ON_KERNELS if INTERPRETED else ["native", "tiles", CUDA])
+def on_each_implementation(request, monkeypatch):
     """The device to run on, with each implementation that it has. Small tiles: every case has a ragged last one."""
     if request.param == "cuda":
         return "cuda"

@@ -90,5 +90,6 @@ class RowSparseHead:
             rows=self.known.take(labels.device),
             find_zeros=self.known.find_zeros,
             report=self.report,
+            top_logp=self.known.make_top(labels),
         )
         return -logp.transpose(0, 1).contiguous()

@@ -46,19 +46,19 @@ def install_target_logprob(
     """Make the last pipeline stage return -log p of each target, [b, s] fp32, from `ops`.
 
     Instance attributes, not a subclass: NeMo's inference asks for exactly `GPTModel`. known: which rows the head needs,
-    where the host knows; else it finds them. Returns in words whether the head skips rows and why not; None on the
-    other stages.
+    where the host knows, else it finds them, and whether log p of the likeliest token is wanted, too. Returns in words
+    whether the head skips rows and why not; None on the other stages.
     """
-    said = None
+    said, known = None, known or HeadRows()
     for chunk in map(unwrap, chunks):
         if not chunk.post_process:
             continue
         reason = head.why_not(chunk) if settings.skip_rows else "head.skip_rows is false"
         if reason is None:
-            head.RowSparseHead(chunk, settings, vocab_size, report, known or HeadRows())
+            head.RowSparseHead(chunk, settings, vocab_size, report, known)
             said = "on: rows without a loss skip all its products, rows without a gradient the two of the backward pass"
         else:
-            vars(chunk)["compute_language_model_loss"] = _TargetNLL(vocab_size, tp_group)
+            vars(chunk)["compute_language_model_loss"] = _TargetNLL(vocab_size, tp_group, known)
             said = f"off: {reason}"
     return said
 
@@ -83,17 +83,18 @@ def reduce_before_gradients(
 
 
 class _TargetNLL:
-    def __init__(self, vocab_size: int, tp_group: torch.distributed.ProcessGroup | None) -> None:
-        self.vocab_size = vocab_size
-        self.tp_group = tp_group
+    def __init__(self, vocab_size: int, tp_group: torch.distributed.ProcessGroup | None, known: HeadRows) -> None:
+        self.vocab_size, self.tp_group, self.known = vocab_size, tp_group, known
 
     def __call__(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """labels [b, s] int64, logits [s, b, v] -> -log p, [b, s] fp32."""
+        labels = labels.transpose(0, 1).contiguous()
         logp = target_logprob(
             logits,
-            labels.transpose(0, 1).contiguous(),
+            labels,
             tp_group=self.tp_group,
             vocab_size=self.vocab_size,
             inplace=True,
+            top_logp=self.known.make_top(labels),
         )
         return -logp.transpose(0, 1).contiguous()

@@ -17,7 +17,7 @@ from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.adapters.megatron.statistics import STATISTICS_LENGTH, add_counts, add_weights, sum_of, summarise
 from nemo_probsft.config import ResolvedObjective
 from nemo_probsft.loss import REPORT, token_loss
-from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, label_means, objective_at
+from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, group_means, objective_at
 from nemo_probsft.ops import HeadReport
 
 Group = torch.distributed.ProcessGroup
@@ -28,7 +28,7 @@ class MicroBatch(NamedTuple):
 
     sums: torch.Tensor  # fp32 [2 names]: sum and count of each of the step's `names`
     nll: torch.Tensor  # [b, s] fp32
-    labels: torch.Tensor  # [b, s]
+    groups: torch.Tensor | None  # [b, s] int64, of an objective that has some
     loss_mask: torch.Tensor  # [b, s]
 
 
@@ -53,9 +53,12 @@ class TrainingStep:
         self.objective, self.denominator = resolved.objective, resolved.denominator
         self.num_steps, self.log_every, self.examples = num_steps, log_every, examples
         self.running_p = RunningMean(self.objective.decay) if isinstance(self.objective, Adaptive) else RunningMean()
-        self.label_means = label_means(self.objective, num_labels)
+        self.group_means = group_means(self.objective, num_labels)
         self.head = HeadReport()  # the head hook adds to it; see `hook.install_target_logprob`
-        self.head_rows = HeadRows(find_zeros=self.objective.has_threshold)  # and takes from this what it needs to know
+        self.head_rows = HeadRows(  # and takes from this what it needs to know
+            find_zeros=self.objective.has_threshold,
+            wants_top=self.group_means is not None and self.group_means.by_confidence,
+        )
         self.number = 0  # of the step being trained, from 1
         self.micro_batches: list[MicroBatch] = []  # seen in this step
         self.statistics = torch.zeros(STATISTICS_LENGTH)  # the last step's sums over the global batch
@@ -66,8 +69,8 @@ class TrainingStep:
 
     def to(self, device: torch.device | str | int) -> None:
         """Move what the loss reads, once the device is known."""
-        if self.label_means is not None:
-            self.label_means.to(device)
+        if self.group_means is not None:
+            self.group_means.to(device)
 
     def begin(self, number: int) -> None:
         """Before the first micro-batch of step `number`, from 1."""
@@ -80,8 +83,9 @@ class TrainingStep:
         self, nll: torch.Tensor, labels: torch.Tensor, loss_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Megatron's (loss_sum, num_tokens int32) of a micro-batch; nll fp32, labels int64, loss_mask, all [b, s]."""
-        loss_sum, num_tokens, report = token_loss(self.now(labels), -nll, loss_mask, self.denominator, self.names)
-        self.micro_batches.append(MicroBatch(torch.cat([*report.values()]), nll.detach(), labels, loss_mask))
+        groups = self.groups(labels)
+        loss_sum, num_tokens, report = token_loss(self.now(groups), -nll, loss_mask, self.denominator, self.names)
+        self.micro_batches.append(MicroBatch(torch.cat([*report.values()]), nll.detach(), groups, loss_mask))
         if self.probed is None and self.probes is None:
             self.probes = guards.probe(objective_at(self.objective, self.moment), self.denominator, nll.device)
         return loss_sum, num_tokens
@@ -111,15 +115,15 @@ class TrainingStep:
         if self.logs:
             add_counts(self.statistics, self._all("nll"), self._all("loss_mask"))
             add_weights(self.statistics, self.head)
-        if self.label_means is None:
+        if self.group_means is None:
             torch.distributed.all_reduce(self.statistics, group=group)
         else:
-            self.label_means.see(self._all("labels"), -self._all("nll"), self._all("loss_mask"))
-            of_labels = self.label_means.step
-            both = torch.cat([self.statistics.double(), of_labels.flatten()])
+            self.group_means.see(self._all("groups"), -self._all("nll"), self._all("loss_mask"))
+            of_groups = self.group_means.step
+            both = torch.cat([self.statistics.double(), of_groups.flatten()])
             torch.distributed.all_reduce(both, group=group)
             self.statistics = both[:STATISTICS_LENGTH].float()
-            of_labels.copy_(both[STATISTICS_LENGTH:].view_as(of_labels))
+            of_groups.copy_(both[STATISTICS_LENGTH:].view_as(of_groups))
         self._read()
 
     def _all(self, name: str) -> torch.Tensor:
@@ -129,8 +133,8 @@ class TrainingStep:
     def _read(self) -> None:
         """Bring to the host, at once, what it needs of the step."""
         parts = {"statistics": self.statistics, "guarded": self._guarded().flatten()}
-        if self.label_means is not None:
-            parts["alpha"] = self.label_means.mean_alpha(self.running_p.value)[None]
+        if self.group_means is not None:
+            parts["alpha"] = self.group_means.mean_alpha(self.running_p.value)[None]
         if self.probes is not None:
             parts["probes"] = self.probes.flatten()
         read = torch.cat([part.double() for part in parts.values()]).cpu()
@@ -174,18 +178,25 @@ class TrainingStep:
             total, count = self.values[2 * REPORT.index("p") :][:2].tolist()
             if count:
                 self.running_p.add(total / count)
-        if self.label_means is not None:
-            self.label_means.end_step()
+        if self.group_means is not None:
+            self.group_means.end_step()
 
     @property
     def moment(self) -> Moment:
         return Moment((self.number - 1) / max(1, self.num_steps - 1), self.running_p.value)
 
-    def now(self, labels: torch.Tensor) -> Objective:
-        """The objective of this step for tokens with these labels, [b, s]."""
-        if self.label_means is not None:
-            return self.label_means.objective_of(labels, self.running_p.value)
-        return objective_at(self.objective, self.moment)
+    def groups(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """Those of the micro-batch that went through the model last, [b, s] int64; once, after its forward pass."""
+        if self.group_means is None:
+            return None
+        return self.group_means.groups(labels, self.head_rows.take_top())
+
+    def now(self, groups: torch.Tensor | None) -> Objective:
+        """The objective of this step for tokens of these groups, [b, s]."""
+        if self.group_means is None:
+            return objective_at(self.objective, self.moment)
+        assert groups is not None
+        return self.group_means.objective_of(groups, self.running_p.value)
 
     def metrics(self) -> dict[str, float]:
         """What metrics.jsonl says of this step, after `reduce` and before `end`."""
@@ -205,7 +216,7 @@ class TrainingStep:
         if isinstance(self.objective, Objective):
             return {}
         moving = self.objective.moving(self.moment)
-        if self.label_means is not None:
+        if self.group_means is not None:
             moving["alpha"] = self.mean_alpha
         return moving
 
@@ -219,13 +230,14 @@ class TrainingStep:
         state = torch.tensor([mean.total, mean.weight], dtype=torch.float64, device=device)
         torch.distributed.broadcast(state, src=last_stage, group=pipeline_group)
         mean.total, mean.weight = state.tolist()
-        if self.label_means is None:
+        if self.group_means is None:
             return {"total": mean.total, "weight": mean.weight}
-        torch.distributed.broadcast(self.label_means.sums, src=last_stage, group=pipeline_group)
-        return {"total": mean.total, "weight": mean.weight, "by_label": self.label_means.sums.clone().cpu()}
+        torch.distributed.broadcast(self.group_means.sums, src=last_stage, group=pipeline_group)
+        sums = self.group_means.sums.clone().cpu()
+        return {"total": mean.total, "weight": mean.weight, f"by_{self.group_means.objective.by}": sums}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.running_p.total, self.running_p.weight = state["total"], state["weight"]
-        if self.label_means is not None:
-            self.label_means.sums.copy_(state["by_label"])
+        if self.group_means is not None:
+            self.group_means.sums.copy_(state[f"by_{self.group_means.objective.by}"])

@@ -116,7 +116,7 @@ def _forward(
     output = chunk(**{name: batch.get(key) for name, key in INPUTS.items()})
 
     def statistics(nll: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        objective = step.now(batch["labels"])
+        objective = step.now(step.groups(batch["labels"]))
         loss_sum, num_tokens, report = token_loss(objective, -nll, batch["loss_mask"], step.denominator)
         return loss_sum, num_tokens, torch.cat([*report.values()])
 
