@@ -14,8 +14,12 @@ continuum: setup-train setup-eval
 real-model: setup-train
 	.venv/train/bin/python -m experiments.real.model
 
+# SETS=DIR: where math_oai.jsonl and humaneval.jsonl lie; without it they come from the hub.
 real-continuum: setup-train real-model
-	.venv/train/bin/python -m experiments.real
+	.venv/train/bin/python -m experiments.real data $(if $(SETS),--sets $(SETS))
+	.venv/train/bin/python -m experiments.real diagnose
+	.venv/train/bin/python -m experiments.real run
+	.venv/train/bin/python -m experiments.real page
 
 # Without a Python 3.12 the tests of Megatron-Bridge are left out, and pytest's last lines count them; CI fails.
 test: setup-train setup-eval

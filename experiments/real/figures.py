@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from evaluation.statistics import Difference
 from experiments import drawing
 from experiments.drawing import errorbar
+from experiments.real.scores import is_adaptive
 from nemo_probsft.pages.style import COLORS, GRID, INK, MUTED, OTHER, STYLE, legend_above, legend_height
 
 # original and p have the same colours in every figure of the project; dft, whose gradient is that of p, stays grey.
 COLORED = ("original", "p", "GeneralFamily-0.5", "GeneralFamily-10", "OnlyTopLogP-0.2", "adaptive", "adaptive-by-label")
 MARKERS = ("D", "s", "^", "v", "P", "X")
-COLUMNS = 5  # of the legend
+COLUMNS = 4  # of the legend
 
 Gains = Mapping[tuple[str, str], Difference]  # by task and objective
 
@@ -95,7 +96,7 @@ def _look(objective: str, objectives: Sequence[str]) -> tuple[str, str]:
     else:
         others = [key for key in objectives if key not in COLORED]
         color = (COLORS[7], INK, *COLORS)[others.index(objective) % (2 + len(COLORS))]
-    moving = [key for key in objectives if key.startswith("adaptive")]
+    moving = [key for key in objectives if is_adaptive(key)]
     return color, MARKERS[moving.index(objective) % len(MARKERS)] if objective in moving else "o"
 
 
