@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from evaluation.statistics import Difference
+from experiments.real.candidates import CANDIDATES
 from experiments.real.claims import CLAIMS, LEVEL, Claim, Judged, judge
 from experiments.real.goals import TOLERANCE, Unchosen, averages, on_average, shortlisted, unchosen
 from experiments.real.scores import BASE, FIXED, Results
 from experiments.real.text import codes, count, listed, number, table
 from experiments.wording import points
+from nemo_probsft.objectives import parse_objective
 
 CLAIMS_INTRODUCTION = f"""\
 These claims, the tasks that they speak of and the margins were written down before any cell was run, in
@@ -47,6 +49,7 @@ LABELS = """\
 `adaptive-by-label` keeps a mean for each label, that is, for each token of the vocabulary that is a target. A label
 that is seen a few times only has next to no mean of its own. The table counts the labels of a task's training targets.
 The last two columns are shares of the labels that occur at all."""
+IN_THE_PACKAGE = "; in the package, `adaptive-by-confidence`, whose mean of all weighs steps instead of their tokens"
 
 
 def claims(results: Results) -> list[str]:
@@ -100,7 +103,16 @@ def goals(results: Results) -> list[str]:
         table(("objective", "task", "best fixed by validation", "difference", "goal"), rows),
         "\n".join(tallies),
         *_averages(results),
+        "\n".join(["What they are:", "", *(f"- `{key}`: {_what(key)}." for key in results.adaptive)]),
     ]
+
+
+def _what(key: str) -> str:
+    """In words; the package's candidate says which key it has there."""
+    if key not in CANDIDATES:
+        return parse_objective(key).formula
+    said = CANDIDATES[key].formula
+    return said + IN_THE_PACKAGE if key == "by-confidence" else f"{said}; an experiment, not in the package"
 
 
 def labels(results: Results) -> list[str]:

@@ -22,6 +22,7 @@ from experiments.real.candidates import (
     confidence_bin,
     ramp,
 )
+from experiments.real.moving import moving
 
 HIDDEN = 6
 
@@ -185,3 +186,16 @@ def test_a_class_that_was_not_seen_has_the_mean_above():
         by_source.see(step)
     unseen = dataclasses.replace(now, source=torch.full_like(now.source, 2))
     torch.testing.assert_close(by_source.of(unseen), by_source.above.of(now), atol=1e-12, rtol=0)
+
+
+def test_by_confidence_is_the_package_s_objective():
+    """But for the mean of all, in which the package weighs steps and the candidate their tokens."""
+    keys = ("by-confidence", "adaptive-by-confidence", "adaptive-by-label")
+    candidate, package, other = (moving(key, 12, "cpu") for key in keys)
+    for now in some_steps(6):
+        alphas = [torch.as_tensor(of.now(now, 0.0).parameter) for of in (candidate, package, other)]
+        for of in (candidate, package, other):
+            of.see(now)
+    assert (alphas[0] > 0).any()
+    torch.testing.assert_close(alphas[1], alphas[0], atol=2e-3, rtol=0)
+    assert (alphas[2] - alphas[0]).abs().max() > 0.1

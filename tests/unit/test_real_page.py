@@ -77,7 +77,7 @@ def a_grid():
     for number, task in enumerate(("caesar", "math", "mixture", "known_noisy", "a_task_of_your_own")):
         cells.append(base(task, 0.3))
         diagnoses.append(diagnosis(task, 0.05 + 0.1 * number))
-        for place, key in enumerate(("original", "p", "dft", "adaptive", "adaptive-by-something-new")):
+        for place, key in enumerate(("original", "p", "dft", "adaptive", "by-context")):
             for lr in (3e-5, 1e-4, 3e-4):
                 of_seeds = SEEDS if lr == 1e-4 else SEEDS[:1]
                 more = {"labels": {"distinct": 4321, "seen_once": 0.4, "seen_10": 0.2}} if number == 0 else {}
