@@ -90,6 +90,7 @@ def suite(tmp_path):
         "tests/conftest.py",
         "tests/support/__init__.py",
         "tests/support/engine.py",
+        "tests/support/real.py",
     ):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
