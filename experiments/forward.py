@@ -34,13 +34,6 @@ class Packed:
     def to(self, device: torch.device | str) -> Packed:
         return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
 
-    @property
-    def position(self) -> Tensor:
-        """[N] int64: of each target in its row's answer, from 0."""
-        counts = torch.bincount(self.example, minlength=len(self.grid))
-        first = (counts.cumsum(0) - counts).index_select(0, self.example)
-        return torch.arange(len(self.example), device=first.device) - first
-
 
 def pack(examples: Sequence[Example]) -> Packed:
     rows, masks = ([array.tolist() for array in arrays] for arrays in zip(*examples, strict=True))

@@ -32,8 +32,6 @@ class Now:
     logp: Tensor  # [N] fp32, nats, of the target
     top: Tensor  # [N] fp32, nats, of the likeliest token
     labels: Tensor  # [N] int64
-    example: Tensor  # [N] int64, from 0; its targets lie together and in order
-    position: Tensor  # [N] int64, in the answer, from 0
     source: Tensor  # [N] int64, from 0: the data file of the example's row
     hidden: Tensor  # [N, H] any float dtype, what the head reads
 

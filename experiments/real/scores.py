@@ -22,7 +22,7 @@ WEAK_CLEAN = ("spell_backward", "caesar", "chain_sum")
 LIKELIHOOD = ("math", "humaneval")
 
 FIXED = ("original", "GeneralFamily-0.5", "p", "GeneralFamily-10", "OnlyTopLogP-0.2", "dft")
-ADAPTIVE = ("adaptive", "adaptive-by-label")
+ADAPTIVE = ("adaptive", "adaptive-by-label", "adaptive-by-confidence")
 SEEDS = (0, 1, 2)
 NUM_RATES = 3
 BASE = "base"

@@ -157,8 +157,6 @@ def _now(batch: Packed, hidden: Tensor, logits: Tensor, logp: Tensor, sources: S
         logp=logp.detach(),
         top=logits.amax(-1).float() - label + logp.detach(),
         labels=batch.labels,
-        example=batch.example,
-        position=batch.position,
         source=torch.tensor(sources, device=batch.labels.device)[batch.example],
         hidden=hidden.detach(),
     )

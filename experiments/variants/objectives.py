@@ -107,13 +107,10 @@ class Now:
 
     @property
     def as_candidates_see_it(self) -> candidates.Now:
-        example = self.example.contiguous()
         return candidates.Now(
             logp=self.logp.detach(),
             top=self.log_probs.max(-1).values,
             labels=self.labels,
-            example=example,
-            position=torch.arange(len(example)) - torch.searchsorted(example, example),
             source=self.source,
             hidden=self.hidden,
         )

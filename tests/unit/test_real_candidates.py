@@ -41,8 +41,6 @@ def some_step(number: int) -> Now:
         logp=p.log(),
         top=top.log(),
         labels=torch.randint(12, (size,), generator=generator),
-        example=torch.arange(size) // 5,
-        position=torch.arange(size) % 5,
         source=torch.arange(size) // 5 % 2,
         hidden=torch.randn(size, HIDDEN, generator=generator).bfloat16(),
     )
@@ -167,7 +165,7 @@ def test_n_tokens_of_one_direction_move_context_by_n_over_n_plus_prior():
     hidden = torch.tensor([[3.0, 0.0]] * 4 + [[0.0, 0.5]] * 4)
     p = torch.tensor([0.875] * 4 + [0.125] * 4)
     none = torch.zeros(8, dtype=torch.int64)
-    now = Now(p.log(), p.log(), none, none, none, none, hidden)
+    now = Now(p.log(), p.log(), none, none, hidden)
     context = ByContext(prior_tokens=1.0)
     context.see(now)
     torch.testing.assert_close(context.of(now), 0.5 + 4 / (4 + 1) * (p.double() - 0.5), atol=1e-6, rtol=0)

@@ -146,7 +146,6 @@ def test_candidates_see_the_step():
     assert not seen.logp.requires_grad
     assert torch.equal(seen.top, now.log_probs[torch.arange(40), now.log_probs.argmax(-1)])
     assert (seen.top > seen.logp).any()
-    assert seen.position.tolist() == [0, 1, 2, 3, 4] * 8
 
 
 def test_a_mixture_s_rows_tell_where_they_are_from():
