@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from experiments.real import diagnoses, grid, page, tasks
-from experiments.real.scores import ADAPTIVE, FIXED, SEEDS
+from experiments.real.plan import SEEDS
+from experiments.real.scores import ADAPTIVE, FIXED
 
 
 def main() -> int:

@@ -1,8 +1,6 @@
 """`make real-continuum`: the cells of tasks x objectives x learning rates x seeds that have no line yet.
 
 A line of docs/real/cells.jsonl is a finished cell; the file is committed, so another checkout continues from there.
-With seed 0 every objective is trained at every learning rate. The other seeds are trained at the rate that was best on
-the validation rows with seed 0, and then at the common one. Nothing looks at the test rows before the page does.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import torch
 from experiments import jsonl
 from experiments.real import train
 from experiments.real.moving import moving
-from experiments.real.scores import BASE, SEEDS
+from experiments.real.plan import BASE, ON_CPU, ON_GPU, SEEDS, Cell, Setting, missing, validation_score
 from experiments.real.tasks import TASKS
 from nemo_probsft import files
 from nemo_probsft.data import tokens
@@ -34,39 +32,6 @@ from nemo_probsft.data import tokens
 DOCS, WORK = Path("docs/real"), Path("runs/real")
 MAX_LENGTH = 1024
 PACKAGES = ("torch", "transformers", "triton")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a cell costs. trained_layers: the last ones; None trains all of the model. steps and batch_size: of tasks
-    judged by their answers, and by their likelihood. num_train and num_held_out: rows that are taken of the files."""
-
-    trained_layers: int | None
-    rates: tuple[float, float, float]
-    common_rate: float  # one for all objectives, as in the paper
-    steps: dict[str, int]
-    batch_size: dict[str, int]
-    num_train: int
-    num_validation: int
-    num_test: int
-
-
-ON_GPU = Setting(
-    None, (3e-5, 1e-4, 3e-4), 1e-4, {"answer": 120, "likelihood": 60}, {"answer": 32, "likelihood": 8}, 2000, 100, 200
-)
-ON_CPU = Setting(
-    4, (3e-4, 1e-3, 3e-3), 1e-3, {"answer": 100, "likelihood": 30}, {"answer": 16, "likelihood": 4}, 800, 50, 100
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """objective: a key, or BASE for the model as it is, whose rate and seed are 0."""
-
-    task: str
-    objective: str
-    lr: float
-    seed: int
 
 
 def setting() -> Setting:
@@ -105,44 +70,6 @@ def run(
                 line = future.result()
                 jsonl.append(lines, line)
                 print(f"{datetime.datetime.now():%H:%M:%S} {describe(line)}", flush=True)
-
-
-def missing(
-    lines: Sequence[dict[str, Any]],
-    of: Setting,
-    tasks: Sequence[str],
-    objectives: Sequence[str],
-    seeds: Sequence[int] = SEEDS,
-) -> list[Cell]:
-    """The cells without a line, in the order in which they are run; those of other seeds once seed 0 has chosen."""
-    lines = [line for line in lines if line["trained_layers"] == of.trained_layers]
-    done = {Cell(line["task"], line["objective"], line["lr"], line["seed"]) for line in lines}
-    pairs = [(task, key) for task in tasks for key in objectives]
-    others = [(task, key, seed) for seed in seeds if seed != 0 for task, key in pairs]
-    chosen = {pair: best_rate(lines, of, *pair) for pair in pairs}
-    wanted = [Cell(task, BASE, 0.0, 0) for task in tasks]
-    wanted += [Cell(task, key, lr, 0) for task, key in pairs for lr in of.rates]
-    wanted += [Cell(task, key, lr, seed) for task, key, seed in others if (lr := chosen[task, key]) is not None]
-    wanted += [Cell(task, key, of.common_rate, seed) for task, key, seed in others if chosen[task, key] is not None]
-    return [cell for cell in dict.fromkeys(wanted) if cell not in done]
-
-
-def best_rate(lines: Sequence[dict[str, Any]], of: Setting, task: str, objective: str) -> float | None:
-    """The rate of the best validation score with seed 0, the smaller of equal ones; None before all rates are run."""
-    scores = {
-        line["lr"]: validation_score(line)
-        for line in lines
-        if (line["task"], line["objective"], line["seed"]) == (task, objective, 0)
-    }
-    return None if set(of.rates) - set(scores) else max(sorted(scores), key=scores.__getitem__)
-
-
-def validation_score(line: dict[str, Any]) -> float:
-    """Mean T=1 accuracy; where answers are judged by their likelihood, minus the mean -log p of their tokens."""
-    scores = line["validation"]
-    if "sampled" in scores:
-        return float(np.mean(scores["sampled"]))
-    return -sum(scores["nll"]) / sum(scores["tokens"])
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from evaluation.statistics import Difference
 from experiments import drawing
 from experiments.continuum.cells import read_cells, read_diagnoses
 from experiments.real import figures, shortfalls, tables, verdicts
-from experiments.real.scores import BASE, Cell, Results, difference
+from experiments.real.plan import BASE
+from experiments.real.scores import Cell, Results, difference
 from experiments.real.text import codes, count, listed, rate
 from experiments.wording import num_seeds, versions
 
@@ -51,8 +52,12 @@ and the order. The validation and test items and the base model are the same for
 
 **Learning rate.** Objectives with smaller gradients want larger learning rates. So validation items choose the learning
 rate for each task and objective: the one with the highest accuracy at T=1 or the lowest mean -log p, and the smaller of
-two equal ones. The choice goes by the seeds that all learning rates have. No test item takes part in it. The tables at
-one learning rate for all, as the paper has it, come after those at the chosen ones."""
+two equal ones. Seed 0 tries three of them, and one more below or above them if the best is an outer one. The other
+seeds take the rate that it chose. No test item takes part in the choice. The tables at one learning rate for all, as
+the paper has it, come after those at the chosen ones.
+
+**`dft`.** It has no cells of its own: its gradient is that of `p`, so both make the same steps but for rounding
+(`tests/engines/test_real_loop.py`). What is said of `p` holds for `dft`."""
 
 TASKS_TEXT = """\
 Mean p and the region are what `nemo-probsft diagnose` says of seed 0's training rows, wrong answers included. The other
@@ -92,7 +97,7 @@ def write(docs: Path) -> Path:
 
 
 def _sections(results: Results, drawn: Mapping[str, str]) -> list[str]:
-    lr = results.common_rate()
+    lr = results.setting.common_rate
     solved = [task for task in results.tasks if task not in results.judged]
     return [
         INTRODUCTION,

@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluation.statistics import Difference, Estimate, estimate_over_seeds, paired_difference_over_seeds
 from experiments.real import tasks
+from experiments.real.plan import BASE, ON_CPU, ON_GPU, Setting
 from nemo_probsft.objectives import Objective, ObjectiveError, parse_objective
 
 Cell = Mapping[str, Any]
@@ -21,11 +22,8 @@ STRONG_NOISY = ("known_noisy", "copy_noisy")
 WEAK_CLEAN = ("spell_backward", "caesar", "chain_sum")
 LIKELIHOOD = ("math", "humaneval")
 
-FIXED = ("original", "GeneralFamily-0.5", "p", "GeneralFamily-10", "OnlyTopLogP-0.2", "dft")
+FIXED = ("original", "GeneralFamily-0.5", "p", "GeneralFamily-10", "OnlyTopLogP-0.2")
 ADAPTIVE = ("adaptive", "adaptive-by-label", "adaptive-by-confidence")
-SEEDS = (0, 1, 2)
-NUM_RATES = 3
-BASE = "base"
 
 MEASURES = {
     "sampled": "accuracy at T=1",
@@ -90,8 +88,8 @@ class Results:
     def __init__(self, cells: Iterable[Cell], diagnoses: Mapping[str, Cell]) -> None:
         cells = list(cells)
         layers = {cell.get("trained_layers") for cell in cells}
-        most = None if None in layers else max(layers, default=None)
-        cells = [cell for cell in cells if cell.get("trained_layers") == most]
+        self.trained_layers = None if None in layers else max(layers, default=None)
+        cells = [cell for cell in cells if cell.get("trained_layers") == self.trained_layers]
         self.cells = list({(c["task"], c["objective"], c["lr"], c["seed"]): c for c in cells}.values())
         self.diagnoses = diagnoses
         groups: dict[tuple[str, str], dict[float, dict[int, Cell]]] = {}
@@ -119,13 +117,10 @@ class Results:
     def all_rates(self) -> list[float]:
         return sorted({cell["lr"] for cell in self.cells if cell["objective"] != BASE})
 
-    def common_rate(self) -> float:
-        """With the most cells; of equally many, the one with the best mean validation score."""
-        scores = {lr: [] for lr in self.all_rates}
-        for (task, objective), by_rate in self._runs.items():
-            for lr, runs in by_rate.items() if objective != BASE else []:
-                scores[lr] += len(runs.seeds) * [self.validation(task, runs)]
-        return max(scores, key=lambda lr: (len(scores[lr]), np.mean(scores[lr])))
+    @property
+    def setting(self) -> Setting:
+        """Under which the cells were run."""
+        return ON_GPU if self.trained_layers is None else ON_CPU
 
     def measures(self, task: str) -> tuple[str, str]:
         """The main one, and the second."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from experiments.real.scores import ADAPTIVE, FIXED, NUM_RATES, SEEDS, TASKS, Results
+from experiments.real.plan import SEEDS, missing
+from experiments.real.scores import ADAPTIVE, FIXED, TASKS, Results
 from experiments.real.text import codes, listed, rate, table
 
 OBJECTIVES = (*FIXED, *ADAPTIVE)
 
 
 def sections(results: Results) -> list[str]:
-    lr = results.common_rate()
     tasks = [*results.tasks, *(task for task in TASKS if task not in results.tasks)]
     pairs = [(task, key) for task in tasks for key in dict.fromkeys([*OBJECTIVES, *results.objectives])]
-    lacking = [(task, key) for task, key in pairs if not _complete(results, task, key, lr)]
+    lacking = [pair for pair in pairs if not _complete(results, *pair)]
+    of = results.setting
     parts = [
-        f"A pair of task and objective is complete if it was run at {NUM_RATES} learning rates, and with seeds "
-        f"{listed(SEEDS)} at the chosen one and at {rate(lr)}, the one for all. "
-        f"{len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
+        f"A pair of task and objective is complete if seed 0 was run at {listed(map(rate, of.rates))}, and beyond them "
+        f"where the best is an outer one; and seeds {listed(SEEDS[1:])} at the chosen rate and at "
+        f"{rate(of.common_rate)}, the one for all. {len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
     ]
     missing = {
         "no diagnosis": [task for task in tasks if task not in results.diagnoses],
@@ -26,10 +27,9 @@ def sections(results: Results) -> list[str]:
     return parts + [_table(results, lacking)] * bool(lacking)
 
 
-def _complete(results: Results, task: str, objective: str, lr: float) -> bool:
-    runs = results.rates(task, objective)
-    required = [results.chosen(task, objective), runs.get(lr)]
-    return len(runs) >= NUM_RATES and all(of is not None and set(SEEDS) <= set(of.seeds) for of in required)
+def _complete(results: Results, task: str, objective: str) -> bool:
+    cells = missing(results.cells, results.setting, [task], [objective])
+    return not any(cell.objective == objective for cell in cells)
 
 
 def _table(results: Results, lacking: list[tuple[str, str]]) -> str:

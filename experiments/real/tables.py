@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.real.scores import MEASURES, TASKS, Results, Runs
+from experiments.real.scores import MEASURES, TASKS, Results, Runs, difference
 from experiments.real.text import entry, listed, number, rate, table
 
 
@@ -58,23 +58,24 @@ def scores(results: Results, tasks: Sequence[str], measure: str, lr: float | Non
 
 
 def effect_of_choice(results: Results, lr: float) -> str:
-    """How much better the chosen learning rates are than `lr` for all, where that was run."""
+    """How much better the chosen learning rates are than `lr` for all, by the seeds that were run at both."""
     gains, moved, changed = [], {}, []
     for task in results.tasks:
         measure = results.main(task)
         means: dict[str, tuple[float, float]] = {}
         for key in results.objectives:
             fixed, chosen = results.rates(task, key).get(lr), results.chosen(task, key)
-            if fixed is not None and chosen is not None:
+            gain = difference(chosen, fixed, measure)
+            if fixed is not None and chosen is not None and gain is not None:
                 means[key] = chosen.estimate(measure).mean, fixed.estimate(measure).mean
-                gains.append(100 * (means[key][0] - means[key][1]))
+                gains.append(100 * gain.mean)
                 if chosen is not fixed:
                     moved[task, key] = gains[-1]
         best = [max(means, key=lambda key: means[key][way], default="") for way in (0, 1)]
         if best[0] != best[1]:
             changed.append(f"`{task}` (`{best[1]}` at {rate(lr)}, `{best[0]}` at the chosen ones)")
     text = (
-        f"The tables of this section are at {rate(lr)}, where most cells were run. Validation chose another learning "
+        f"The tables of this section are at {rate(lr)}. Validation chose another learning "
         f"rate for {len(moved)} of {len(gains)} pairs of task and objective. Over all pairs, choosing is worth "
         f"{np.mean(gains):+.1f} points of the test score"
     )

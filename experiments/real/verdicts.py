@@ -9,7 +9,8 @@ from evaluation.statistics import Difference
 from experiments.real.candidates import CANDIDATES
 from experiments.real.claims import CLAIMS, LEVEL, Claim, Judged, judge
 from experiments.real.goals import TOLERANCE, Unchosen, averages, on_average, shortlisted, unchosen
-from experiments.real.scores import BASE, FIXED, Results
+from experiments.real.plan import BASE
+from experiments.real.scores import FIXED, Results
 from experiments.real.text import codes, count, listed, number, table
 from experiments.wording import points
 from nemo_probsft.objectives import parse_objective

@@ -61,6 +61,13 @@ def test_the_steps_are_those_of_the_trainer(engine, workspace, loaded):
             assert np.abs(np.array([row[name] for row in other]) / wanted - 1).max() > 1e-2, f"-log p passes for {key}"
 
 
+def test_dft_makes_the_steps_of_p(loaded):
+    """So the grid has no cells of it."""
+    p, dft = fine_tuned(loaded, "p"), fine_tuned(loaded, "dft")
+    for name in ("nll", "p", "grad_norm"):
+        np.testing.assert_allclose([row[name] for row in dft], [row[name] for row in p], rtol=2e-4, err_msg=name)
+
+
 def test_a_model_goes_back_to_its_base(loaded):
     first = fine_tuned(loaded, "p")
     assert fine_tuned(loaded, "p") == first
