@@ -22,21 +22,21 @@ NUM_BINS = 10  # of p, for the shares of the gradient weight
 SHORTLISTS = {
     "strong": {
         "p": "above -log p by 4.1, 8.0, 15.8 and 13.8 points on the four models of Table 1",
-        "OnlyTopLogP-0.2": "above -log p by 3.8, 7.6, 15.0 and 15.5 points there",
+        "OnlyTopLogP-0.2": "above -log p by 3.8, 7.6, 15.0 and 15.5 points on the same four models",
         "GeneralFamily-10": "above -log p by 14.5 points on Qwen2.5-Math-1.5B (Fig. 1)",
         "adaptive-by-label": "becomes p for each label whose targets are probable; not in the paper",
         "original": "what the others are measured against",
     },
     "intermediate": {
-        "original": "within 1.7 points of p on the four models of Table 2, above it on three",
-        "p": "1.7, 1.3 and 0.1 points below -log p and 0.3 above it there",
-        "GeneralFamily-0.5": "between the two",
+        "original": "above p on three of the four models of Table 2, by 1.7 points at most",
+        "p": "within 1.7 points of -log p on the four models of Table 2, above it on one",
+        "GeneralFamily-0.5": "between -log p and p: it weighs a token's gradient by the square root of p",
         "adaptive-by-label": "is p for the labels that are known, -log p for those that are new; not in the paper",
     },
     "weak": {
         "original": "35.2 against 0.0 % exact match for p on Qwen2.5-7B, the one model of Table 3 that learns the task",
         "GeneralFamily-0.1": "the best of the family at mean p 0.07 (Fig. 6)",
-        "GeneralFamily-0.5": "how fast it falls with alpha",
+        "GeneralFamily-0.5": "shows how fast the result falls as alpha grows",
         "adaptive-by-label": "is -log p until a label's targets have become probable; not in the paper",
     },
 }

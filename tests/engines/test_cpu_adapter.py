@@ -45,6 +45,27 @@ def test_all_patches_together_make_the_probes_pass(engine, tmp_path):
     assert not (error := first_error([job])), error
 
 
+def draw_in_a_fork(job, output):
+    from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+
+    from nemo_probsft.adapters.nemo import trainer  # noqa: F401  applies the patches
+
+    tracker = CudaRNGStatesTracker()
+    tracker.add("model-parallel-rng", 1)
+    before = torch.get_rng_state()
+    with tracker.fork():
+        torch.rand(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_draw_in_a_fork_of_the_generator_is_not_warned_of(engine, tmp_path):
+    """Megatron takes it for a mistake, since the CPU's generator is the one that it forks."""
+    job = {"task": f"{__name__}:draw_in_a_fork", "world_size": 1, "output": str(tmp_path / "drawn")}
+    engine.run([job])
+    assert not (error := first_error([job])), error
+    assert "RNG" not in (tmp_path / "drawn" / "rank-0.log").read_text()
+
+
 def test_it_refuses_where_cuda_is():
     with pytest.raises(ValueError, match="on a machine with CUDA"):
         refuse_on(cuda=True)

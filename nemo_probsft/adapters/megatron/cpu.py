@@ -9,6 +9,7 @@ It assumes a GPU in places that have nothing to do with the arithmetic: `device=
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ def _patch_rng_tracker() -> None:
     from megatron.core.tensor_parallel import random
 
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    # It warns of every draw inside a fork: "CPU RNG state changed within GPU RNG context". Here that is the point.
+    logging.getLogger(random.__name__).setLevel(logging.ERROR)
 
 
 def _patch_norm() -> None:
