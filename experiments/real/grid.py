@@ -85,13 +85,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         history = train.fine_tune(
             model, train_rows, state, lr=cell.lr, seed=cell.seed, steps=steps, batch_size=batch_size
         )
-        p = [row["p"] for row in history]
-        what |= {
-            "steps": steps,
-            "batch": batch_size,
-            "first_p": _short(p[0]),
-            "last_p": _short(float(np.mean(p[-10:]))),
-        }
+        last = {f"last_{name}": _short(float(np.mean([row[name] for row in history[-10:]]))) for name in history[0]}
+        what |= {"steps": steps, "batch": batch_size, "first_p": _short(history[0]["p"]), **last}
+        what["labels"] = _labels(train_rows.examples)
     score = train.score_answers if judged == "answer" else train.score_likelihood
     held_out = {"validation": of.num_validation, "test": of.num_test}
     scores = {name: score(model, _rows(f"{cell.task}.{name}", count)) for name, count in held_out.items()}
@@ -102,6 +98,18 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - began, 1),
     }
     return what | made | scores
+
+
+def _labels(examples: Sequence[tokens.Example]) -> dict[str, float]:
+    """How many different labels the targets have, and how many of those occur once, and ten times or more."""
+    targets = np.concatenate([ids[1:][mask[:-1].astype(bool)] for ids, mask in examples])
+    _, counts = np.unique(targets, return_counts=True)
+    return {
+        "targets": len(targets),
+        "distinct": len(counts),
+        "seen_once": int((counts == 1).sum()),
+        "seen_10": int((counts >= 10).sum()),
+    }
 
 
 def describe(line: dict[str, Any]) -> str:

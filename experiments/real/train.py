@@ -92,14 +92,15 @@ class Model:
 def fine_tune(
     model: Model, train: Rows, moving: Moving, *, lr: float, seed: int, steps: int, batch_size: int
 ) -> list[dict[str, float]]:
-    """Train in place. Of each step: nll, p and grad_norm, as in the trainer's metrics.jsonl.
+    """Train in place. Of each step: nll, p and grad_norm, as in the trainer's metrics.jsonl; and where every token has
+    an alpha of its own, alpha and alpha_spread, their mean and standard deviation.
 
     The sum of f is divided by all targets of the batch.
     """
     parameters = model.parameters
     masters = [] if model.device.type == "cpu" else [p.detach().float().requires_grad_() for p in parameters]
     optimizer = adamw(masters or parameters)
-    history = []
+    history: list[dict[str, Tensor]] = []
     for step in range(steps):
         chosen = step_indices(len(train.examples), batch_size, seed, step).tolist()
         batch, hidden = model.hidden(train, chosen)
@@ -109,7 +110,10 @@ def fine_tune(
         objective = moving.now(now, step / max(1, steps - 1))
         loss_sum, num_tokens, report = token_loss(objective, logp, torch.ones_like(batch.labels))
         (loss_sum / num_tokens).backward()
-        history.append([*(report[name][0] / report[name][1] for name in ("nll", "p")), _clip(parameters, masters)])
+        history.append({name: report[name][0] / report[name][1] for name in ("nll", "p")})
+        history[-1]["grad_norm"] = _clip(parameters, masters)
+        if isinstance(objective.parameter, Tensor):
+            history[-1] |= {"alpha": objective.parameter.mean(), "alpha_spread": objective.parameter.std()}
         set_lr(optimizer, lr, step, steps)
         optimizer.step()
         if masters:
@@ -117,8 +121,9 @@ def fine_tune(
         for p in parameters:
             p.grad = None
         moving.see(now)
-    table = torch.stack([torch.stack(row) for row in history]).tolist()
-    return [dict(zip(("nll", "p", "grad_norm"), row, strict=True)) for row in table]
+    names = list(history[0])
+    table = torch.stack([torch.stack([row[name] for name in names]) for row in history]).tolist()
+    return [dict(zip(names, row, strict=True)) for row in table]
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from evaluation.statistics import Difference
 from experiments.real.candidates import CANDIDATES
@@ -12,7 +14,7 @@ from experiments.real.goals import TOLERANCE, Unchosen, averages, on_average, sh
 from experiments.real.plan import BASE
 from experiments.real.scores import FIXED, Results
 from experiments.real.text import codes, count, listed, number, table
-from experiments.wording import points
+from experiments.wording import num_seeds, points
 from nemo_probsft.objectives import parse_objective
 
 CLAIMS_INTRODUCTION = f"""\
@@ -48,9 +50,12 @@ a task."""
 
 LABELS = """\
 `adaptive-by-label` keeps a mean for each label, that is, for each token of the vocabulary that is a target. A label
-that is seen a few times only has next to no mean of its own. The table counts the labels of a task's training targets.
-The last two columns are shares of the labels that occur at all."""
+that is seen a few times only has next to no mean of its own and takes that of all tokens. The table counts the labels
+of a task's training rows, once each; the shares are of the labels that occur at all. Its last columns have alpha in the
+last ten steps: the mean, and the standard deviation between the tokens of a step. Where that is small, all tokens are
+trained alike, as with `adaptive`."""
 IN_THE_PACKAGE = "; in the package, `adaptive-by-confidence`, whose mean of all weighs steps instead of their tokens"
+BY_GROUP = ("adaptive-by-label", "adaptive-by-confidence")
 
 
 def claims(results: Results) -> list[str]:
@@ -119,12 +124,28 @@ def _what(key: str) -> str:
 def labels(results: Results) -> list[str]:
     by_task = {cell["task"]: cell["labels"] for cell in results.cells if "labels" in cell}
     rows = [
-        (f"`{task}`", f"{of['distinct']:,}", f"{100 * of['seen_once']:.0f} %", f"{100 * of['seen_10']:.0f} %")
+        (f"`{task}`", *_labels(by_task[task]), *(_alpha(results, task, key) for key in BY_GROUP))
         for task in results.tasks
-        if (of := by_task.get(task))
+        if task in by_task
     ]
-    header = ("task", "different labels", "seen once", "seen 10 times or more")
+    counts = ("targets", "different labels", "seen once", "seen 10 times or more")
+    header = ("task", *counts, *(f"alpha, `{key}`" for key in BY_GROUP))
     return ["### Labels that are seen a few times only", LABELS, table(header, rows)] if rows else []
+
+
+def _labels(of: Mapping[str, int]) -> list[str]:
+    shares = [f"{100 * of[name] / of['distinct']:.0f} %" for name in ("seen_once", "seen_10")]
+    return [f"{of['targets']:,}", f"{of['distinct']:,}", *shares]
+
+
+def _alpha(results: Results, task: str, objective: str) -> str:
+    """Of the cells at the chosen learning rate that have measured it."""
+    runs = results.chosen(task, objective)
+    cells = [] if runs is None else [cell for cell in runs.cells.values() if "last_alpha" in cell]
+    if not cells:
+        return "-"
+    mean, spread = (np.mean([cell[name] for cell in cells]) for name in ("last_alpha", "last_alpha_spread"))
+    return f"{mean:.2f} ± {spread:.2f}, {num_seeds([cell['seed'] for cell in cells])}"
 
 
 def _formula(claim: Claim) -> str:
