@@ -6,12 +6,13 @@ import filecmp
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import conversion
 from nemo_probsft.data import tokens
-from tests.support.real import MODEL, ROWS, targets_of_a_row, write_rows
+from tests.support.real import MODEL, MODEL_BF16, ROWS, targets_of_a_row, write_rows
 
 pytestmark = pytest.mark.real
 
@@ -21,19 +22,26 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(MODEL)
 
 
-def test_import_and_export_change_no_bit(tmp_path):
-    conversion.import_hf(MODEL, tmp_path / "base")
-    report = conversion.verify(MODEL, tmp_path / "base")
+@pytest.mark.parametrize("source", [MODEL, MODEL_BF16], ids=["fp32", "bf16"])
+def test_import_and_export_change_no_bit(source, tmp_path):
+    conversion.import_hf(source, tmp_path / "base")
+    report = conversion.verify(source, tmp_path / "base")
     assert report.equal, report.table()
     assert report.num_tensors == 272
     conversion.export_hf(tmp_path / "base", tmp_path / "export")
-    assert filecmp.cmp(MODEL / "model.safetensors", tmp_path / "export" / "model.safetensors", shallow=False)
+    assert filecmp.cmp(source / "model.safetensors", tmp_path / "export" / "model.safetensors", shallow=False)
 
     weights = load_file(tmp_path / "export" / "model.safetensors")
     weights["model.layers.29.mlp.down_proj.weight"][-1, -1] += 1e-3  # verify sees one number of 134 million
     save_file(weights, tmp_path / "export" / "model.safetensors", metadata={"format": "pt"})
     (difference,) = conversion.verify(tmp_path / "base", tmp_path / "export").differences
     assert difference.name == "model.layers.29.mlp.down_proj.weight"
+
+
+def test_an_export_in_bf16_is_that_of_transformers(tmp_path):
+    conversion.import_hf(MODEL, tmp_path / "base")
+    conversion.export_hf(tmp_path / "base", tmp_path / "export", dtype=torch.bfloat16)
+    assert filecmp.cmp(MODEL_BF16 / "model.safetensors", tmp_path / "export" / "model.safetensors", shallow=False)
 
 
 def test_the_loss_covers_an_answer_and_its_end_and_nothing_else(tokenizer, tmp_path):
@@ -72,3 +80,12 @@ def test_the_tokenizer_is_the_model_s_own(tokenizer):
     ids = tokenizer("12 naïve\n  x")["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids)[:2] == ["1", "2"]  # digits one by one
     assert tokenizer.decode(ids) == "12 naïve\n  x"
+
+
+def test_it_speaks(tokenizer):
+    """Weights in the wrong place would still be 134 million numbers."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    prompt, answer = ROWS[0]
+    ids, targets = targets_of_a_row(tokenizer, prompt, answer)
+    said = model.generate(torch.tensor([ids[: targets[0]]]), max_new_tokens=16, do_sample=False)
+    assert said[0].tolist() == ids

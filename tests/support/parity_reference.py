@@ -37,6 +37,9 @@ class Reference:
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=weights, attn_implementation="eager")
+        # transformers drops what a padding token's embedding gets as an input; SmolLM2 pads with the end of a turn,
+        # which every prompt has. Megatron has no such index: the loss's own gradient is what both are held to.
+        model.get_input_embeddings().padding_idx = None
         self.model = model.to(compute)
 
     def probabilities(self, ids: list[int]) -> torch.Tensor:
