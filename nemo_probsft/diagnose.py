@@ -166,6 +166,11 @@ def print_summary(result: dict[str, Any], target: Path) -> None:
     print(f"{fraction} {CONFIDENT}: {result[name]:.4f} {interval_text(result[f'{name}_interval_95'])}")
     for title, key in (("p", "percentiles"), ("1 - p", "percentiles_1_minus_p")):
         print(f"percentiles, {title:<6}" + "  ".join(f"{q}: {probability_text(p)}" for q, p in result[key].items()))
+    surest = result["by_confidence"][-1]
+    print(
+        f"where the model is {surest['low']:.0%} sure of a token or more ({surest['num_tokens']} tokens), "
+        f"it expects the target in {surest['confidence']:.1%}; there it is in {surest['likeliest']:.1%}"
+    )
     place = result["region"]
     print(f"region: {place['name']} ({place['rule']})")
     print("to sweep, the best bet first; of each, the share of its gradient weight on p < 0.1 and on p >= 0.9:")

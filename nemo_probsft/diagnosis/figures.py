@@ -20,7 +20,7 @@ SETTINGS: Any = STYLE | {"svg.fonttype": "path", "svg.hashsalt": "nemo_probsft"}
 
 def draw(result: Mapping[str, Any]) -> dict[str, bytes]:
     """Name -> SVG of every figure of a diagnosis."""
-    functions = (continuum, weight, decile, histogram, position, example)
+    functions = (continuum, weight, decile, histogram, confidence, position, example)
     return {function.__name__: _svg(function(result)) for function in functions}
 
 
@@ -71,6 +71,28 @@ def histogram(result: Mapping[str, Any]) -> Figure:
         axes.set(xlabel="p of a target token", ylabel="share of the target tokens, %")
         axes.set_title("How probable the targets are")
         axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.08), ncols=3, columnspacing=1.1, fontsize=8.5)
+        return figure
+
+
+def confidence(result: Mapping[str, Any]) -> Figure:
+    """How often the model is right over how sure it is, and the share of the tokens where it is as sure."""
+    bins = result["by_confidence"]
+    sure, right = (np.array([entry[name] for entry in bins]) for name in ("confidence", "likeliest"))
+    low, high = np.array([entry["interval_95"] or [entry["likeliest"]] * 2 for entry in bins]).T
+    shares = np.zeros(region.NUM_BINS)
+    for entry in bins:
+        shares[round(region.NUM_BINS * entry["low"])] = entry["num_tokens"] / result["num_tokens"]
+    with plt.rc_context(SETTINGS):
+        figure, axes = plt.subplots(figsize=(6.2, 3.6), layout="constrained")
+        _bars(axes, np.linspace(0, 1, region.NUM_BINS + 1), shares, color=TOKENS, label="share of the tokens")
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)), label="as often as it expects")
+        axes.errorbar(
+            sure, right, [right - low, high - right], fmt="o-", color=COLORS[0], capsize=3, markersize=6,
+            markeredgecolor="white", linewidth=1.6, label="the target is its likeliest token",
+        )  # fmt: skip
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="how sure the model is of its likeliest token", ylabel="share")
+        axes.set_title("How often the answers agree with the model")
+        axes.legend(loc="upper left", fontsize=8.5)
         return figure
 
 

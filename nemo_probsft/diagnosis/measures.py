@@ -16,6 +16,7 @@ from nemo_probsft.diagnosis.targets import Targets
 PERCENTILES = (5, *range(10, 100, 10))
 CONFIDENT = 0.55  # the paper's threshold of a token that the base model knows
 NUM_BINS = 50
+TIE = 1e-5  # nats: log p of the target and of the likeliest token are rounded apart, where they are the same token
 SINGLE_POSITIONS = 8  # of an answer, each by itself; behind them a bin is twice as long as the one before it
 
 
@@ -39,7 +40,8 @@ def measure(targets: Targets) -> dict[str, Any]:
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "region": found,
         "shortlist": candidates,
-        "gradient_weight": region.gradient_weights(targets.logp, targets.label, keys),
+        "gradient_weight": region.gradient_weights(targets, keys),
+        "by_confidence": by_confidence(targets),
         "by_position": by_position(targets),
         "by_example": by_example(targets),
     }
@@ -64,6 +66,31 @@ def interval(values: np.ndarray, example: np.ndarray) -> list[float] | None:
 def percentiles_1_minus_p(logp: np.ndarray) -> dict[str, float]:
     """1 - p at the percentiles of p, from log p fp32 [T]: near p = 1 the digits of p itself do not show it."""
     return {str(q): float(np.percentile(-np.expm1(logp.astype(np.float64)), 100 - q)) for q in PERCENTILES}
+
+
+def by_confidence(targets: Targets) -> list[dict[str, Any]]:
+    """How often the target is the token that the model thinks likeliest, by tenths of that token's probability.
+
+    Where the model is calibrated, `likeliest` is `confidence` (a reliability diagram: Guo et al. 2017, arXiv
+    1706.04599, Fig. 1). What lies below are answers that contradict it. Tenths without a token are left out.
+    """
+    top, p, found = targets.top, targets.p, []
+    is_likeliest = targets.logp >= targets.top_logp - TIE
+    tenth = np.minimum(region.NUM_BINS * top, region.NUM_BINS - 1).astype(np.int64)
+    for i in np.unique(tenth):
+        inside = tenth == i
+        found.append(
+            {
+                "low": i / region.NUM_BINS,
+                "high": (i + 1) / region.NUM_BINS,
+                "num_tokens": int(inside.sum()),
+                "confidence": float(top[inside].mean()),
+                "likeliest": float(is_likeliest[inside].mean()),
+                "interval_95": interval(is_likeliest[inside], targets.example[inside]),
+                "mean_p": float(p[inside].mean()),
+            }
+        )
+    return found
 
 
 def by_position(targets: Targets) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from nemo_probsft.diagnosis.targets import Targets
+
 # The paper has no numeric rule. These are the middles of the two gaps of its Table 5: 0.59 to 0.76, and 0.07 to 0.50.
 STRONG, WEAK = 0.675, 0.285
 RULE = (
@@ -53,23 +55,24 @@ def shortlist(name: str) -> list[dict[str, str]]:
     return [{"objective": key, "reason": reason} for key, reason in SHORTLISTS[name].items()]
 
 
-def gradient_weights(logp: np.ndarray, label: np.ndarray, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+def gradient_weights(targets: Targets, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What each objective would learn from: how its sum of W_f(p) = s_f(p) (1 - p) divides over the tokens.
 
-    logp: fp32 [T], nats; label: int64 [T]. An objective that moves is taken as at the start of a run whose
-    running means have seen all of these tokens; by confidence, which these do not tell, as before any: -log p.
+    An objective that moves is taken as at the start of a run whose running means have seen all of these tokens.
     shares: [NUM_BINS] over equal bins of p, sum 1, zero when no token has a gradient; decile_shares: the same over
     tenths of the tokens, the least likely first. effective_tokens: (sum W)^2 / sum W^2 over T, 1 when all count alike.
     """
     import torch
 
-    values, labels = torch.from_numpy(logp.astype(np.float64)), torch.from_numpy(label)
+    values, labels, top_logp = (
+        torch.from_numpy(array) for array in (targets.logp.astype(np.float64), targets.label, targets.top_logp)
+    )
     bins = values.exp().mul(NUM_BINS).long().clamp(max=NUM_BINS - 1)
     deciles = torch.empty_like(bins)
     deciles[values.argsort(stable=True)] = torch.arange(len(values)) * 10 // len(values)
     result = {}
     for key in keys:
-        objective = _objective_after(key, values, labels)
+        objective = _objective_after(key, values, labels, top_logp)
         weight = objective.weight(values) * objective.keep(values) * -torch.expm1(values)
         total = float(weight.sum())
         effective = total**2 / float((weight**2).sum()) / len(values) if total else 0.0
@@ -81,19 +84,20 @@ def gradient_weights(logp: np.ndarray, label: np.ndarray, keys: Sequence[str]) -
     return result
 
 
-def _objective_after(key: str, logp: Any, labels: Any) -> Any:
+def _objective_after(key: str, logp: Any, labels: Any, top_logp: Any) -> Any:
     """The objective at fraction 0 of a run whose running means have seen these tokens."""
+    import torch
+
     from nemo_probsft.objectives import Moment, group_means, objective_at, parse_objective
 
     objective, mean_p = parse_objective(key), float(logp.exp().mean())
     means = group_means(objective, int(labels.max()) + 1)
     if means is None:
         return objective_at(objective, Moment(0.0, mean_p))
-    if means.by_confidence:
-        return objective_at(objective, Moment(0.0, 0.0))
-    means.see(labels, logp, labels.new_ones(labels.shape))
+    groups = means.groups(labels, top_logp)
+    means.see(groups, logp, torch.ones_like(labels))
     means.end_step()
-    return means.objective_of(labels, mean_p)
+    return means.objective_of(groups, mean_p)
 
 
 def _sums(values: Any, bins: Any, num_bins: int) -> list[float]:

@@ -15,11 +15,17 @@ class Targets(NamedTuple):
     example: np.ndarray  # [T] int64, index in the tokenized set
     position: np.ndarray  # [T] int64, index among the tokens of the example
     label: np.ndarray  # [T] int64, the token's id
+    top_logp: np.ndarray  # [T] fp32, nats, of the token that the model thinks likeliest there
 
     @property
     def p(self) -> np.ndarray:
         """[T] fp64."""
         return np.exp(self.logp.astype(np.float64))
+
+    @property
+    def top(self) -> np.ndarray:
+        """[T] fp64: how sure the model is of the token that it thinks likeliest, its confidence."""
+        return np.exp(self.top_logp.astype(np.float64))
 
     def place_in_answer(self) -> np.ndarray:
         """[T] int64, from 1. An answer is a run of targets: a conversation has several, and each starts at 1."""

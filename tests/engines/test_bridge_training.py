@@ -18,7 +18,15 @@ from nemo_probsft.data import order
 from nemo_probsft.run.log import read_metrics
 from tests.support.bridge_refusals import CHANGES
 from tests.support.engine import BRIDGE_PYTHON, ROOT, environment, first_error
-from tests.support.first_step import RTOL, check_first_step, recipe, reference_logp, write_workspace
+from tests.support.first_step import (
+    RTOL,
+    check_confidence,
+    check_first_step,
+    likeliest_logp,
+    recipe,
+    reference_logp,
+    write_workspace,
+)
 
 CLOSE = (
     2e-6  # the two engines sum in other orders, in fp32; ten steps of Adam are between the first and the last figure
@@ -74,6 +82,8 @@ def test_diagnose_of_a_sample_on_two_data_parallel_ranks(bridge, workspace):
     p = torch.cat([logp[i] for i in drawn]).exp()
     assert found["num_tokens"] == len(p) < sum(map(len, logp))
     assert found["mean_p"] == pytest.approx(float(p.mean()), rel=RTOL)
+    top = likeliest_logp(workspace / "model")
+    check_confidence(found, [logp[i] for i in drawn], [top[i] for i in drawn])
     lowest = sorted((float(value), i, place) for i in drawn for place, value in enumerate(logp[i], 1))
     for entry, (value, example, place) in zip(found["least_likely_tokens"], lowest, strict=False):
         assert entry["logp"] == pytest.approx(value, rel=RTOL)

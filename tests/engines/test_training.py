@@ -19,7 +19,16 @@ import yaml
 
 from nemo_probsft.data import order
 from nemo_probsft.diagnosis.measures import interval
-from tests.support.first_step import ROWS, RTOL, check_first_step, recipe, reference_logp, write_workspace
+from tests.support.first_step import (
+    ROWS,
+    RTOL,
+    check_confidence,
+    check_first_step,
+    likeliest_logp,
+    recipe,
+    reference_logp,
+    write_workspace,
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +146,7 @@ def test_diagnose_measures_p_of_every_target(workspace):
     assert found["fraction_above_0.55"] == float((p > 0.55).double().mean())
     assert sum(found["histogram"]["counts"]) == len(p)
     check_places(found, by_row, row_numbers)
+    check_confidence(found, by_row, likeliest_logp(workspace / "model"))
     assert "forty-two" in (workspace / "diagnosed" / "diagnose" / "diagnose.html").read_text(encoding="utf-8")
     assert found["region"]["name"] == "weak"
     assert "region: weak (strong from mean p 0.675, weak up to 0.285" in printed

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 import conversion
 from conversion.families import model_spec
 from nemo_probsft import config
+from nemo_probsft.diagnosis.measures import TIE
 from nemo_probsft.diagnosis.targets import collected
 from nemo_probsft.run import prepare
 from tests.support.engine import first_error
@@ -129,11 +130,19 @@ def test_diagnose_measures_the_log_p_of_transformers(engine, root, truth):
     assert not (error := first_error([job])), error
     found = collected([np.load(file) for file in (root / "diagnosed" / "ranks").glob("*.npz")])
     reference, rows = truth
+    logp, top = [], []
     with torch.no_grad():
-        logp = [reference.probabilities(row.ids)[[t - 1 for t in row.targets]].log().numpy() for row in rows]
+        for row in rows:
+            every = torch.log_softmax(reference.model(torch.tensor([row.ids[:-1]])).logits[0], -1)
+            at = every[[t - 1 for t in row.targets]]
+            logp.append(at.gather(1, torch.tensor([[row.ids[t]] for t in row.targets]))[:, 0].numpy())
+            top.append(at.amax(1).numpy())
     np.testing.assert_array_equal(found.label, [row.ids[t] for row in rows for t in row.targets])
     np.testing.assert_array_equal(found.position, [t for row in rows for t in row.targets])
     # A log p of -20 is a difference of logits near 20: its error is that of fp32 at that size.
     np.testing.assert_allclose(found.logp, np.concatenate(logp), atol=1e-4)
+    np.testing.assert_allclose(found.top_logp, np.concatenate(top), atol=1e-4)
+    assert (found.top_logp > found.logp + 1).any()
+    assert (found.top_logp - found.logp < TIE).any()
     # The known mistake: log p at the target instead of before it.
     assert np.abs(found.logp[1:] - np.concatenate(logp)[:-1]).max() > 1

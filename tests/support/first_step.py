@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -57,20 +58,45 @@ def recipe(root: Path, name: str, **changes) -> Path:
 
 
 def reference_logp(model_dir: Path) -> tuple[torch.nn.Module, list[torch.Tensor]]:
-    """log p of every target by row, float64, from transformers; the rows are tokenised here by hand."""
+    """log p of every target by row, float64, from transformers."""
+    model, rows = _reference(model_dir)
+    return model, [logp.gather(1, targets).squeeze(1) for logp, targets in rows]
+
+
+def likeliest_logp(model_dir: Path) -> list[torch.Tensor]:
+    """log p of the likeliest token at every target, the same way."""
+    return [logp.detach().amax(1) for logp, _ in _reference(model_dir)[1]]
+
+
+def _reference(model_dir: Path) -> tuple[torch.nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Of each row, which is tokenised here by hand: log p of the vocabulary [T, V], and the targets [T, 1]."""
     from transformers import AutoTokenizer, Qwen2ForCausalLM
 
     model = Qwen2ForCausalLM.from_pretrained(model_dir, torch_dtype=torch.float64, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     vocabulary = tokenizer.get_vocab()
-    logp = []
+    rows = []
     for prompt, response in ROWS:
         characters = (prompt + response).replace(" ", "\u0120")  # how byte-level vocabularies spell the space
         ids = torch.tensor([[*(vocabulary[c] for c in characters), tokenizer.eos_token_id]])
         logits = model(ids).logits[0, len(prompt) - 1 : -1]
         targets = ids[0, len(prompt) :, None]
-        logp.append(torch.log_softmax(logits, -1).gather(1, targets).squeeze(1))
-    return model, logp
+        rows.append((torch.log_softmax(logits, -1), targets))
+    return model, rows
+
+
+def check_confidence(found: dict, logp: list[torch.Tensor], top_logp: list[torch.Tensor]) -> None:
+    """The tenths of the likeliest token's p in diagnose.json, against both of a reference by row."""
+    p, top = (torch.cat(rows).exp().numpy() for rows in (logp, top_logp))
+    assert (p < top).any()
+    tenths = np.minimum((10 * top).astype(int), 9)
+    assert [round(10 * entry["low"]) for entry in found["by_confidence"]] == np.unique(tenths).tolist()
+    for entry in found["by_confidence"]:
+        inside = tenths == round(10 * entry["low"])
+        assert entry["num_tokens"] == inside.sum()
+        assert entry["confidence"] == pytest.approx(top[inside].mean(), rel=RTOL)
+        assert entry["likeliest"] == pytest.approx((p == top)[inside].mean())
+        assert entry["mean_p"] == pytest.approx(p[inside].mean(), rel=RTOL)
 
 
 def grad_norm(model: torch.nn.Module, loss: torch.Tensor) -> float:

@@ -7,7 +7,14 @@ import pytest
 
 from nemo_probsft.data import order
 from nemo_probsft.diagnose import Follower
-from nemo_probsft.diagnosis.measures import by_example, by_position, interval, measure, percentiles_1_minus_p
+from nemo_probsft.diagnosis.measures import (
+    by_confidence,
+    by_example,
+    by_position,
+    interval,
+    measure,
+    percentiles_1_minus_p,
+)
 from nemo_probsft.diagnosis.region import NUM_BINS, SHORTLISTS, gradient_weights, region_of
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.objectives import parse_objective
@@ -56,22 +63,26 @@ def test_a_sample_is_of_whole_examples_and_depends_on_the_seed_alone():
 
 
 def test_gradient_weights_by_hand():
-    p = np.array([0.05, 0.55, 0.95])
+    p, top = np.array([0.05, 0.55, 0.95]), np.array([0.45, 0.55, 0.95])
+    by_tenth = ((p + 10 * p.mean()) / 11 - 0.3) / 0.4  # one token in each of three tenths
     weights = {
         "original": 1 - p,
         "p": p * (1 - p),
         "OnlyTopLogP-0.2": (1 - p) * (p >= 0.2),
         "adaptive": p ** ((p.mean() - 0.3) / 0.4) * (1 - p),
         "adaptive-by-label-0.3-0.7-0.9-0.01": p ** np.array([0, 1, 1]) * (1 - p),
+        "adaptive-by-confidence": p**by_tenth * (1 - p),
     }
-    found = gradient_weights(np.log(p), np.array([2, 0, 0]), list(weights))
+    places = np.arange(3), np.arange(3)
+    found = gradient_weights(Targets(np.log(p), *places, np.array([2, 0, 0]), np.log(top)), list(weights))
     for key, weight in weights.items():
         shares = np.array(found[key]["shares"])
         assert len(shares) == NUM_BINS
         assert shares[[0, 5, 9]] == pytest.approx(weight / weight.sum())
         assert np.array(found[key]["decile_shares"])[[0, 3, 6]] == pytest.approx(weight / weight.sum())
         assert found[key]["effective_tokens"] == pytest.approx(weight.sum() ** 2 / (weight**2).sum() / 3)
-    sure = gradient_weights(np.zeros(4), np.zeros(4, dtype=np.int64), ["original"])["original"]
+    certain = Targets(np.zeros(3), *places, np.zeros(3, dtype=np.int64), np.zeros(3))
+    sure = gradient_weights(certain, ["original"])["original"]
     assert (sum(sure["shares"]), sure["effective_tokens"]) == (0.0, 0.0)
 
 
@@ -89,6 +100,7 @@ def targets(*answers: list[float], first: int = 3) -> Targets:
         np.repeat(np.arange(len(answers)), lengths),
         np.concatenate([first + np.arange(length) for length in lengths]),
         np.zeros(sum(lengths), dtype=np.int64),
+        np.log(np.concatenate(answers)).astype(np.float32),
     )
 
 
@@ -100,6 +112,21 @@ def test_statistics_of_one_example_have_no_interval():
     assert [entry["interval_95"] for entry in found["by_position"]] == [None, None]
 
 
+def test_by_confidence_by_hand():
+    """The model is sure of five tokens and right at three of them; unsure of two, one of them its likeliest."""
+    found = targets([0.95, 0.95, 0.01, 0.99, 0.31], [0.05, 0.2])
+    top = np.array([0.95, 0.95, 0.97, 0.99, 0.31, 0.91, 0.35])
+    low, high = by_confidence(found._replace(top_logp=np.log(top).astype(np.float32)))
+    assert (low["low"], low["high"], low["num_tokens"]) == (0.3, 0.4, 2)
+    assert (low["likeliest"], high["likeliest"]) == (0.5, 0.6)
+    assert (high["low"], high["high"], high["num_tokens"]) == (0.9, 1.0, 5)
+    assert high["confidence"] == pytest.approx(np.mean([0.95, 0.95, 0.97, 0.99, 0.91]))
+    assert high["mean_p"] == pytest.approx(np.mean([0.95, 0.95, 0.01, 0.99, 0.05]))
+    assert high["interval_95"] == pytest.approx(interval(np.array([1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 1])))
+    (certain,) = by_confidence(found._replace(logp=np.zeros(7), top_logp=np.full(7, 1e-6)))  # 1 + the last bit
+    assert (certain["low"], certain["likeliest"]) == (0.9, 1.0)
+
+
 def test_ranks_are_put_in_the_order_of_the_file_and_of_its_texts():
     """Context parallelism gives a rank the two ends of an example and another its middle."""
     shards = [
@@ -109,11 +136,13 @@ def test_ranks_are_put_in_the_order_of_the_file_and_of_its_texts():
     ]
     for shard in shards:
         shard["label"] = (-10 * shard["logp"]).astype(np.int64)
+        shard["top_logp"] = shard["logp"] / 100
     found = collected(shards)
     assert found.logp.tolist() == [-1, -2, -3, -4, -5, -6, -7]
     assert found.example.tolist() == [0, 0, 0, 0, 1, 1, 2]
     assert found.position.tolist() == [3, 4, 5, 6, 4, 5, 1]
     assert found.label.tolist() == [10, 20, 30, 40, 50, 60, 70]
+    assert found.top_logp.tolist() == [-0.01, -0.02, -0.03, -0.04, -0.05, -0.06, -0.07]
     shards[1]["logp"][0] = np.nan
     with pytest.raises(ValueError, match=r"log p of 1 of 7 targets is not finite; use another checkpoint"):
         collected(shards)
@@ -122,7 +151,8 @@ def test_ranks_are_put_in_the_order_of_the_file_and_of_its_texts():
 def test_the_place_in_an_answer_starts_anew_with_each_answer():
     """Example 0 has two answers, which 5 and 6 divide; example 1 goes on at the position where it ended."""
     position, example = np.array([3, 4, 7, 8, 9, 10, 11]), np.array([0, 0, 0, 0, 0, 1, 1])
-    assert Targets(np.zeros(7), example, position, np.zeros(7)).place_in_answer().tolist() == [1, 2, 1, 2, 3, 1, 2]
+    found = Targets(np.zeros(7), example, position, np.zeros(7), np.zeros(7))
+    assert found.place_in_answer().tolist() == [1, 2, 1, 2, 3, 1, 2]
 
 
 def test_by_position_by_hand():

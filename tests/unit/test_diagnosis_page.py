@@ -71,7 +71,8 @@ def measured(dataset, p_of) -> Targets:
             example.append(i)
             position.append(t + 1)
             label.append(dataset[i].input_ids[t + 1])
-    return Targets(np.array(logp, dtype=np.float32), np.array(example), np.array(position), np.array(label))
+    logp = np.array(logp, dtype=np.float32)
+    return Targets(logp, np.array(example), np.array(position), np.array(label), np.maximum(logp, np.log(0.5)))
 
 
 def noise(example: int, place: int) -> float:
@@ -172,7 +173,7 @@ def test_the_page_is_whole_needs_no_other_file_and_runs_nothing(diagnosed):
     html = rendered(diagnosed)
     found = Page(html)
     assert found.open == []
-    assert sum(tag == "img" for tag, _ in found.elements) == 6
+    assert sum(tag == "img" for tag, _ in found.elements) == 7
     for tag, attributes in found.elements:
         assert tag not in ("script", "link", "iframe")
         assert not any(name.startswith("on") for name in attributes)
@@ -203,10 +204,15 @@ def test_the_page_says_when_it_is_of_a_sample_or_of_one_example(diagnosed):
     drawn = page.render(result | {"of_examples": 7, "seed": 5})
     assert "44 target tokens of 3 of 7 examples, drawn with seed 5" in drawn
     two_tokens = Targets(
-        np.log([0.4, 0.8]).astype(np.float32), np.zeros(2, dtype=np.int64), np.arange(3, 5), np.arange(2)
+        np.log([0.4, 0.8]).astype(np.float32),
+        np.zeros(2, dtype=np.int64),
+        np.arange(3, 5),
+        np.arange(2),
+        np.log([0.5, 0.8]).astype(np.float32),
     )
     one = result | measure(two_tokens)
-    assert page.render(one).count("(one example: no interval)") == 2 + len(one["by_position"])
+    num_intervals = 3 + len(one["by_position"]) + len(one["by_confidence"])
+    assert page.render(one).count("(one example: no interval)") == num_intervals
 
 
 def test_the_same_diagnosis_is_the_same_page(diagnosed):

@@ -124,7 +124,7 @@ class CollectStep(ObjectiveStep):
         cfg.validation.skip_train, cfg.validation.eval_iters = True, data.micro_batches.num_steps
         super().__init__(cfg, recipe.resolved, head=recipe.head, vocab_size=prepared.vocab_size)
         self.data, self.num_micro_batches = data, data.micro_batches.num_micro_batches
-        self.collected = CollectedLogp(output)
+        self.collected = CollectedLogp(output, self.training.head_rows)
 
     def evaluation_loss(self, nll: torch.Tensor, *, labels: torch.Tensor, loss_mask: torch.Tensor) -> Loss:
         examples = self.data.examples(*divmod(len(self.collected.logp), self.num_micro_batches))

@@ -11,19 +11,22 @@ import torch
 
 from nemo_probsft.adapters.megatron.layout import first_of_last_stage, share_of_targets
 from nemo_probsft.adapters.megatron.rows import HeadRows
-from nemo_probsft.ops import HeadReport
 
 PROGRESS = ".progress.jsonl"  # files of `diagnose`: micro-batches done, targets and the sum of their p, once a second
 SECONDS = 1.0
 
 
 class CollectedLogp:
-    """The targets of this rank, one entry a micro-batch. directory: where `save` and the progress are written."""
+    """The targets of this rank, one entry a micro-batch. directory: where `save` and the progress are written.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.head, self.head_rows = HeadReport(), HeadRows()
+    head_rows: those of the head that computes log p; it is asked for log p of the likeliest token, too.
+    """
+
+    def __init__(self, directory: Path, head_rows: HeadRows) -> None:
+        self.directory, self.head_rows = directory, head_rows
+        self.head_rows.wants_top = True
         self.logp: list[torch.Tensor] = []
+        self.top_logp: list[torch.Tensor] = []
         self.example: list[np.ndarray] = []
         self.position: list[np.ndarray] = []  # of the target among the tokens of its example
         self.label: list[torch.Tensor] = []
@@ -38,7 +41,10 @@ class CollectedLogp:
         columns: torch.Tensor,  # [s] int64, see `layout.columns`
     ) -> None:
         row, column = (loss_mask > 0).nonzero(as_tuple=True)
+        top_logp = self.head_rows.take_top()
+        assert top_logp is not None
         self.logp.append(-nll[row, column].cpu())
+        self.top_logp.append(top_logp[row, column].cpu())
         self.example.append(examples[row.cpu().numpy(), 0])
         self.position.append(1 + columns[column.cpu()].numpy())
         self.label.append(labels[row, column].cpu())
@@ -50,12 +56,13 @@ class CollectedLogp:
                 file.write(json.dumps([len(self.logp), self.num_targets, self.sum_p]) + "\n")
 
     def save(self) -> None:
-        """<data-parallel rank>.npz with logp fp32 [T]; example, position, label int64 [T]."""
+        """<data-parallel rank>.npz with logp, top_logp fp32 [T]; example, position, label int64 [T]."""
         if not first_of_last_stage():
             return
         np.savez(
             self._file(".npz"),
             logp=torch.cat(self.logp).numpy(),
+            top_logp=torch.cat(self.top_logp).numpy(),
             example=np.concatenate(self.example),
             position=np.concatenate(self.position),
             label=torch.cat(self.label).numpy(),

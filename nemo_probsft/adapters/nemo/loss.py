@@ -15,6 +15,7 @@ from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 
 from nemo_probsft.adapters.megatron import layout
 from nemo_probsft.adapters.megatron.collect import CollectedLogp
+from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.adapters.megatron.step import TrainingStep
 from nemo_probsft.adapters.nemo.data import SFTData
 
@@ -43,8 +44,8 @@ class CollectReduction(MaskedTokenLossReduction):
     def __init__(self, data: SFTData, output: Path) -> None:
         super().__init__(validation_step=True)
         self.data, self.num_micro_batches = data, data.micro_batches.num_micro_batches
-        self.collected = CollectedLogp(output)
-        self.head_rows = self.collected.head_rows
+        self.head_rows = HeadRows()
+        self.collected = CollectedLogp(output, self.head_rows)
 
     def forward(self, batch: Batch, forward_out: torch.Tensor) -> ThreeTuple:
         loss_mask = batch["loss_mask"]

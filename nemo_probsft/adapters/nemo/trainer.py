@@ -42,6 +42,7 @@ from nemo_probsft.adapters.nemo.callbacks import InstallObjective, KeepBaseOfAda
 from nemo_probsft.adapters.nemo.data import SFTData
 from nemo_probsft.adapters.nemo.loss import CollectReduction, ObjectiveReduction
 from nemo_probsft.config import Recipe
+from nemo_probsft.ops import HeadReport
 from nemo_probsft.run.prepare import Prepared
 
 
@@ -97,18 +98,18 @@ def _nemo_log_dir(run_dir: Path) -> Path:
 def collect_logp(recipe: Recipe, prepared: Prepared, output: Path) -> None:
     """Forward the training set, or a sample of it, once.
 
-    Writes to `output`/<data-parallel rank>.npz of each target: logp fp32 [T]; example int64 [T], its index in the data;
-    position int64 [T], the target's index among the example's tokens; label int64 [T], its id.
+    Writes to `output`/<data-parallel rank>.npz of each target: logp fp32 [T]; top_logp fp32 [T], of the likeliest token
+    there; example int64 [T], its index in the data; position int64 [T], the target's index among the example's tokens;
+    label int64 [T], its id.
     """
     quiet()
     model, data = load_model(recipe, prepared), SFTData(micro_batches.forward_only(recipe, prepared))
     reduction = CollectReduction(data, output)
-    collected = reduction.collected
     trainer = make_trainer(recipe, max_steps=1, forward_only=True)
-    trainer.callbacks.append(InstallObjective(reduction, collected.head, recipe.head, prepared.vocab_size))
+    trainer.callbacks.append(InstallObjective(reduction, HeadReport(), recipe.head, prepared.vocab_size))
     weights_of(prepared.base).setup(trainer, model)
     trainer.validate(model, data, verbose=False)
-    collected.save()
+    reduction.collected.save()
     torch.distributed.barrier()  # when it returns, all are written
 
 
