@@ -92,7 +92,7 @@ def confidence(result: Mapping[str, Any]) -> Figure:
         )  # fmt: skip
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="how sure the model is of its likeliest token", ylabel="share")
         axes.set_title("How often the answers agree with the model")
-        axes.legend(loc="upper left", fontsize=8.5)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.08), ncols=3, columnspacing=1.1, fontsize=8.5)
         return figure
 
 
