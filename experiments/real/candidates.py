@@ -23,6 +23,7 @@ CONTEXT_PRIOR_TOKENS = 0.3  # the same for a direction of the hidden state
 NUM_LABELS = 49_152  # of SmolLM2, and more than the demo has
 NUM_BINS = 10
 NUM_SOURCES = 16
+TIE = 1e-5  # nats between log p of the target and of the likeliest token, where they are the same token
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,35 @@ class State:
         self.estimate.see(now)
 
 
+class ByGap:
+    """alpha by confidence, as far as the answers contradict the model where it is as sure as here.
+
+    A calibrated model that is 95 % sure is right in 95 % of the cases. One that learns what is new stays calibrated,
+    and keeps -log p; wrong answers leave it right less often than it expects. gap: the mean of the likeliest token's
+    probability, less how often the target is that token.
+    """
+
+    smallest, largest = 0.05, 0.2  # gaps that make alpha 0, and all of what it is by confidence
+
+    def __init__(self) -> None:
+        self.estimate = by_confidence(Mean())
+        self.sums = torch.zeros(3, NUM_BINS, dtype=torch.float64)  # of the likeliest p, of being it, number of tokens
+
+    def alpha(self, now: Now) -> Tensor:
+        self.sums = self.sums.to(now.logp.device)
+        expected, right, count = self.sums[:, confidence_bin(now.top)]
+        gap = (expected - right) / (count + PRIOR_TOKENS)
+        share = ((gap - self.smallest) / (self.largest - self.smallest)).clamp(0, 1).float()
+        return share * ramp(self.estimate.of(now))
+
+    def see(self, now: Now) -> None:
+        self.estimate.see(now)
+        top = (now.top.double().exp() * 2**20).round() / 2**20
+        seen = torch.stack((top, (now.logp >= now.top - TIE).double(), torch.ones_like(top)))
+        step = torch.zeros_like(self.sums).index_add_(1, confidence_bin(now.top), seen)
+        self.sums = Adaptive.decay * self.sums + step
+
+
 def _p_and_one(now: Now) -> Tensor:
     """[2, N] float64; p is rounded to 2^-20, so that a step's sums are exact, whatever their order."""
     p = (now.p * 2**20).round() / 2**20
@@ -171,7 +201,7 @@ def by_source(above: Estimate) -> ByClass:
 
 class Candidate(NamedTuple):
     formula: str
-    start: Callable[[], State]  # before the first step; a state serves one run
+    start: Callable[[], State | ByGap]  # before the first step; a state serves one run
 
 
 _POWER = "(1 - p^a)/a, a = clip((m - 0.3)/0.4, 0, 1), m the running mean of p (decay 0.9)"
@@ -181,6 +211,11 @@ _RIDGE = "plus a ridge regression of what it leaves on the final hidden state (u
 CANDIDATES = {
     "by-confidence": Candidate(
         f"{_POWER} of {_BIN} and of 10 tokens of the mean of all", lambda: State(by_confidence(Mean()))
+    ),
+    "by-gap": Candidate(
+        f"{_POWER} of {_BIN} and of 10 tokens of the mean of all; a times clip((g - 0.05)/0.15, 0, 1), g how much less "
+        "often than it expects the model is right there",
+        ByGap,
     ),
     "by-confidence-label": Candidate(
         f"{_POWER} of the token's label and of 10 tokens of m by confidence",

@@ -14,6 +14,7 @@ from experiments.real.candidates import (
     NUM_BINS,
     ByClass,
     ByContext,
+    ByGap,
     Mean,
     Now,
     State,
@@ -184,6 +185,19 @@ def test_a_class_that_was_not_seen_has_the_mean_above():
         by_source.see(step)
     unseen = dataclasses.replace(now, source=torch.full_like(now.source, 2))
     torch.testing.assert_close(by_source.of(unseen), by_source.above.of(now), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("right", "share"), [(0.9, 0.0), (0.8, 1 / 3), (0.7, 1.0), (0.6, 1.0)])
+def test_a_gap_is_how_much_less_often_than_it_expects_the_model_is_right(right, share):
+    """It is 90 % sure of every token, and right at that share of 2,000; where it is not, p is 0.05."""
+    likeliest = torch.arange(2000) < 2000 * right
+    top = torch.full((2000,), 0.9).log()
+    now = dataclasses.replace(
+        some_step(0), logp=torch.where(likeliest, top, math.log(0.05)), top=top, labels=torch.zeros(2000).long()
+    )
+    gap, confidence = after(ByGap(), [now] * 4), after(State(by_confidence(Mean())), [now] * 4)
+    assert confidence.alpha(now).min() > 0.5
+    torch.testing.assert_close(gap.alpha(now), share * confidence.alpha(now), atol=0.02, rtol=0)
 
 
 def test_by_confidence_is_the_package_s_objective():
