@@ -1,8 +1,8 @@
 """Which cells there are, and the order in which those without a line are run. Nothing here trains or reads files.
 
 With seed 0 every objective is trained at three learning rates, and at more of them as long as the best is an outer one
-of those tried. The other seeds are trained at the rate that was best on the validation rows with seed 0, and then at
-the common one. Nothing looks at the test rows before the page does.
+of those tried. The other seeds are trained at the rate that was best on the validation rows with seed 0, and then, on a
+GPU, at the common one. Nothing looks at the test rows before the page does.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Setting:
     lower_rates: tuple[float, ...]  # tried one after the other, where the best of those before is the smallest
     higher_rates: tuple[float, ...]
     common_rate: float  # one for all objectives, as in the paper
+    common_seeds: tuple[int, ...]  # that are trained at it even where another one is chosen
     steps: dict[str, int]
     batch_size: dict[str, int]
     num_train: int
@@ -41,6 +42,7 @@ ON_GPU = Setting(
     lower_rates=(1e-5,),
     higher_rates=(1e-3,),
     common_rate=1e-4,
+    common_seeds=SEEDS,
     steps={"answer": 120, "likelihood": 60},
     batch_size={"answer": 32, "likelihood": 8},
     num_train=2000,
@@ -53,6 +55,7 @@ ON_CPU = Setting(
     lower_rates=(1e-4,),
     higher_rates=(1e-2,),
     common_rate=1e-3,
+    common_seeds=(0,),
     steps={"answer": 100, "likelihood": 30},
     batch_size={"answer": 16, "likelihood": 4},
     num_train=800,
@@ -87,7 +90,7 @@ def missing(
     wanted = [Cell(task, BASE, 0.0, 0) for task in tasks]
     wanted += [Cell(*pair, lr, 0) for pair in pairs for lr in rates[pair].tried]
     wanted += [Cell(*pair, chosen, seed) for pair, seed in others if (chosen := rates[pair].chosen) is not None]
-    wanted += [Cell(*pair, of.common_rate, seed) for pair, seed in others]
+    wanted += [Cell(*pair, of.common_rate, seed) for pair, seed in others if seed in of.common_seeds]
     return [cell for cell in dict.fromkeys(wanted) if cell not in done]
 
 

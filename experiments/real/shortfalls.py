@@ -5,6 +5,7 @@ from __future__ import annotations
 from experiments.real.plan import SEEDS, missing
 from experiments.real.scores import ADAPTIVE, FIXED, TASKS, Results
 from experiments.real.text import codes, listed, rate, table
+from experiments.wording import num_seeds
 
 OBJECTIVES = (*FIXED, *ADAPTIVE)
 
@@ -16,8 +17,8 @@ def sections(results: Results) -> list[str]:
     of = results.setting
     parts = [
         f"A pair of task and objective is complete if seed 0 was run at {listed(map(rate, of.rates))}, and beyond them "
-        f"where the best is an outer one; and seeds {listed(SEEDS[1:])} at the chosen rate and at "
-        f"{rate(of.common_rate)}, the one for all. {len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
+        f"where the best is an outer one; seeds {listed(SEEDS[1:])} at the chosen rate; and "
+        f"{num_seeds(of.common_seeds)} at {rate(of.common_rate)}, the one for all. {len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
     ]
     missing = {
         "no diagnosis": [task for task in tasks if task not in results.diagnoses],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -34,13 +35,15 @@ def test_the_base_and_every_rate_with_seed_0_come_first():
     assert missing([]) == WITH_SEED_0
 
 
-def test_other_seeds_are_trained_at_the_best_rate_and_then_at_the_common_one():
-    assert ON_CPU.common_rate == MIDDLE
+def test_other_seeds_are_trained_at_the_best_rate_and_on_a_gpu_then_at_the_common_one():
+    both = dataclasses.replace(ON_CPU, common_seeds=ON_GPU.common_seeds)
+    assert both.common_rate == MIDDLE
     lines = [*seed_0(best=HIGH), line(Cell("caesar", "p", HIGHER, 0), [0.5])]
     wanted = [Cell("caesar", "p", lr, seed) for lr in (HIGH, MIDDLE) for seed in (1, 2)]
-    assert missing(lines) == wanted
-    assert missing([*lines, line(wanted[0], [0.5])]) == wanted[1:]
-    assert missing(lines, seeds=(0, 2)) == wanted[1::2]
+    assert missing(lines, of=both) == wanted
+    assert missing(lines) == wanted[:2]
+    assert missing([*lines, line(wanted[0], [0.5])], of=both) == wanted[1:]
+    assert missing(lines, of=both, seeds=(0, 2)) == wanted[1::2]
     assert missing(lines[:3]) == WITH_SEED_0[3:], "nothing is chosen before all rates are run"
 
 
