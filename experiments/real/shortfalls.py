@@ -18,7 +18,8 @@ def sections(results: Results) -> list[str]:
     parts = [
         f"A pair of task and objective is complete if seed 0 was run at {listed(map(rate, of.rates))}, and beyond them "
         f"where the best is an outer one; seeds {listed(SEEDS[1:])} at the chosen rate; and "
-        f"{num_seeds(of.common_seeds)} at {rate(of.common_rate)}, the one for all. {len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
+        f"{num_seeds(of.common_seeds)} at {rate(of.common_rate)}, the one for all. "
+        f"{len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
     ]
     missing = {
         "no diagnosis": [task for task in tasks if task not in results.diagnoses],
