@@ -2,7 +2,7 @@
 
 All are `adaptive` with another m: a = clip((m - 0.3)/0.4, 0, 1), where m is the p to be expected of a token *like this
 one*, learned from the steps before. They differ in what "like this one" is: the same label, a model as sure as here, a
-hidden state as here. A token's own p does not enter its alpha: a wrong answer looks like a new one.
+hidden state as here. A token's own p does not enter its alpha, `Threshold` apart: a wrong answer looks like a new one.
 
 Everything stays on the device of the tensors it is given; nothing waits for a GPU.
 """
@@ -172,6 +172,26 @@ class ByGap:
         self.sums = Adaptive.decay * self.sums + step
 
 
+class Threshold:
+    """`OnlyTopLogP-0.2` as far as the model knows such tokens, -log p as far as it does not: the weight is p^(4a) below
+    p = 0.2 and 1 above, with a of `by_confidence`. So what is half learned keeps all of its gradient.
+
+    A token's own p enters here.
+    """
+
+    p = 0.2
+    power = 4.0  # at a = 1 no weight below the threshold is more than 0.2^4
+
+    def __init__(self) -> None:
+        self.estimate = by_confidence(Mean())
+
+    def alpha(self, now: Now) -> Tensor:
+        return self.power * ramp(self.estimate.of(now)) * (now.p < self.p)
+
+    def see(self, now: Now) -> None:
+        self.estimate.see(now)
+
+
 def _p_and_one(now: Now) -> Tensor:
     """[2, N] float64; p is rounded to 2^-20, so that a step's sums are exact, whatever their order."""
     p = (now.p * 2**20).round() / 2**20
@@ -202,7 +222,7 @@ def by_source(above: Estimate) -> ByClass:
 
 class Candidate(NamedTuple):
     formula: str
-    start: Callable[[], State | ByGap]  # before the first step; a state serves one run
+    start: Callable[[], State | ByGap | Threshold]  # before the first step; a state serves one run
 
 
 _POWER = "(1 - p^a)/a, a = clip((m - 0.3)/0.4, 0, 1), m the running mean of p (decay 0.9)"
@@ -217,6 +237,11 @@ CANDIDATES = {
         f"{_POWER} of {_BIN} and of 10 tokens of the mean of all; a times clip((g - 0.05)/0.15, 0, 1), g how much less "
         "often than it expects the model is right there",
         ByGap,
+    ),
+    "threshold-by-confidence": Candidate(
+        "-sg(p^(4a)) log p below p = 0.2 and -log p above, a = clip((m - 0.3)/0.4, 0, 1), m the running mean of p "
+        f"(decay 0.9) of {_BIN} and of 10 tokens of the mean of all",
+        Threshold,
     ),
     "by-confidence-label": Candidate(
         f"{_POWER} of the token's label and of 10 tokens of m by confidence",

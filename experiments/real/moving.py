@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from experiments.real.candidates import CANDIDATES, ByGap, Now, State
+from experiments.real.candidates import CANDIDATES, ByGap, Now, State, Threshold
 from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, group_means, objective_at, parse_objective
 
 
@@ -36,7 +36,7 @@ class Recipe:
 class Candidate:
     """(1 - p^a)/a with the alpha that a state gives each token."""
 
-    def __init__(self, state: State | ByGap) -> None:
+    def __init__(self, state: State | ByGap | Threshold) -> None:
         self.state = state
 
     def now(self, now: Now, fraction: float) -> Objective:

@@ -18,6 +18,7 @@ from experiments.real.candidates import (
     Mean,
     Now,
     State,
+    Threshold,
     by_confidence,
     by_label,
     confidence_bin,
@@ -26,6 +27,7 @@ from experiments.real.candidates import (
 from experiments.real.moving import moving
 
 HIDDEN = 6
+BY_OWN_P = "threshold-by-confidence"
 
 
 def some_steps(count=4) -> list[Now]:
@@ -73,10 +75,10 @@ def test_alpha_is_0_at_the_first_step_and_follows_what_was_seen(name):
     alpha = after(state, seen).alpha(now)
     assert alpha.dtype == torch.float32
     assert alpha.shape == now.logp.shape
-    assert 0 <= alpha.min() < alpha.max() <= 1
+    assert 0 <= alpha.min() < alpha.max() <= (Threshold.power if name == BY_OWN_P else 1)
 
 
-@pytest.mark.parametrize("name", CANDIDATES)
+@pytest.mark.parametrize("name", sorted(CANDIDATES.keys() - {BY_OWN_P}))
 def test_alpha_does_not_look_at_the_token_s_own_p(name):
     *seen, now = some_steps()
     state = after(CANDIDATES[name].start(), seen)
@@ -198,6 +200,14 @@ def test_a_gap_is_how_much_less_often_than_it_expects_the_model_is_right(right, 
     gap, confidence = after(ByGap(), [now] * 4), after(State(by_confidence(Mean())), [now] * 4)
     assert confidence.alpha(now).min() > 0.5
     torch.testing.assert_close(gap.alpha(now), share * confidence.alpha(now), atol=0.02, rtol=0)
+
+
+def test_below_the_threshold_the_weight_falls_with_what_is_known_and_above_it_is_1():
+    *seen, now = some_steps()
+    alpha, a = after(Threshold(), seen).alpha(now), after(State(by_confidence(Mean())), seen).alpha(now)
+    below = now.p < 0.2
+    assert 0 < below.sum() < len(now.p)
+    torch.testing.assert_close(alpha, torch.where(below, 4 * a, 0.0))
 
 
 def test_by_confidence_is_the_package_s_objective():
