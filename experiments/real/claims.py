@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from evaluation.statistics import Difference, holm, paired_difference_over_seeds, rank_correlation_over_tasks
-from experiments.real.plan import BASE
-from experiments.real.scores import LIKELIHOOD, STRONG_NOISY, WEAK_CLEAN, Results
+from experiments.real.scores import BASE, LIKELIHOOD, STRONG_NOISY, WEAK_CLEAN, Results
 from experiments.wording import verdict
 
 LEVEL = 0.05

@@ -100,7 +100,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     return what | made | scores
 
 
-def _labels(examples: Sequence[tokens.Example]) -> dict[str, float]:
+def _labels(examples: Sequence[tokens.Example]) -> dict[str, int]:
     """How many different labels the targets have, and how many of those occur once, and ten times or more."""
     targets = np.concatenate([ids[1:][mask[:-1].astype(bool)] for ids, mask in examples])
     _, counts = np.unique(targets, return_counts=True)

@@ -133,8 +133,9 @@ class Results:
 
     @property
     def judged(self) -> list[str]:
-        """The tasks whose answers are judged right or wrong."""
-        return [task for task in self.tasks if self.main(task) == "sampled"]
+        """The tasks with cells whose answers are judged right or wrong."""
+        run = {cell["task"] for cell in self.cells if cell["objective"] != BASE}
+        return [task for task in self.tasks if task in run and self.main(task) == "sampled"]
 
     def rates(self, task: str, objective: str) -> Mapping[float, Runs]:
         """By learning rate, the smallest first."""
