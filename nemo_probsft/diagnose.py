@@ -18,7 +18,7 @@ from nemo_probsft.command_line import add_recipe
 from nemo_probsft.config import Recipe
 from nemo_probsft.data import order
 from nemo_probsft.data.tokens import TokenizedDataset
-from nemo_probsft.diagnosis.measures import CONFIDENT, measure
+from nemo_probsft.diagnosis.measures import CONFIDENT, by_file, measure
 from nemo_probsft.diagnosis.targets import Targets, collected
 from nemo_probsft.progress import Progress
 from nemo_probsft.run import decisions, engines, prepare, ranks
@@ -137,7 +137,9 @@ def describe(recipe: Recipe, prepared: prepare.Prepared, targets: Targets) -> di
     labels = [dataset[example].input_ids[found] for example, found in zip(drawn, positions, strict=True)]
     assert np.array_equal(targets.label, np.concatenate(labels))
     tokenizer = prepare.load_tokenizer(recipe, Path(prepared.hf))
+    names = [file.name for file in dataset.summary.files]
     return measure(targets) | {
+        "by_file": by_file(targets, dataset.files(), names),  # where there are several
         "least_likely_examples": text.least_likely_examples(targets, dataset, tokenizer),
         "least_likely_tokens": text.least_likely_tokens(targets, dataset, tokenizer),
         "of_examples": prepared.num_examples,  # where diagnose.max_tokens drew some of them
@@ -171,6 +173,9 @@ def print_summary(result: dict[str, Any], target: Path) -> None:
         f"where the model is {surest['low']:.0%} sure of a token or more ({surest['num_tokens']} tokens), "
         f"it expects the target in {surest['confidence']:.1%}; there it is in {surest['likeliest']:.1%}"
     )
+    for file in result["by_file"]:
+        size = f"{file['num_tokens']} target tokens of {file['file']}"
+        print(f"mean p {file['mean_p']:.4f} {interval_text(file['interval_95'])} over {size}: {file['region']}")
     place = result["region"]
     print(f"region: {place['name']} ({place['rule']})")
     print("to sweep, the best bet first; of each, the share of its gradient weight on p < 0.1 and on p >= 0.9:")

@@ -30,10 +30,10 @@ def token_loss(
     Synchronisations on CUDA: none.
     Gradient: -weight at kept tokens and exactly 0 elsewhere, whatever logp holds there (NaN and inf included);
     loss_sum stays attached to the graph when nothing is kept.
-    Raises: ValueError for an objective that moves, for an unknown denominator, or for shapes that differ.
+    Raises: ValueError for an objective that depends on training, for an unknown denominator, or for shapes that differ.
     """
     if not isinstance(obj, Objective):
-        raise ValueError(f"objective {obj.key} moves while a model trains; give the one of a step, `objective_at`")
+        raise ValueError(f"objective {obj.key} depends on the training; give that of a step, `objective_at`")
     if denominator not in DENOMINATORS:
         raise ValueError(f"denominator is {denominator!r}, but must be one of {', '.join(DENOMINATORS)}")
     if logp.shape != loss_mask.shape:

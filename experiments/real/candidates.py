@@ -142,6 +142,17 @@ class State:
         self.estimate.see(now)
 
 
+class OfBase(State):
+    """alpha by what the base model knew: all training targets are seen at once, before the first step."""
+
+    def know(self, base: Now) -> None:
+        self.estimate.of(base)  # moves to its device
+        self.estimate.see(base)
+
+    def see(self, now: Now) -> None:
+        """What the model has learned since does not count."""
+
+
 class ByGap:
     """alpha by confidence, as far as the answers contradict the model where it is as sure as here. It does not work:
     a wrong answer has one wrong token in ten, which no mean over tokens tells from what is new.
@@ -253,5 +264,10 @@ CANDIDATES = {
     ),
     "by-source": Candidate(
         f"{_POWER} of the data file and of 10 tokens of the mean of all (an oracle)", lambda: State(by_source(Mean()))
+    ),
+    "prior-by-label": Candidate(
+        "(1 - p^a)/a, a = clip((m - 0.3)/0.4, 0, 1), m the base model's mean p of the training targets of the token's "
+        "label and of 10 of the mean of all",
+        lambda: OfBase(by_label(Mean())),
     ),
 }

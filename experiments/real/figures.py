@@ -16,7 +16,7 @@ from nemo_probsft.pages.style import COLORS, GRID, INK, MUTED, OTHER, STYLE, leg
 
 # original and p have the same colours in every figure of the project; dft, whose gradient is that of p, stays grey.
 COLORED = ("original", "p", "GeneralFamily-0.5", "GeneralFamily-10", "OnlyTopLogP-0.2", "adaptive", "adaptive-by-label")
-MARKERS = ("D", "s", "^", "v", "P", "X")
+MARKERS = ("*", "D", "s", "^", "v", "P", "X", "<", ">")
 COLUMNS = 4  # of the legend
 
 Gains = Mapping[tuple[str, str], Difference]  # by task and objective

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from experiments.real.candidates import CANDIDATES, ByGap, Now, State, Threshold
-from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, group_means, objective_at, parse_objective
+from experiments.real.candidates import CANDIDATES, NUM_SOURCES, ByGap, Now, OfBase, State, Threshold
+from nemo_probsft.objectives import (
+    Adaptive,
+    FileMeans,
+    Moment,
+    Objective,
+    Prior,
+    RunningMean,
+    group_means,
+    objective_at,
+    parse_objective,
+)
 
 
 class Recipe:
@@ -17,8 +27,21 @@ class Recipe:
         self.group_means = group_means(self.of, num_labels)
         if self.group_means is not None:
             self.group_means.to(device)
+        self.file_means = FileMeans(self.of, NUM_SOURCES) if isinstance(self.of, Prior) else None
+
+    @property
+    def wants_base(self) -> bool:
+        return self.file_means is not None
+
+    def know(self, base: Now) -> None:
+        """Targets of the training rows under the base model, before the first step."""
+        assert self.file_means is not None
+        self.file_means.to(base.logp.device)
+        self.file_means.see(base.source, base.logp, torch.ones_like(base.labels))
 
     def now(self, now: Now, fraction: float) -> Objective:
+        if self.file_means is not None:
+            return self.file_means.objective_of(now.source)
         if self.group_means is not None:
             return self.group_means.objective_of(self.group_means.groups(now.labels, now.top), self.running_p.value)
         return objective_at(self.of, Moment(fraction, self.running_p.value))
@@ -38,6 +61,14 @@ class Candidate:
 
     def __init__(self, state: State | ByGap | Threshold) -> None:
         self.state = state
+
+    @property
+    def wants_base(self) -> bool:
+        return isinstance(self.state, OfBase)
+
+    def know(self, base: Now) -> None:
+        assert isinstance(self.state, OfBase)
+        self.state.know(base)
 
     def now(self, now: Now, fraction: float) -> Objective:
         return Objective("power", self.state.alpha(now))

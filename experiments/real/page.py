@@ -66,7 +66,7 @@ columns are test scores of the base model, in % but for -log p."""
 FIGURES = {
     "gains": """\
 Accuracy at T=1, or mean p of held-out solutions, minus that of the base model. Circles are objectives with a fixed f,
-the other markers adaptive ones:
+the other markers those that the model decides:
 
 ![Gain over the base model, by task and objective]""",
     "mean_p": """\

@@ -23,7 +23,7 @@ WEAK_CLEAN = ("spell_backward", "caesar", "chain_sum")
 LIKELIHOOD = ("math", "humaneval")
 
 FIXED = ("original", "GeneralFamily-0.5", "p", "GeneralFamily-10", "OnlyTopLogP-0.2")
-ADAPTIVE = ("adaptive", "adaptive-by-label", "adaptive-by-confidence")
+ADAPTIVE = ("prior", "adaptive", "adaptive-by-label", "adaptive-by-confidence")
 
 MEASURES = {
     "sampled": "accuracy at T=1",
@@ -170,7 +170,7 @@ class Results:
 
 
 def is_adaptive(objective: str) -> bool:
-    """Whether it moves while a model trains. What the package has no key for is a candidate that does."""
+    """Whether the model decides what it is. What the package has no key for is a candidate of that kind."""
     try:
         return not isinstance(parse_objective(objective), Objective)
     except ObjectiveError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.real.plan import SEEDS, missing
 from experiments.real.scores import ADAPTIVE, FIXED, TASKS, Results
-from experiments.real.text import codes, listed, rate, table
+from experiments.real.text import codes, count, listed, rate, table
 from experiments.wording import num_seeds
 
 OBJECTIVES = (*FIXED, *ADAPTIVE)
@@ -12,20 +12,22 @@ OBJECTIVES = (*FIXED, *ADAPTIVE)
 
 def sections(results: Results) -> list[str]:
     tasks = [*results.tasks, *(task for task in TASKS if task not in results.tasks)]
-    pairs = [(task, key) for task in tasks for key in dict.fromkeys([*OBJECTIVES, *results.objectives])]
+    pairs = [(task, key) for task in tasks for key in OBJECTIVES]
     lacking = [pair for pair in pairs if not _complete(results, *pair)]
     of = results.setting
     parts = [
         f"A pair of task and objective is complete if seed 0 was run at {listed(map(rate, of.rates))}, and beyond them "
         f"where the best is an outer one; seeds {listed(SEEDS[1:])} at the chosen rate; and "
         f"{num_seeds(of.common_seeds)} at {rate(of.common_rate)}, the one for all. "
-        f"{len(pairs) - len(lacking)} of {len(pairs)} pairs are complete."
+        f"{len(pairs) - len(lacking)} of {len(pairs)} pairs of {count(len(OBJECTIVES), 'objective')} are complete."
     ]
     missing = {
         "no diagnosis": [task for task in tasks if task not in results.diagnoses],
         "no cell of the base model": [task for task in tasks if results.base(task) is None],
     }
     parts += [f"These tasks have {what}: {codes(of)}." for what, of in missing.items() if of]
+    if others := [key for key in results.objectives if key not in OBJECTIVES]:
+        parts.append(f"Tried on some tasks only, to learn from: {codes(others)}.")
     return parts + [_table(results, lacking)] * bool(lacking)
 
 

@@ -8,7 +8,7 @@ of the NeMo trainer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from experiments.forward import Packed
 from experiments.optimizer import OPTIM, adamw, set_lr
 from experiments.real.candidates import Now
 from experiments.real.moving import Moving
-from nemo_probsft.data.order import step_indices
+from nemo_probsft.data.order import sample_of_each, step_indices
 from nemo_probsft.data.tokens import Example
 from nemo_probsft.loss import token_loss
+from nemo_probsft.objectives import ENOUGH_TOKENS
 from nemo_probsft.ops import target_logprob
 
 AT_A_TIME = 32  # rows of a batch without a gradient
@@ -101,6 +102,8 @@ def fine_tune(
     masters = [] if model.device.type == "cpu" else [p.detach().float().requires_grad_() for p in parameters]
     optimizer = adamw(masters or parameters)
     history: list[dict[str, Tensor]] = []
+    if moving.wants_base:
+        moving.know(_of_base(model, train, seed))
     for step in range(steps):
         chosen = step_indices(len(train.examples), batch_size, seed, step).tolist()
         batch, hidden = model.hidden(train, chosen)
@@ -153,6 +156,21 @@ def score_likelihood(model: Model, rows: Rows) -> dict[str, Any]:
         p += sums[1].tolist()
         tokens += torch.bincount(batch.example, minlength=len(batch.grid)).tolist()
     return {"nll": [round(x, 4) for x in nll], "p": [round(x, 4) for x in p], "tokens": tokens}
+
+
+@torch.no_grad()
+def _of_base(model: Model, train: Rows, seed: int) -> Now:
+    """The targets that the trainer would look at before its first step, in the order of the rows."""
+    num_targets = np.array([mask[:-1].sum() for _, mask in train.examples])
+    drawn = sample_of_each(num_targets, np.array(train.sources), ENOUGH_TOKENS, seed).tolist()
+    parts = []
+    for begin in range(0, len(drawn), AT_A_TIME):
+        chosen = drawn[begin : begin + AT_A_TIME]
+        batch, hidden = model.hidden(train, chosen)
+        logits = model.logits(hidden)
+        logp = target_logprob(logits, batch.labels)
+        parts.append(_now(batch, hidden, logits, logp, [train.sources[i] for i in chosen]))
+    return Now(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Now)))
 
 
 @torch.no_grad()

@@ -38,10 +38,16 @@ a user loses who tries the first of the list only. If that interval has 0 in it,
 counts as `p`, since it has the same gradient."""
 
 GOALS = f"""\
-An adaptive objective is worth having if it costs nothing to leave the choice to it. The table compares it with the
-fixed objective that validation chose on each task. The goal is to be at most {100 * TOLERANCE:.0f} points below. It is
+`prior` looks at the base model before the first step, the adaptive objectives at the model as it learns. Both are
+worth having if it costs nothing to leave the choice to them. The table compares them with the fixed objective that
+validation chose on each task. The goal is to be at most {100 * TOLERANCE:.0f} points below. It is
 *reached* if the whole interval is above -{100 * TOLERANCE:.0f} points and *missed* if all of it is below; otherwise the
-table says which of the two the mean alone would make it. These p-values are not corrected."""
+table says which of the two the mean alone would make it. These p-values are not corrected.
+
+`prior` has an alpha for each training file. `mixture` has two files, so `prior` is told which half a row is from, as
+is no other objective of the package; the other tasks have one. Where the base model's mean p is below 0.3, alpha is 0
+and the steps are those of `original`; from 0.7 on, it is 1 and they are those of `p`. It was made when the cells of the
+others had been run; its two constants are those that `adaptive` had before the first cell."""
 
 AVERAGE = """\
 The second goal is to be above every single fixed objective on average over the tasks whose answers are judged right or

@@ -292,6 +292,10 @@ OURS: dict[str, Variant] = {
     "trim": Weighted("-log p without the ramp(m) (1 - m) least probable tokens", _trim),
 }
 
-LEARNED: dict[str, Variant] = {name: Learned(candidate) for name, candidate in candidates.CANDIDATES.items()}
+LEARNED: dict[str, Variant] = {  # from the steps before; nothing here shows the base model the training set
+    name: Learned(candidate)
+    for name, candidate in candidates.CANDIDATES.items()
+    if not isinstance(candidate.start(), candidates.OfBase)
+}
 
 VARIANTS = PUBLISHED | OURS | LEARNED

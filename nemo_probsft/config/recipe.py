@@ -99,9 +99,9 @@ class ObjectiveConfig:
     name: str = field(metadata={"give": "the objective's name, for example power"})
     alpha: float | None = None
     gamma: float | None = None
-    low: float | None = None  # of `adaptive`: the running mean of p where alpha leaves 0
+    low: float | None = None  # of `adaptive` and `prior`: the mean of p where alpha leaves 0
     high: float | None = None  # and where it reaches 1
-    decay: float | None = None  # of that mean, per step
+    decay: float | None = None  # of `adaptive`'s running mean, per step
     by: Literal["label", "confidence"] | None = None  # with it, each group of tokens has its own mean
     shrinkage: float | None = None  # as how many tokens of a group the mean of all counts in it
     keep: KeepConfig | None = None

@@ -50,13 +50,13 @@ MEANINGS = {
     "data.response_key": "Field of a row that holds the response.",
     "objective": "A key such as `p` or `GeneralFamily-10`, or a mapping of the keys below.",
     "objective.name": (
-        "`nll`, `power`, `convexity`, `unlikelihood`, `dft`, `focal`, `trsft`, `chord` or `adaptive`: see "
+        "`nll`, `power`, `convexity`, `unlikelihood`, `dft`, `focal`, `trsft`, `chord`, `adaptive` or `prior`: see "
         "[objectives](objectives.md)."
     ),
     "objective.alpha": "For `power`, `convexity` and `trsft`.",
     "objective.gamma": "For `focal`.",
-    "objective.low": "For `adaptive`: the running mean of p up to which alpha is 0. null means 0.3.",
-    "objective.high": "For `adaptive`: the running mean of p from which alpha is 1. null means 0.7.",
+    "objective.low": "For `adaptive` and `prior`: the mean of p up to which alpha is 0. null means 0.3.",
+    "objective.high": "For `adaptive` and `prior`: the mean of p from which alpha is 1. null means 0.7.",
     "objective.decay": "For `adaptive`: decay of the running mean per step. null means 0.9.",
     "objective.by": (
         "For `adaptive`: give each `label` its own running mean of p, or each of 10 equal bins of the model's "

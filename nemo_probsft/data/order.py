@@ -50,6 +50,12 @@ def sample(num_targets: np.ndarray, max_tokens: int | None, seed: int) -> np.nda
     return np.sort(order[:enough])
 
 
+def sample_of_each(num_targets: np.ndarray, files: np.ndarray, max_tokens: int, seed: int) -> np.ndarray:
+    """[n] int64, ascending: `sample` of the examples of each file. files: [N] int64, from 0."""
+    of_each = [np.flatnonzero(files == file) for file in np.unique(files)]
+    return np.concatenate([own[sample(num_targets[own], max_tokens, seed)] for own in of_each])
+
+
 def rank_micro_batches(indices: np.ndarray, micro_batch_size: int, dp_rank: int, dp_size: int) -> np.ndarray:
     """[num_micro_batches, micro_batch_size]: one data-parallel rank's share of a global batch."""
     if len(indices) % (micro_batch_size * dp_size):

@@ -105,6 +105,11 @@ class TokenizedDataset:
         ends = np.cumsum([file.num_examples for file in self.summary.files])
         return f"{self.summary.files[np.searchsorted(ends, index, side='right')].name} {row}"
 
+    def files(self) -> np.ndarray:
+        """[num_examples] int64: which of its files each example comes from, from 0."""
+        counts = [file.num_examples for file in self.summary.files] or [len(self)]
+        return np.repeat(np.arange(len(counts)), counts)
+
     def num_targets(self) -> np.ndarray:
         """[num_examples] int64: tokens of each example that the loss covers."""
         return np.add.reduceat(self.loss_mask, self.offsets[:-1], dtype=np.int64)

@@ -6,6 +6,7 @@ Source: arXiv 2510.00526, Eq. 5 (token-level mean of p over all targets), Table 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,32 @@ def by_confidence(targets: Targets) -> list[dict[str, Any]]:
                 "likeliest": float(is_likeliest[inside].mean()),
                 "interval_95": interval(is_likeliest[inside], targets.example[inside]),
                 "mean_p": float(p[inside].mean()),
+            }
+        )
+    return found
+
+
+def by_file(targets: Targets, file_of: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Where each training file stands by itself, and the alpha that `prior` would give it. file_of: [examples] int64.
+
+    Files of which nothing was measured are left out.
+    """
+    from nemo_probsft.objectives import Prior
+
+    p, file, found = targets.p, file_of[targets.example], []
+    for number, name in enumerate(names):
+        inside = file == number
+        if not inside.any():
+            continue
+        mean_p = float(p[inside].mean())
+        found.append(
+            {
+                "file": name,
+                "num_tokens": int(inside.sum()),
+                "mean_p": mean_p,
+                "interval_95": interval(p[inside], targets.example[inside]),
+                "region": region.region_of(mean_p)["name"],
+                "alpha": Prior().alpha(mean_p),
             }
         )
     return found

@@ -5,21 +5,13 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nemo_probsft.objectives.forms import FORMS, THRESHOLD_KEYS, make_objective, number_text
-from nemo_probsft.objectives.moving import (
-    ADAPTIVE_KEYS,
-    CONSTANTS,
-    GROUPS,
-    Adaptive,
-    AnyObjective,
-    Path,
-    Scheduled,
-    along,
-    path_text,
-)
+from nemo_probsft.objectives.moving import ADAPTIVE_KEYS, CONSTANTS, GROUPS, Adaptive, Path, Scheduled, along, path_text
+from nemo_probsft.objectives.prior import Prior
+from nemo_probsft.objectives.steps import AnyObjective
 
 _NUMBER_PATTERN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _NUMBER = re.compile(_NUMBER_PATTERN, re.ASCII)
@@ -28,14 +20,18 @@ _CONSTANT = rf"-({_NUMBER_PATTERN})"
 _PLAIN_KEYS = {"logp": ("nll", None), "p": ("power", 1.0)} | {
     form.key: (name, None) for name, form in FORMS.items() if form.parameter is None
 }
+_PRIOR_CONSTANTS = {"low": Prior.low, "high": Prior.high}
+_MEASURED_KEYS = ADAPTIVE_KEYS | {"prior": _PRIOR_CONSTANTS}  # by p: of the model as it is, or as it was
 _PARAMETER_KEYS = {form.key.removesuffix("-{}"): name for name, form in FORMS.items() if form.parameter is not None}
+
+_MEASURED_NAMES = {"adaptive": {"by", "shrinkage", *CONSTANTS}, "prior": set(_PRIOR_CONSTANTS)}  # -> keys of a mapping
 
 OBJECTIVE_KEYS = (
     *("original", "logp", "p"),
     *(f"{prefix}-{FORMS[name].parameter}" for prefix, name in _PARAMETER_KEYS.items()),
     *(f"{prefix}-q" for prefix in THRESHOLD_KEYS),
     *(key for key in _PLAIN_KEYS if key not in ("original", "logp", "p")),
-    *ADAPTIVE_KEYS,
+    *_MEASURED_KEYS,
 )
 """Every key with its parameter's name. Any key without a threshold also takes an interval, KEY@min_p..max_p, and any
 number may move over the training steps: GeneralFamily-0to1."""
@@ -76,8 +72,8 @@ def _from_key(key: str) -> AnyObjective:
         if not dots or prefix in THRESHOLD_KEYS:
             raise ObjectiveError("objective", f"{where}: an interval is written KEY@min_p..max_p, once; {_keys_text()}")
         min_p, max_p = _path(low, f"{where}: min_p"), _path(high, f"{where}: max_p")
-    if prefix == "adaptive":
-        return _adaptive_from_key(base, min_p, max_p, where)
+    if prefix in ("adaptive", "prior"):
+        return _measured_from_key(base, min_p, max_p, where)
     if base in _PLAIN_KEYS:
         name, alpha = _PLAIN_KEYS[base]
         parameter = None if alpha is None else (alpha,)
@@ -93,29 +89,31 @@ def _from_key(key: str) -> AnyObjective:
     return _checked(name, parameter, min_p, max_p, where)
 
 
-def _adaptive_from_key(base: str, min_p: Path, max_p: Path, where: str) -> Adaptive:
-    name = max(filter(base.startswith, ADAPTIVE_KEYS), key=len)
-    defaults = ADAPTIVE_KEYS[name]
+def _measured_from_key(base: str, min_p: Path, max_p: Path, where: str) -> Adaptive | Prior:
+    name = max(filter(base.startswith, _MEASURED_KEYS), key=len)
+    defaults = _MEASURED_KEYS[name]
     rest = base.removeprefix(name)
     given = re.fullmatch(_CONSTANT * len(defaults), rest, re.ASCII)
     if rest and given is None:
         form = "-".join([name, *map(str.upper, defaults)])
         raise ObjectiveError("objective", f"{where}: the constants of {name} are written {form}, or all left out")
     constants = dict(zip(defaults, map(float, given.groups()), strict=True)) if given else defaults
+    if name == "prior":
+        return _checked_prior(constants, min_p, max_p, where)
     by = name.removeprefix("adaptive").removeprefix("-by-") or None
     return _checked_adaptive(by, constants, min_p, max_p, where)
 
 
 def _from_mapping(spec: Mapping) -> AnyObjective:
     name = spec.get("name")
-    if not isinstance(name, str) or name not in (*FORMS, "adaptive"):
-        problem = f"{name!r} is not one of {', '.join(FORMS)}, adaptive; as a string, {_keys_text()}"
+    if not isinstance(name, str) or name not in (*FORMS, *_MEASURED_NAMES):
+        problem = f"{name!r} is not one of {', '.join((*FORMS, *_MEASURED_NAMES))}; as a string, {_keys_text()}"
         raise ObjectiveError("objective.name", problem)
     wanted = FORMS[name].parameter if name in FORMS else None
     if "denominator" in spec:
         problem = "is an argument of token_loss, not part of an objective; pass it there"
         raise ObjectiveError("objective.denominator", problem)
-    own = {"schedule"} | ({wanted} if wanted else set()) if name in FORMS else {"by", "shrinkage", *CONSTANTS}
+    own = {"schedule"} | ({wanted} if wanted else set()) if name in FORMS else _MEASURED_NAMES[name]
     _refuse_others(spec, {"name", "keep"} | own, "objective", f"{name!r} ")
     keep, schedule = (_mapping(spec, key) for key in ("keep", "schedule"))
     if percentiles := [bound for bound in keep if bound in ("min_percentile", "max_percentile")]:
@@ -129,6 +127,8 @@ def _from_mapping(spec: Mapping) -> AnyObjective:
     )
     if name == "adaptive":
         return _adaptive_from_mapping(spec, min_p, max_p)
+    if name == "prior":
+        return _checked_prior(_numbers(spec, _PRIOR_CONSTANTS), min_p, max_p, "'prior'")
     parameter = _fixed_or_scheduled(spec, schedule, wanted, f"objective.{wanted}") if wanted else None
     if wanted and parameter is None:
         raise ObjectiveError("objective", f"{name!r} needs {wanted!r}, {FORMS[name].domain_text}; add it")
@@ -136,13 +136,17 @@ def _from_mapping(spec: Mapping) -> AnyObjective:
 
 
 def _adaptive_from_mapping(spec: Mapping, min_p: Path, max_p: Path) -> Adaptive:
-    constants = {key: _number(spec[key], f"objective.{key}") for key in (*CONSTANTS, "shrinkage") if key in spec}
+    constants = _numbers(spec, (*CONSTANTS, "shrinkage"))
     by = spec.get("by")
     if by not in (None, *GROUPS):
         raise ObjectiveError("objective.by", f"is {by!r}; choose from {', '.join(GROUPS)}")
     if by is None and "shrinkage" in spec:
         by = "label"
     return _checked_adaptive(by, constants, min_p, max_p, "'adaptive'")
+
+
+def _numbers(spec: Mapping, keys: Iterable[str]) -> dict[str, float]:
+    return {key: _number(spec[key], f"objective.{key}") for key in keys if key in spec}
 
 
 def _mapping(spec: Mapping, key: str) -> Mapping:
@@ -167,22 +171,37 @@ def _fixed_or_scheduled(fixed: Mapping, schedule: Mapping, name: str, where: str
 
 def _checked_adaptive(by: str | None, constants: Mapping[str, float], min_p: Path, max_p: Path, where: str) -> Adaptive:
     """Raises ValueError where the rule has no meaning, or a threshold moves beside it."""
-    if len(min_p) + len(max_p) > 2:
-        raise ObjectiveError("objective", f"{where}: the thresholds of adaptive do not move; give one number each")
-    _check_thresholds(min_p, max_p, where)
-    adaptive = Adaptive(**constants, by=by, min_p=min_p[0] + 0.0, max_p=max_p[0] + 0.0)
-    low, high, decay = (number_text(getattr(adaptive, name)) for name in CONSTANTS)
-    if not 0 <= adaptive.low < adaptive.high <= 1:
-        raise ObjectiveError(
-            "objective", f"{where}: low is {low} and high is {high}, but they must be probabilities, low below high"
-        )
+    adaptive = Adaptive(**constants, by=by, **_fixed_thresholds("adaptive", min_p, max_p, where))
+    _check_ramp(adaptive, where)
     if not 0 <= adaptive.decay < 1:
+        decay = number_text(adaptive.decay)
         raise ObjectiveError("objective", f"{where}: decay is {decay}, but must be in [0, 1)")
     if not 0 < adaptive.shrinkage < math.inf:
         raise ObjectiveError(
             "objective", f"{where}: shrinkage is {number_text(adaptive.shrinkage)} tokens, but must be above 0"
         )
     return adaptive
+
+
+def _checked_prior(constants: Mapping[str, float], min_p: Path, max_p: Path, where: str) -> Prior:
+    prior = Prior(**constants, **_fixed_thresholds("prior", min_p, max_p, where))
+    _check_ramp(prior, where)
+    return prior
+
+
+def _fixed_thresholds(name: str, min_p: Path, max_p: Path, where: str) -> dict[str, float]:
+    if len(min_p) + len(max_p) > 2:
+        raise ObjectiveError("objective", f"{where}: the thresholds of {name} do not move; give one number each")
+    _check_thresholds(min_p, max_p, where)
+    return {"min_p": min_p[0] + 0.0, "max_p": max_p[0] + 0.0}
+
+
+def _check_ramp(of: Adaptive | Prior, where: str) -> None:
+    if not 0 <= of.low < of.high <= 1:
+        low, high = number_text(of.low), number_text(of.high)
+        raise ObjectiveError(
+            "objective", f"{where}: low is {low} and high is {high}, but they must be probabilities, low below high"
+        )
 
 
 def _checked(name: str, parameter: Path | None, min_p: Path, max_p: Path, where: str) -> AnyObjective:

@@ -127,13 +127,6 @@ ADAPTIVE_KEYS = {"adaptive": CONSTANTS} | {
     f"adaptive-by-{group}": CONSTANTS | {"shrinkage": Adaptive.shrinkage} for group in GROUPS
 }
 
-AnyObjective = Objective | Scheduled | Adaptive
-
-
-def objective_at(objective: AnyObjective, moment: Moment) -> Objective:
-    """The objective of one step; one that does not move is that of all."""
-    return objective if isinstance(objective, Objective) else objective.at(moment)
-
 
 @dataclass
 class RunningMean:
@@ -159,8 +152,7 @@ class RunningMean:
 class GroupMeans:
     """Running mean of p for each group of tokens, for an objective with `by`: decayed sums of p over decayed counts.
 
-    Every p is rounded to a multiple of 2^-30. The fp64 sums over a step are then exact up to 2^23 tokens of a group, so
-    the order of micro-batches, ranks and atomic additions does not change a bit.
+    The sums over a step are exact, so the order of micro-batches, ranks and atomic additions does not change a bit.
     """
 
     def __init__(self, objective: Adaptive, num_groups: int) -> None:
@@ -181,11 +173,7 @@ class GroupMeans:
 
     def see(self, groups: Tensor, logp: Tensor, loss_mask: Tensor) -> None:
         """A micro-batch of the running step, each [...]; groups outside of the loss mask may be anything."""
-        valid = loss_mask != 0
-        index = torch.where(valid, groups, 0).flatten()
-        p = torch.where(valid, logp.detach().double().exp(), 0.0)
-        self.step[0].index_add_(0, index, (p * 2**30).round().flatten() / 2**30)
-        self.step[1].index_add_(0, index, valid.double().flatten())
+        add_exactly(self.step, groups, logp, loss_mask)
 
     def end_step(self) -> None:
         """`step` holds the sums over the global batch by now."""
@@ -207,18 +195,28 @@ class GroupMeans:
         """[num_groups] fp32."""
         total, count = self.sums
         low, high, shrinkage = self.objective.low, self.objective.high, self.objective.shrinkage
-        mean = (total + shrinkage * overall) / (count + shrinkage)
-        return ((mean - low) / (high - low)).clamp(0, 1).float()
+        return ramp((total + shrinkage * overall) / (count + shrinkage), low, high)
 
     def to(self, device: torch.device | str | int) -> None:
         self.sums, self.step = self.sums.to(device), self.step.to(device)
 
 
-def group_means(objective: AnyObjective, num_labels: int) -> GroupMeans | None:
-    """Before the first step; None for an objective that has no groups."""
-    if isinstance(objective, Adaptive) and objective.by is not None:
-        return GroupMeans(objective, num_labels if objective.by == "label" else NUM_BINS)
-    return None
+def add_exactly(sums: Tensor, groups: Tensor, logp: Tensor, loss_mask: Tensor) -> None:
+    """Add p and 1 of each target to the two rows of `sums`, fp64 [2, num_groups], in the column of its group.
+
+    groups int64, logp and loss_mask [...]; groups outside of the loss mask may be anything. Every p is rounded to a
+    multiple of 2^-30. The sums are then exact up to 2^23 tokens of a group, so that no order changes a bit.
+    """
+    valid = loss_mask != 0
+    index = torch.where(valid, groups, 0).flatten()
+    p = torch.where(valid, logp.detach().double().exp(), 0.0)
+    sums[0].index_add_(0, index, (p * 2**30).round().flatten() / 2**30)
+    sums[1].index_add_(0, index, valid.double().flatten())
+
+
+def ramp(mean: Tensor, low: float, high: float) -> Tensor:
+    """alpha of a mean probability, fp32: 0 up to `low`, 1 from `high` on."""
+    return ((mean - low) / (high - low)).clamp(0, 1).float()
 
 
 def along(path: Path, fraction: float) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 from nemo_probsft.config import Recipe, SourceConfig, dump, strictyaml
 from nemo_probsft.data.rows import FORMATS, HUB_NAME
-from nemo_probsft.run import attention, engines, validation
+from nemo_probsft.run import attention, engines, prior, validation
 from nemo_probsft.run.decisions import Decision
 from nemo_probsft.run.engines import Engine
 from nemo_probsft.run.model_files import check_model
@@ -106,7 +106,8 @@ def _objective(recipe: Recipe) -> list[Decision]:
         "kept": "divided by the tokens of the global batch that pass the threshold",
     }
     decisions = [
-        Decision("objective", objective.key, f"f(p) = {objective.formula}, {reasons[recipe.resolved.denominator]}")
+        Decision("objective", objective.key, f"f(p) = {objective.formula}, {reasons[recipe.resolved.denominator]}"),
+        *prior.decided(recipe),
     ]
     keep = None if isinstance(recipe.objective, str) else recipe.objective.keep
     if keep is not None and keep.diagnosis is not None:

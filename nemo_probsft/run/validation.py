@@ -15,7 +15,7 @@ from nemo_probsft.run.decisions import Decision
 
 def check(recipe: Recipe) -> list[Decision]:
     """Refuse what cannot be validated on, and a best checkpoint that nobody could tell. Raises ValueError."""
-    from nemo_probsft.objectives import Objective  # with torch
+    from nemo_probsft.objectives import Objective, Prior  # with torch
 
     if recipe.validate is None:
         return []
@@ -26,7 +26,7 @@ def check(recipe: Recipe) -> list[Decision]:
         raise recipe.error("data.validation", problem)
     if path.stat().st_size == 0 or not os.access(path, os.R_OK):
         raise recipe.error("data.validation", f"{path} is empty or cannot be read; give it at least one row")
-    if recipe.checkpoint.keep_best == "objective" and not isinstance(recipe.resolved.objective, Objective):
+    if recipe.checkpoint.keep_best == "objective" and not isinstance(recipe.resolved.objective, Objective | Prior):
         moves = f"{recipe.resolved.objective.key} moves, so its values at two steps do not compare"
         raise recipe.error("checkpoint.keep_best", f"objective: {moves}; use nll or p", "objective")
     often = f"before the first step, every {recipe.validate.every_steps} steps and after the last"

@@ -23,6 +23,7 @@ from tests.support.parity_checks import (
     written,
 )
 from tests.support.parity_gradients import load_ranks, overall, relative_error
+from tests.support.parity_ranks import CONTEXT_FILES
 from tests.support.parity_reference import Reference
 
 FURTHER = [
@@ -106,7 +107,13 @@ CONTEXT_MASKS = {
     "uneven": torch.tensor([[0] * 6 + [1] * 10, [1] * 2 + [0] * 14, [0] * 5 + [1] * 5 + [0] * 6, [0] * 16]),
     "one-sided": torch.tensor([[0] * 4 + [1] * 8 + [0] * 4, [0] * 16, [0] * 5 + [1] + [0] * 10, [0] * 16]),
 }
-CONTEXT_OBJECTIVES = {"OnlyTopLogP-0.2": "kept", "adaptive-by-label-0.05-0.45-0.9-2": "target"}  # with denominators
+# Key of an objective with a mean for each group of tokens -> (tokens of the mean of all in each, group of each token)
+CONTEXT_GROUPS = {
+    "adaptive-by-label-0.05-0.45-0.9-2": (2, lambda labels, top: labels),
+    "adaptive-by-confidence-0.05-0.45-0.9-2": (2, lambda labels, top: (10 * top).long()),
+    "prior-0.05-0.45": (0, lambda labels, top: torch.tensor(CONTEXT_FILES)[:, None].expand_as(labels)),
+}
+CONTEXT_OBJECTIVES = {"OnlyTopLogP-0.2": "kept", **dict.fromkeys(CONTEXT_GROUPS, "target")}  # with denominators
 
 
 def context_case(name: str) -> dict:
@@ -138,24 +145,27 @@ def context_result(launch, name: str, objective: str):
     return ranks, batch, table, logp
 
 
+@pytest.mark.parametrize("objective", CONTEXT_GROUPS)
 @pytest.mark.parametrize("name", CONTEXT_MASKS)
-def test_context_parallel_ranks_share_the_mean_of_each_label(launch, name):
-    ranks, batch, table, logp = context_result(launch, name, list(CONTEXT_OBJECTIVES)[1])
+def test_context_parallel_ranks_share_the_mean_of_each_group(launch, name, objective):
+    ranks, batch, table, logp = context_result(launch, name, objective)
     target, p = batch["loss_mask"] > 0, logp.detach().exp()
-    overall, labels = p[target].mean(), batch["labels"]
+    shrinkage, group_of = CONTEXT_GROUPS[objective]
+    groups = group_of(batch["labels"], torch.softmax(table.detach(), -1).amax(-1)[batch["tokens"]])
+    overall = p[target].mean()
 
     def loss_with(seen):
         """That of the second step, when the first one saw these targets."""
-        mean = torch.stack(
-            [(p[own].sum() + 2 * overall) / (own.sum() + 2) for own in (seen & (labels == v) for v in range(8))]
-        )
-        alpha = ((mean - 0.05) / 0.4).clamp(0, 1)[labels[target]]
+        of_groups = (seen & (groups == group) for group in range(11))
+        mean = torch.stack([(p[own].sum() + shrinkage * overall) / (own.sum() + shrinkage) for own in of_groups])
+        mean = mean.nan_to_num(0.3)  # of a file that a mistake would not have seen
+        alpha = ((mean - 0.05) / 0.4).clamp(1e-9, 1)[groups[target]]
         return (-torch.expm1(alpha * logp[target]) / alpha).mean(), alpha
 
     loss, alpha = loss_with(target)
     (truth,) = torch.autograd.grad(loss, table, retain_graph=True)
-    assert alpha.min() > 0
-    assert alpha.unique().numel() > 3
+    assert alpha.min() > 1e-9
+    assert alpha.unique().numel() > 1
     for rank in ranks:
         assert rank["total"] == target.sum()
         assert float(rank["objective"]) == pytest.approx(loss.item(), rel=RTOL)

@@ -13,7 +13,7 @@ from nemo_probsft.run.log import read_metrics
 from tests.support.first_step import recipe, write_workspace
 
 STEPS, BATCH, LR = 12, 4, 1e-3
-KEYS = ["p", "OnlyTopLogP-0.004", "dft", "adaptive-by-label-0.002-0.004-0.9-10"]
+KEYS = ["p", "OnlyTopLogP-0.004", "dft", "adaptive-by-label-0.002-0.004-0.9-10", "prior-0.001-0.004"]
 
 
 @pytest.fixture(scope="module")

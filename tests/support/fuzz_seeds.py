@@ -64,6 +64,7 @@ SOUND: list[tuple[str, Any]] = [
     *(("objective", {"name": "power", "alpha": alpha, "denominator": "kept"}) for alpha in (0, -1, 1e30, 0.5)),
     *(("objective", {"name": "unlikelihood", "keep": {"max_p": q}}) for q in (0, 1, 0.5, 5e-324)),
     *(("objective", {"name": "adaptive", "by": by, "shrinkage": 3}) for by in ("label", "confidence")),
+    ("objective", {"name": "prior", "low": 0.2}),
     *(("optim.lr", lr) for lr in (1, 1e-5, 5e-324, 1e308)),
     *(("optim.schedule", schedule) for schedule in ("linear", "cosine")),
     *(("optim.betas", betas) for betas in ([0, 0], [0.9, 0.999999])),

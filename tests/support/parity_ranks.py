@@ -6,9 +6,12 @@ A rank writes `<job's output>/rank-<r>.pt`; `tests.support.parity_gradients` put
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from tests.support.engine import end_helpers
 
 ADAPTER = ".adapter."
+CONTEXT_FILES = [0, 0, 1, 1]  # which training file each example of the context parallel batch comes from
 
 
 def first_step(job: dict, output: Path) -> None:
@@ -83,16 +86,23 @@ def context_parallel(job: dict, output: Path) -> None:
     config = TransformerConfig(**settings, context_parallel_size=size, calculate_per_token_loss=True)
     model = DistributedDataParallel(config, DistributedDataParallelConfig(), Table(config))
     model.zero_grad_buffer()
-    nll = -target_logprob(model(batch["tokens"]), batch["labels"])
+    logits = model(batch["tokens"])
+    nll, top_logp = -target_logprob(logits, batch["labels"]), torch.log_softmax(logits.detach(), -1).amax(-1)
     step = TrainingStep(
         ResolvedObjective(parse_objective(job["objective"]), job["denominator"], job["objective"]),
         num_steps=2,
         num_labels=case["table"].shape[-1],
-        examples=lambda step, micro_batch: None,
+        examples=lambda step, micro_batch: np.arange(len(CONTEXT_FILES))[:, None],
+        files=np.array(CONTEXT_FILES),
     )
     reduction, group = nemo.ObjectiveReduction(step), parallel_state.get_context_parallel_group()
+    if step.file_means is not None:
+        files = torch.tensor(CONTEXT_FILES)[:, None].expand_as(nll)
+        step.file_means.see(files, -nll, batch["loss_mask"])
+        step.know(group)
     for number in (1, 2):  # an objective that moves has moved by the second one
         step.begin(number)
+        step.head_rows.top_logp = top_logp
         loss_sum, num_tokens, report = reduction.forward(batch, nll)
         if number == 1:
             step.reduce(group)

@@ -10,6 +10,7 @@ from nemo_probsft.diagnose import Follower
 from nemo_probsft.diagnosis.measures import (
     by_confidence,
     by_example,
+    by_file,
     by_position,
     interval,
     measure,
@@ -125,6 +126,19 @@ def test_by_confidence_by_hand():
     assert high["interval_95"] == pytest.approx(interval(np.array([1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 1])))
     (certain,) = by_confidence(found._replace(logp=np.zeros(7), top_logp=np.full(7, 1e-6)))  # 1 + the last bit
     assert (certain["low"], certain["likeliest"]) == (0.9, 1.0)
+
+
+def test_by_file_by_hand():
+    """The third file has no target, the fourth was not drawn."""
+    found = targets([0.1, 0.2], [0.9], [0.7, 0.4])
+    one, two = by_file(found, np.array([0, 1, 1, 2, 3]), ["a", "b", "c", "d"])
+    assert (one["file"], one["num_tokens"], one["region"], one["alpha"]) == ("a", 2, "weak", 0.0)
+    assert one["mean_p"] == pytest.approx(0.15)
+    assert one["interval_95"] is None
+    assert (two["file"], two["num_tokens"], two["region"]) == ("b", 3, "intermediate")
+    assert two["mean_p"] == pytest.approx(2 / 3)
+    assert two["alpha"] == pytest.approx((2 / 3 - 0.3) / 0.4)
+    np.testing.assert_allclose(two["interval_95"], interval(found.p[2:], found.example[2:]))
 
 
 def test_ranks_are_put_in_the_order_of_the_file_and_of_its_texts():

@@ -150,6 +150,7 @@ def described(diagnosed) -> dict:
     return measure(targets) | {
         "least_likely_examples": least_likely_examples(targets, data, PLAIN),
         "least_likely_tokens": least_likely_tokens(targets, data, PLAIN),
+        "by_file": [],
         "of_examples": 3,
         "seed": 0,
         "model": f"models/{HOSTILE}",
@@ -196,6 +197,16 @@ def test_the_page_marks_what_is_unlikely_and_says_what_the_json_says(diagnosed):
         "line</th>",
     ):
         assert text in html, text
+
+
+def test_the_page_has_a_line_for_each_of_several_files(diagnosed):
+    result = described(diagnosed)
+    assert "training file" not in page.render(result)
+    one = {"num_tokens": 1234, "mean_p": 0.5, "interval_95": None, "region": "intermediate", "alpha": 0.5}
+    html = page.render(result | {"by_file": [one | {"file": f"sums{HOSTILE}"}, one | {"file": "two"}]})
+    row = '<td class="number">1,234</td><td class="number">0.5000</td><td>(one example: no interval)</td>'
+    assert html.count(f'{row}<td>intermediate</td><td class="number">0.50</td>') == 2
+    assert "sums&lt;script&gt;" in html
 
 
 def test_the_page_says_when_it_is_of_a_sample_or_of_one_example(diagnosed):

@@ -30,6 +30,8 @@ KEYS = {
         **{"name": "adaptive", "by": "confidence", "shrinkage": 3, "low": 0.2, "high": 0.6, "decay": 0.5},
         "keep": {"min_p": 0.1},
     },
+    "prior": {"name": "prior"},
+    "prior-0.2-0.6@0.1..1": {"name": "prior", "low": 0.2, "high": 0.6, "keep": {"min_p": 0.1}},
     "GeneralFamily-0to1": {"name": "power", "schedule": {"alpha": [0, 1]}},
     "GeneralFamily-0to0to10@0.1..1": {"name": "power", "schedule": {"alpha": [0, 0, 10]}, "keep": {"min_p": 0.1}},
     "focal-2to0": {"name": "focal", "schedule": {"gamma": [2, 0]}},
@@ -200,7 +202,7 @@ def test_labels_that_are_hardly_seen_have_the_mean_of_all():
 
 
 def test_the_loss_takes_the_objective_of_a_step():
-    with pytest.raises(ValueError, match="objective adaptive moves while a model trains"):
+    with pytest.raises(ValueError, match="objective adaptive depends on the training"):
         token_loss(Adaptive(), torch.zeros(2), torch.ones(2))
 
 
@@ -216,6 +218,10 @@ def test_the_loss_takes_the_objective_of_a_step():
         ({"name": "adaptive", "by": "source"}, "objective.by: is 'source'; choose from label, confidence"),
         ({"name": "adaptive", "by": ["label"]}, "objective.by: is ['label']; choose from label, confidence"),
         ("adaptive@0to0.2..1", "the thresholds of adaptive do not move"),
+        ("prior-0.3", "are written prior-LOW-HIGH, or all left out"),
+        ("prior-0.7-0.3", "low is 0.7 and high is 0.3, but they must be probabilities, low below high"),
+        ("prior@0to0.2..1", "the thresholds of prior do not move"),
+        ({"name": "prior", "decay": 0.5}, "'prior' has unknown key 'decay'; it takes high, keep, low, name"),
         ("convexity--1to1", "alpha goes through 0, but must be between"),
         ("OnlyTopP-0to2", "threshold min_p is 2, but a probability lies in [0, 1]"),
         ("original@0to0.5..0.4", "min_p 0to0.5 > max_p 0.4 keeps no token"),

@@ -17,6 +17,7 @@ from experiments.real.candidates import (
     ByGap,
     Mean,
     Now,
+    OfBase,
     State,
     Threshold,
     by_confidence,
@@ -51,6 +52,8 @@ def some_step(number: int) -> Now:
 
 def after(state: State, steps: list[Now]) -> State:
     for now in steps:
+        if isinstance(state, OfBase):
+            state.know(now)
         state.alpha(now)
         state.see(now)
     return state
@@ -76,6 +79,32 @@ def test_alpha_is_0_at_the_first_step_and_follows_what_was_seen(name):
     assert alpha.dtype == torch.float32
     assert alpha.shape == now.logp.shape
     assert 0 <= alpha.min() < alpha.max() <= (Threshold.power if name == BY_OWN_P else 1)
+
+
+def test_what_goes_by_the_base_model_does_not_move():
+    base, *steps = some_steps()
+    state = CANDIDATES["prior-by-label"].start()
+    state.know(base)
+    m = np.array([float(base.p[base.labels == label].sum()) for label in range(12)])
+    counts = torch.bincount(base.labels, minlength=12).numpy()
+    m = (m + 10 * base.p.mean().item()) / (counts + 10)
+    expected = np.clip((m - 0.3) / 0.4, 0, 1)[steps[-1].labels.numpy()]
+    np.testing.assert_allclose(state.alpha(steps[-1]), expected, atol=1e-5)
+    for now in steps:
+        state.see(now)
+    np.testing.assert_allclose(state.alpha(steps[-1]), expected, atol=1e-5)
+
+
+def test_a_recipe_s_prior_is_told_of_the_base_model():
+    base, now = some_steps(2)
+    state = moving("prior", 12, "cpu")
+    assert state.wants_base
+    assert not moving("adaptive-by-label", 12, "cpu").wants_base
+    state.know(base)
+    state.see(now)
+    means = np.array([float(base.p[base.source == source].mean()) for source in (0, 1)])
+    expected = np.clip((means - 0.3) / 0.4, 0, 1)[now.source.numpy()]
+    np.testing.assert_allclose(state.now(now, 0.5).parameter, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(CANDIDATES.keys() - {BY_OWN_P}))

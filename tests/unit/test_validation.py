@@ -41,6 +41,12 @@ def test_rows_without_more_are_validated_like_checkpoints(rows):
     assert load(rows, "data.validation=null").validate is None
 
 
+def test_an_objective_that_the_base_model_fixes_may_choose_the_best_checkpoint(rows, monkeypatch):
+    monkeypatch.chdir(rows)
+    (said,) = validation.check(load(rows, "checkpoint.keep_best=objective", "objective=prior"))
+    assert said.key == "data.validation"
+
+
 def test_it_is_due_before_the_first_step_every_few_and_after_the_last(rows):
     recipe = load(rows, "validate={every_steps: 3}")
     assert [step for step in range(8) if validation.is_due(recipe, step, 7)] == [0, 3, 6, 7]

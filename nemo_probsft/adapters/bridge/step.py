@@ -50,9 +50,9 @@ class ObjectiveStep(Callback):
     """`finetune(cfg, step, callbacks=[step])` trains the objective; it wants the same object in both places.
 
     objective: a key, a mapping as in a recipe, or what `config.load` made of it. denominator: "target" or "kept".
-    vocab_size: without padding, where `cfg.model.vocab_size` has some. log_every, examples: of `TrainingStep`; reports
-    objective, nll, p and kept_fraction of the steps that log to Bridge's loggers; evaluation reports nll and p. Raises
-    ValueError where `cfg` would train something else.
+    vocab_size: without padding, where `cfg.model.vocab_size` has some. log_every, examples, files: of `TrainingStep`.
+    Reports objective, nll, p and kept_fraction of the steps that log to Bridge's loggers; evaluation reports nll and p.
+    Raises ValueError where `cfg` would train something else.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class ObjectiveStep(Callback):
         vocab_size: int | None = None,
         log_every: int = 1,
         examples: Callable[[int, int], np.ndarray] | None = None,  # of TrainingStep
+        files: np.ndarray | None = None,
     ) -> None:
         if isinstance(cfg.mixed_precision, str):  # a name says nothing to the check
             cfg.mixed_precision = get_mixed_precision_config(cfg.mixed_precision)
@@ -77,7 +78,12 @@ class ObjectiveStep(Callback):
         if not isinstance(objective, ResolvedObjective):
             objective = ResolvedObjective(parse_objective(objective), denominator, objective)
         self.training = TrainingStep(
-            objective, num_steps=cfg.train.train_iters, num_labels=size, log_every=log_every, examples=examples
+            objective,
+            num_steps=cfg.train.train_iters,
+            num_labels=size,
+            log_every=log_every,
+            examples=examples,
+            files=files,
         )
         self.vocab_size = size
 

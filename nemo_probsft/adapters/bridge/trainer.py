@@ -19,7 +19,7 @@ from conversion.checkpoint import HF_FILES, last_checkpoint, remove_incomplete, 
 from conversion.hf_files import copy_model_files
 from nemo_probsft.adapters.bridge import config
 from nemo_probsft.adapters.bridge.data import SFTData
-from nemo_probsft.adapters.megatron import layout, micro_batches
+from nemo_probsft.adapters.megatron import layout, micro_batches, prior
 from nemo_probsft.adapters.megatron.collect import CollectedLogp
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
 from nemo_probsft.adapters.megatron.settings import learning_rate
@@ -72,6 +72,7 @@ class RecipeStep(ObjectiveStep):
             vocab_size=prepared.vocab_size,
             log_every=recipe.log.every_steps,
             examples=data.examples,
+            files=data.micro_batches.files,
         )
         self.recipe, self.prepared, self.hf = recipe, prepared, Path(prepared.hf)
         self.num_micro_batches = data.micro_batches.num_micro_batches
@@ -95,8 +96,10 @@ class RecipeStep(ObjectiveStep):
 
     def on_train_step_start(self, context: CallbackContext) -> None:
         """The learning rate is the same on every engine; Bridge's own schedules start from 0."""
+        number, ranks = context.state.train_state.step + 1, (context.model, layout.sharers())
+        prior.measure(number, self.recipe, self.prepared, self.training, *ranks)
         assert self.validation is not None
-        self.validation.before_step(context.state.train_state.step + 1, context.model, layout.sharers())
+        self.validation.before_step(number, *ranks)
         super().on_train_step_start(context)
         self.lr = learning_rate(self.recipe, self.training.number - 1, self.training.num_steps)
         assert context.optimizer is not None

@@ -16,6 +16,7 @@ from nemo_probsft.config import Recipe
 from nemo_probsft.data import batches, order
 from nemo_probsft.data.packing import Packing
 from nemo_probsft.data.tokens import Example, TokenizedDataset
+from nemo_probsft.objectives import ENOUGH_TOKENS
 from nemo_probsft.run import packed
 from nemo_probsft.run.prepare import Prepared
 
@@ -39,7 +40,7 @@ class MicroBatches:
         packing: Packing | None = None,
     ) -> None:
         self.rows, self.indices, self.num_steps, self.packing = _Rows(dataset), indices, num_steps, packing
-        self.positions = dataset.positions()
+        self.positions, self.files = dataset.positions(), dataset.files()
         self.micro_batch_size = recipe.data.micro_batch_size
         self.num_rows = recipe.data.global_batch_size if packing is None else packing.num_rows  # of a step
         self.num_micro_batches = self.num_rows // (self.micro_batch_size * recipe.data_parallel_size)  # and of a rank
@@ -124,6 +125,13 @@ def held_out(recipe: Recipe, prepared: Prepared) -> MicroBatches:
     size = min(recipe.data.global_batch_size, round_up(num_examples, recipe.row_multiple))
     unpacked = replace(recipe, data=replace(recipe.data, packing=False, global_batch_size=size))
     return _once(unpacked, prepared, dataset, np.arange(num_examples))
+
+
+def of_files(recipe: Recipe, prepared: Prepared) -> MicroBatches:
+    """Of each training file examples with ENOUGH_TOKENS targets, drawn by the run's seed, or all; never packed."""
+    dataset = TokenizedDataset.load(Path(prepared.examples))
+    drawn = order.sample_of_each(dataset.num_targets(), dataset.files(), ENOUGH_TOKENS, recipe.trainer.seed)
+    return _once(replace(recipe, data=replace(recipe.data, packing=False)), prepared, dataset, drawn)
 
 
 class _Rows(Dataset):

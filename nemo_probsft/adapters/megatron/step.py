@@ -17,7 +17,16 @@ from nemo_probsft.adapters.megatron.rows import HeadRows
 from nemo_probsft.adapters.megatron.statistics import STATISTICS_LENGTH, add_counts, add_weights, sum_of, summarise
 from nemo_probsft.config import ResolvedObjective
 from nemo_probsft.loss import REPORT, token_loss
-from nemo_probsft.objectives import Adaptive, Moment, Objective, RunningMean, group_means, objective_at
+from nemo_probsft.objectives import (
+    Adaptive,
+    FileMeans,
+    Moment,
+    Objective,
+    Prior,
+    RunningMean,
+    group_means,
+    objective_at,
+)
 from nemo_probsft.ops import HeadReport
 
 Group = torch.distributed.ProcessGroup
@@ -33,12 +42,15 @@ class MicroBatch(NamedTuple):
 
 
 class TrainingStep:
-    """Holds what an objective needs to know of training: where it stands, and the running means of p.
+    """Holds what an objective needs to know of training: where it stands, and the means of p, running or the base's.
 
     num_labels: the size of the vocabulary, without padding. log_every: every how many steps metrics are wanted, besides
     the last one's; the other steps compute only what the objective and the guard need. examples(step, micro_batch),
     both counted from 0: which one of the training set each position of this rank's micro-batch belongs to, int64 [b, 1]
-    where a row is an example, or [b, s]; asked only to name them in an error, if it is given.
+    where a row is an example, or [b, s]; `prior` needs it, the others only to name examples in an error. files: of each
+    example of the training set, int64 [num_examples], which file it comes from; for `prior`.
+
+    Raises ValueError for `prior` without both.
     """
 
     def __init__(
@@ -49,11 +61,18 @@ class TrainingStep:
         num_labels: int,
         log_every: int = 1,
         examples: Callable[[int, int], np.ndarray] | None = None,
+        files: np.ndarray | None = None,
     ) -> None:
         self.objective, self.denominator = resolved.objective, resolved.denominator
         self.num_steps, self.log_every, self.examples = num_steps, log_every, examples
         self.running_p = RunningMean(self.objective.decay) if isinstance(self.objective, Adaptive) else RunningMean()
         self.group_means = group_means(self.objective, num_labels)
+        self.files, self.file_means = files, None
+        if isinstance(self.objective, Prior):
+            if files is None or examples is None:
+                problem = "needs to know which training file each example comes from; train with `nemo-probsft train`"
+                raise ValueError(f"objective {self.objective.key} {problem}, or take GeneralFamily-a")
+            self.file_means = FileMeans(self.objective, 1 + int(files.max()))
         self.head = HeadReport()  # the head hook adds to it; see `hook.install_target_logprob`
         self.head_rows = HeadRows(  # and takes from this what it needs to know
             find_zeros=self.objective.has_threshold,
@@ -69,8 +88,9 @@ class TrainingStep:
 
     def to(self, device: torch.device | str | int) -> None:
         """Move what the loss reads, once the device is known."""
-        if self.group_means is not None:
-            self.group_means.to(device)
+        for means in (self.group_means, self.file_means):
+            if means is not None:
+                means.to(device)
 
     def begin(self, number: int) -> None:
         """Before the first micro-batch of step `number`, from 1."""
@@ -84,7 +104,8 @@ class TrainingStep:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Megatron's (loss_sum, num_tokens int32) of a micro-batch; nll fp32, labels int64, loss_mask, all [b, s]."""
         groups = self.groups(labels)
-        loss_sum, num_tokens, report = token_loss(self.now(groups), -nll, loss_mask, self.denominator, self.names)
+        objective = self.now(groups) if self.file_means is None else self._of_files(labels)
+        loss_sum, num_tokens, report = token_loss(objective, -nll, loss_mask, self.denominator, self.names)
         self.micro_batches.append(MicroBatch(torch.cat([*report.values()]), nll.detach(), groups, loss_mask))
         if self.probed is None and self.probes is None:
             self.probes = guards.probe(objective_at(self.objective, self.moment), self.denominator, nll.device)
@@ -191,6 +212,30 @@ class TrainingStep:
             return None
         return self.group_means.groups(labels, self.head_rows.take_top())
 
+    def held_out(self, labels: torch.Tensor) -> Objective:
+        """Of a micro-batch of rows that are not trained on, after its forward pass; of no training file."""
+        return self.now(self.groups(labels))
+
+    def _of_files(self, labels: torch.Tensor) -> Objective:
+        """Of the training micro-batch that comes next."""
+        assert self.file_means is not None
+        assert self.examples is not None
+        assert self.files is not None
+        examples = self.examples(self.number - 1, len(self.micro_batches))
+        files = torch.from_numpy(self.files[examples])
+        if files.shape[1] > 1:  # rows that are packed, without what they are filled up with
+            files = torch.nn.functional.pad(files, (0, labels.shape[1] - files.shape[1]))
+        if labels.is_cuda:
+            files = files.pin_memory()
+        return self.file_means.objective_of(files.to(labels.device, non_blocking=True).expand(labels.shape))
+
+    def know(self, group: Group | None) -> None:
+        """After the base model has gone through the training files, on the last pipeline stage: sum over the ranks."""
+        assert self.file_means is not None
+        torch.distributed.all_reduce(self.file_means.sums, group=group)
+        self.running_p = RunningMean()
+        self.running_p.add(self.file_means.mean)
+
     def now(self, groups: torch.Tensor | None) -> Objective:
         """The objective of this step for tokens of these groups, [b, s]."""
         if self.group_means is None:
@@ -221,7 +266,7 @@ class TrainingStep:
         return moving
 
     def state(self, pipeline_group: Group | None, last_stage: int, device: torch.device | str | int) -> dict[str, Any]:
-        """The running means, for a checkpoint. Every rank calls it; last_stage: global rank of the last pipeline stage.
+        """The means, for a checkpoint. Every rank calls it; last_stage: global rank of the last pipeline stage.
 
         Only the last stage has them, from the statistics that are reduced anyway. The others learn them here, because
         the common part of a checkpoint comes from rank 0, which may be of the first stage.
@@ -230,14 +275,21 @@ class TrainingStep:
         state = torch.tensor([mean.total, mean.weight], dtype=torch.float64, device=device)
         torch.distributed.broadcast(state, src=last_stage, group=pipeline_group)
         mean.total, mean.weight = state.tolist()
-        if self.group_means is None:
-            return {"total": mean.total, "weight": mean.weight}
-        torch.distributed.broadcast(self.group_means.sums, src=last_stage, group=pipeline_group)
-        sums = self.group_means.sums.clone().cpu()
-        return {"total": mean.total, "weight": mean.weight, f"by_{self.group_means.objective.by}": sums}
+        saved: dict[str, Any] = {"total": mean.total, "weight": mean.weight}
+        for name, sums in self._sums.items():
+            torch.distributed.broadcast(sums, src=last_stage, group=pipeline_group)
+            saved[name] = sums.clone().cpu()
+        return saved
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.running_p.total, self.running_p.weight = state["total"], state["weight"]
+        for name, sums in self._sums.items():
+            sums.copy_(state[name])
+
+    @property
+    def _sums(self) -> dict[str, torch.Tensor]:
+        """By their names in a checkpoint."""
         if self.group_means is not None:
-            self.group_means.sums.copy_(state[f"by_{self.group_means.objective.by}"])
+            return {f"by_{self.group_means.objective.by}": self.group_means.sums}
+        return {} if self.file_means is None else {"by_file": self.file_means.sums}

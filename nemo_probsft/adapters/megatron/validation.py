@@ -1,24 +1,15 @@
-"""Held-out rows through the model between two steps: the same numbers for the same weights at every layout.
-
-Megatron's own schedule runs the engine's model chunks forward. Nothing of training is touched: no random number is
-drawn, no gradient is made, and the step's running means see only the training set.
-
-Source: megatron/core/pipeline_parallel/schedules.py (get_forward_backward_func), megatron-core 0.15.
-"""
+"""Held-out rows through the model between two steps. The step's running means see only the training set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import nn
 
 from nemo_probsft.adapters.megatron import micro_batches
-from nemo_probsft.adapters.megatron.layout import columns, context_parallel_size, data_parallel
+from nemo_probsft.adapters.megatron.forward import Batch, looked_at
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
 from nemo_probsft.adapters.megatron.step import Group, TrainingStep
 from nemo_probsft.config import Recipe
@@ -26,9 +17,6 @@ from nemo_probsft.loss import REPORT, token_loss
 from nemo_probsft.run import best, validation
 from nemo_probsft.run.log import METRIC
 from nemo_probsft.run.prepare import Prepared
-
-Batch = dict[str, torch.Tensor]
-INPUTS = {"input_ids": "tokens", "position_ids": "position_ids", "attention_mask": "attention_mask", "labels": "labels"}
 
 
 class Validation:
@@ -75,63 +63,15 @@ def measure(
     chunks: of this rank, with the hook on -log p. group: the data and context parallel ranks, over which one all-reduce
     of 8 float64 goes.
     """
-    run = get_forward_backward_func()
-    rank, size = data_parallel()
-    found: list[torch.Tensor] = []
-    with _evaluated(chunks):
-        for number in range(batches.num_steps):
-            share = batches.of_step(number, rank, size)
-            streams = [_stream(batches, share) for _ in chunks]
-            found += run(
-                forward_step_func=partial(_forward, step),
-                data_iterator=streams if len(chunks) > 1 else streams[0],
-                model=list(chunks),
-                num_microbatches=len(share),
-                seq_length=batches.max_length,
-                micro_batch_size=batches.micro_batch_size,
-                forward_only=True,
-            )
+
+    def look(nll: torch.Tensor, batch: Batch) -> torch.Tensor:
+        objective = step.held_out(batch["labels"])
+        _, _, report = token_loss(objective, -nll, batch["loss_mask"], step.denominator)
+        return torch.cat([*report.values()])
+
+    found = looked_at(batches, chunks, step.head_rows, look)
     if not found:  # the loss is on the last stage
         return None
     sums = torch.stack(found).double().sum(0)
     torch.distributed.all_reduce(sums, group=group)
     return {name: (total, count) for name, (total, count) in zip(REPORT, sums.view(-1, 2).tolist(), strict=True)}
-
-
-def _stream(batches: micro_batches.MicroBatches, share: list[list[micro_batches.Row]]) -> Iterator[Batch]:
-    for rows in share:
-        yield batches.collate([batches.rows[row] for row in rows])
-
-
-def _forward(
-    step: TrainingStep, stream: Iterator[Batch], chunk: nn.Module
-) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Megatron's forward step: the chunk's output, and what makes the statistics of it on the last stage."""
-    batch = next(step.head_rows.watch(stream))
-    batch = {name: tensor.to(torch.cuda.current_device(), non_blocking=True) for name, tensor in batch.items()}
-    if context_parallel_size() > 1:
-        own = columns(batch["labels"].shape[1] // context_parallel_size()).to(batch["labels"].device)
-        for name in ("tokens", "position_ids", "labels", "loss_mask"):
-            batch[name] = batch[name][:, own]
-    output = chunk(**{name: batch.get(key) for name, key in INPUTS.items()})
-
-    def statistics(nll: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        objective = step.now(step.groups(batch["labels"]))
-        loss_sum, num_tokens, report = token_loss(objective, -nll, batch["loss_mask"], step.denominator)
-        return loss_sum, num_tokens, torch.cat([*report.values()])
-
-    return output, statistics
-
-
-@contextmanager
-def _evaluated(chunks: Sequence[nn.Module]) -> Iterator[None]:
-    """Without gradients and in evaluation mode; afterwards every module is in the mode that it was in."""
-    modes = [(module, module.training) for chunk in chunks for module in chunk.modules()]
-    for chunk in chunks:
-        chunk.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from nemo.collections import llm
 from nemo.collections.llm.gpt.model.base import gpt_data_step
 
+from nemo_probsft.adapters.megatron import prior
 from nemo_probsft.adapters.megatron.hook import check_config, install_target_logprob, reduce_before_gradients
 from nemo_probsft.adapters.megatron.layout import holds_the_loss, sharers
 from nemo_probsft.adapters.megatron.metrics import MetricsWriter
@@ -86,8 +87,10 @@ class WriteMetrics(pl.Callback):
         if self.norm is None:
             self.norm = install_exact_norm(wrapper.mcore_optimizer)
         self.lr = wrapper.param_groups[0]["lr"]
+        number, ranks = trainer.global_step + 1, (_chunks(trainer), sharers())
+        prior.measure(number, self.recipe, self.prepared, self.step, *ranks)
         assert self.validation is not None
-        self.validation.before_step(trainer.global_step + 1, _chunks(trainer), sharers())
+        self.validation.before_step(number, *ranks)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -61,6 +61,7 @@ def fit(recipe: Recipe, prepared: Prepared, callbacks: Sequence[pl.Callback] = (
         num_labels=prepared.vocab_size,
         log_every=recipe.log.every_steps,
         examples=data.examples,
+        files=data.micro_batches.files,
     )
     trainer = make_trainer(recipe, max_steps=num_steps)
     trainer.callbacks += [
