@@ -30,15 +30,16 @@ from tests.support.real import MODEL, ROWS, targets_of_a_row, write_recipe
 pytestmark = pytest.mark.real
 
 LAYOUTS = {"tp1": {}, "tp3": {"tp": 3}, "pp2": {"pp": 2}}
+PRIOR = "prior-0-1"  # whose alpha is the mean of p
 CASES = [
     ("tp1", "original"),
     ("tp1", "OnlyTopLogP-0.2"),
     ("tp3", "GeneralFamily-10"),
     ("tp3", "adaptive-by-confidence"),
     ("pp2", "OnlyTopLogP-0.2"),
-    ("pp2", "adaptive-by-label"),
+    ("pp2", PRIOR),
 ]
-AT_FIRST = {"adaptive-by-label": "original", "adaptive-by-confidence": "original"}  # with no step behind them
+AT_FIRST = {"adaptive-by-confidence": "original"}  # with no step behind it
 KEYS = sorted({AT_FIRST.get(objective, objective) for _, objective in CASES})
 
 
@@ -52,9 +53,16 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def truth():
-    """(reference, rows)"""
+    """(reference, rows). What `prior` is, the mean of all rows under the model says."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    return Reference(MODEL), [Row(*targets_of_a_row(tokenizer, *row)) for row in ROWS]
+    reference, rows = Reference(MODEL), [Row(*targets_of_a_row(tokenizer, *row)) for row in ROWS]
+    with torch.no_grad():
+        p = torch.cat([reference.probabilities(row.ids)[[t - 1 for t in row.targets]] for row in rows])
+    alpha = float(p.mean())
+    assert 0.1 < alpha < 0.9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORMULAS, PRIOR, (lambda p: (1 - p**alpha) / alpha, lambda p: p >= 0))
+        yield reference, rows
 
 
 @pytest.fixture(scope="module")

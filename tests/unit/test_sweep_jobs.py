@@ -11,9 +11,8 @@ from nemo_probsft import sweep
 
 
 def planned(folder, recipe, jobs=2):
+    """No cell has a directory yet: a base that needs no import makes none."""
     cells = tuple(sweep.Cell("original", seed, folder / f"original-seed{seed}") for seed in range(3))
-    for cell in cells:
-        cell.run_dir.mkdir()
     config = type("Recipe", (), {"trainer": type("Trainer", (), {"devices": 1}), "run_dir": str(folder)})
     return sweep.Sweep(str(recipe), (), config, cells, (), jobs)
 
@@ -37,6 +36,8 @@ def test_ctrl_c_ends_the_running_cell_and_starts_no_other(tmp_path):
 
 def test_the_display_says_where_the_running_cells_are(tmp_path):
     asked = planned(tmp_path, tmp_path / "never.yaml")
+    for cell in asked.cells:
+        cell.run_dir.mkdir()
     states = {cell.name: SimpleNamespace(poll=lambda: None) for cell in asked.cells[:2]}
     states[asked.cells[2].name] = SimpleNamespace(poll=lambda: 0)
     first = asked.cells[0].run_dir
