@@ -36,7 +36,6 @@ CASES = [
     ("tp1", "OnlyTopLogP-0.2"),
     ("tp3", "GeneralFamily-10"),
     ("tp3", "adaptive-by-confidence"),
-    ("pp2", "OnlyTopLogP-0.2"),
     ("pp2", PRIOR),
 ]
 AT_FIRST = {"adaptive-by-confidence": "original"}  # with no step behind it
