@@ -42,8 +42,8 @@ GOALS = f"""\
 worth having if it costs nothing to leave the choice to them. The table compares them with the fixed objective that
 validation chose on each task. The goal is to be at most {100 * TOLERANCE:.0f} points below. It is
 *reached* if the whole interval is above -{100 * TOLERANCE:.0f} points and *missed* if all of it is below; otherwise the
-table says which of the two the mean alone would make it. These p-values are not corrected. Where solutions are scored by
-their likelihood, points are of mean p, while validation chooses by -log p, which `original` minimises.
+table says which of the two the mean alone would make it. These p-values are not corrected. Where solutions are scored
+by their likelihood, points are of mean p, while validation chooses by -log p, which `original` minimises.
 
 `prior` has an alpha for each training file. `mixture` has two files, so `prior` is told which half a row is from, as
 is no other objective of the package; the other tasks have one. Where the base model's mean p is below 0.3, alpha is 0
