@@ -41,6 +41,7 @@ class MicroBatches:
     ) -> None:
         self.rows, self.indices, self.num_steps, self.packing = _Rows(dataset), indices, num_steps, packing
         self.positions, self.files = dataset.positions(), dataset.files()
+        self.dealt: tuple[tuple[int, int, int], list[list[Row]]] | None = None  # the share last asked for by `examples`
         self.micro_batch_size = recipe.data.micro_batch_size
         self.num_rows = recipe.data.global_batch_size if packing is None else packing.num_rows  # of a step
         self.num_micro_batches = self.num_rows // (self.micro_batch_size * recipe.data_parallel_size)  # and of a rank
@@ -74,7 +75,10 @@ class MicroBatches:
 
     def examples(self, step: int, micro_batch: int, dp_rank: int, dp_size: int) -> np.ndarray:
         """int64 [b, 1], or [b, s] of packed rows: the example of the data set that each position belongs to."""
-        rows = self.of_step(step, dp_rank, dp_size)[micro_batch]
+        share = step, dp_rank, dp_size
+        if self.dealt is None or self.dealt[0] != share:  # `prior` asks for every micro-batch of a step
+            self.dealt = share, self.of_step(*share)
+        rows = self.dealt[1][micro_batch]
         if self.packing is None:
             return np.array(rows)
         found = [np.repeat(row, self.positions[list(row)]) for row in rows]
